@@ -1,0 +1,210 @@
+//! Control messages. Fields are only ever added, with a default, inside one
+//! generation.
+
+use serde::{Deserialize, Serialize};
+
+/// Opens a connection, both ways.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Newest generation that the sender speaks.
+    pub generation: u32,
+    /// Oldest generation that the sender speaks.
+    pub oldest: u32,
+}
+
+/// The one operation of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// First message of a run: writes `files`, makes `workdir`, then answers
+    /// [`Reply::Ready`].
+    Boot {
+        /// Small system files that the host decides (`/etc/resolv.conf` …).
+        files: Vec<BootFile>,
+        /// Default working directory, made when it is missing.
+        workdir: String,
+        /// Who owns the working directory when it is made.
+        user: String,
+    },
+    /// Answers [`Reply::Health`].
+    Health,
+    /// Starts a command. Answers [`Reply::Started`]; with `follow`, output
+    /// frames and [`Reply::Exited`] come after it. Starting an id that exists
+    /// starts nothing and answers for the existing command.
+    Start {
+        /// What to run.
+        spawn: Spawn,
+        /// Stream its output on this connection until it exits.
+        follow: bool,
+    },
+    /// Output of a command from its first byte, then [`Reply::Exited`].
+    Follow {
+        /// Command id.
+        id: String,
+        /// Send output frames too, not only the exit.
+        output: bool,
+    },
+    /// [`Reply::Command`]: where a command stands.
+    Inspect {
+        /// Command id.
+        id: String,
+    },
+    /// [`Reply::Commands`]: every command that the agent remembers.
+    List,
+    /// The data frames that follow are the command's standard input; `End`
+    /// closes it.
+    Stdin {
+        /// Command id.
+        id: String,
+    },
+    /// Sends a signal to the command's whole process group.
+    Signal {
+        /// Command id.
+        id: String,
+        /// Signal number, 1 to 64.
+        signal: i32,
+    },
+    /// The data frames that follow are a tar archive, unpacked below `cwd`.
+    WriteTar {
+        /// Directory that entry names are relative to; made when missing.
+        cwd: String,
+        /// The archive is gzip-compressed.
+        gzip: bool,
+        /// Whose rights apply and who owns the files.
+        user: String,
+    },
+    /// Data frames with the content of a regular file, then `End`.
+    ReadFile {
+        /// Absolute, or relative to `cwd`.
+        path: String,
+        /// Working directory.
+        cwd: String,
+        /// Whose rights apply.
+        user: String,
+    },
+    /// Makes a directory.
+    Mkdir {
+        /// Absolute, or relative to `cwd`.
+        path: String,
+        /// Working directory.
+        cwd: String,
+        /// Make parents too and accept an existing directory.
+        recursive: bool,
+        /// Whose rights apply and who owns the directory.
+        user: String,
+    },
+    /// Ends every process: SIGTERM, after `grace_ms` SIGKILL; then
+    /// answers [`Reply::Stopped`] and exits, which ends the run.
+    Shutdown {
+        /// Time between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
+}
+
+/// A file that the host places before the first command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFile {
+    /// Absolute path inside the sandbox.
+    pub path: String,
+    /// Whole content.
+    pub content: String,
+}
+
+/// A command to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawn {
+    /// Command id, chosen by the engine.
+    pub id: String,
+    /// Executable (looked up in `PATH` when it has no slash) and arguments.
+    pub argv: Vec<String>,
+    /// Working directory.
+    pub cwd: String,
+    /// Environment on top of the user's own.
+    pub env: Vec<(String, String)>,
+    /// User name or numeric id.
+    pub user: String,
+    /// Whether standard input is empty or fed by [`Request::Stdin`].
+    pub stdin: StdinMode,
+    /// After this many milliseconds the process group is killed.
+    pub timeout_ms: Option<u64>,
+}
+
+/// Standard input of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StdinMode {
+    /// `/dev/null`.
+    Null,
+    /// Bytes sent with [`Request::Stdin`].
+    Pipe,
+}
+
+/// One of the two outputs of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Where a command stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandStatus {
+    /// Command id.
+    pub id: String,
+    /// Process id inside the sandbox.
+    pub pid: i32,
+    /// Milliseconds since the epoch.
+    pub started_at: i64,
+    /// Exit code, 128+n for signal n; absent while it runs.
+    pub exit_code: Option<i32>,
+    /// Milliseconds from start to exit; absent while it runs.
+    pub duration_ms: Option<u64>,
+    /// The command was killed because its time limit passed.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// Output was lost because the log reached its limit or the disk was full.
+    #[serde(default)]
+    pub output_truncated: bool,
+}
+
+/// A structured answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// The sandbox takes commands from now on.
+    Ready,
+    /// The agent answers.
+    Health {
+        /// Processes in the sandbox, the agent included.
+        processes: u32,
+        /// Commands that have not exited.
+        running: u32,
+    },
+    /// The command runs.
+    Started(CommandStatus),
+    /// The command ended.
+    Exited(CommandStatus),
+    /// Where a command stands.
+    Command(CommandStatus),
+    /// All commands.
+    Commands {
+        /// Oldest first.
+        commands: Vec<CommandStatus>,
+    },
+    /// Nothing but the agent runs any more.
+    Stopped {
+        /// 1 when SIGTERM was not enough.
+        killed: u32,
+    },
+}
+
+/// A failed operation: an errno of Linux and a sentence for the caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errno {
+    /// `errno` value, such as 2 for "no such file".
+    pub errno: i32,
+    /// What failed and on what, fit to show to the caller.
+    pub message: String,
+}

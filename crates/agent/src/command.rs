@@ -1,0 +1,261 @@
+//! Commands: starting them, keeping their output, and knowing when they end.
+//!
+//! ```text
+//!  start ──► running ──(main process reaped, pipes drained)──► finished
+//!               │ time limit passed: SIGKILL to the group, then as above
+//! ```
+//!
+//! A command leads its own session, so a signal reaches its whole group. It is
+//! finished when its main process is; what a daemon that it left behind writes
+//! later is read and dropped, so that it neither blocks nor dies of it.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::time::{Duration, Instant};
+
+use dormouse_agent_protocol::{CommandStatus, MAX_DATA, Spawn, StdinMode, Stream};
+
+use crate::log::Log;
+use crate::users::{self, User};
+use crate::sys;
+
+/// Search path of every command that does not bring its own.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Added to `oom_score_adj` of commands: when the sandbox runs out of memory
+/// the kernel should end a command, not the agent.
+const OOM_ADJUSTMENT: &[u8] = b"300";
+
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) id: String,
+    pid: i32,
+    started: Instant,
+    started_at: i64,
+    deadline: Option<Instant>,
+    timed_out: bool,
+    finished: Option<(i32, Duration)>,
+    pub(crate) log: Log,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    /// Writing end of standard input, until it is closed.
+    pub(crate) stdin: Option<OwnedFd>,
+}
+
+impl Command {
+    /// Starts `spawn`. A missing executable is not an error here: like under a
+    /// shell, the command starts and exits with 127 (126: not executable).
+    pub(crate) fn start(spawn: &Spawn) -> io::Result<Self> {
+        let plan = Plan::new(spawn)?;
+        let (stdout, stdout_end) = sys::pipe(true)?;
+        let (stderr, stderr_end) = sys::pipe(true)?;
+        let (stdin_end, stdin) = match spawn.stdin {
+            StdinMode::Pipe => {
+                let (read, write) = sys::pipe(false)?;
+                (read, Some(write))
+            }
+            StdinMode::Null => (OwnedFd::from(std::fs::File::open("/dev/null")?), None),
+        };
+        let stdio = [stdin_end.as_raw_fd(), stdout_end.as_raw_fd(), stderr_end.as_raw_fd()];
+        let Some(pid) = sys::fork()? else {
+            plan.run(stdio);
+        };
+        let started = Instant::now();
+        Ok(Self {
+            id: spawn.id.clone(),
+            pid,
+            started,
+            started_at: sys::wall_ms(),
+            deadline: spawn.timeout_ms.map(|limit| started + Duration::from_millis(limit)),
+            timed_out: false,
+            finished: None,
+            log: Log::new(),
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            stdin,
+        })
+    }
+
+    pub(crate) fn status(&self) -> CommandStatus {
+        CommandStatus {
+            id: self.id.clone(),
+            pid: self.pid,
+            started_at: self.started_at,
+            exit_code: self.finished.map(|(code, _)| code),
+            duration_ms: self
+                .finished
+                .map(|(_, took)| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            timed_out: self.timed_out,
+            output_truncated: self.log.truncated(),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished.is_some()
+    }
+
+    /// When the loop must look at this command again.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| !self.is_finished())
+    }
+
+    /// Kills the command if its time is over.
+    pub(crate) fn enforce_deadline(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.deadline = None;
+            self.timed_out = true;
+            // Already gone: its exit is about to be reaped.
+            let _ = self.signal(libc::SIGKILL);
+        }
+    }
+
+    /// Sends `signal` to the whole process group.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        if self.is_finished() {
+            return Ok(());
+        }
+        // A stopped group takes SIGTERM only once it goes on.
+        let sent = sys::kill(-self.pid, signal).or_else(|_| sys::kill(self.pid, signal));
+        if signal == libc::SIGTERM {
+            let _ = sys::kill(-self.pid, libc::SIGCONT);
+        }
+        sent
+    }
+
+    /// Open output pipes, for the loop to watch.
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = (Stream, &OwnedFd)> {
+        let stdout = self.stdout.as_ref().map(|fd| (Stream::Stdout, fd));
+        let stderr = self.stderr.as_ref().map(|fd| (Stream::Stderr, fd));
+        stdout.into_iter().chain(stderr)
+    }
+
+    /// Reads what one pipe holds, at most `rounds` buffers of it so that one
+    /// command's flood does not starve the others.
+    pub(crate) fn drain(&mut self, stream: Stream, rounds: usize) {
+        let mut buffer = [0; MAX_DATA / 2];
+        for _ in 0..rounds {
+            let pipe = match stream {
+                Stream::Stdout => &mut self.stdout,
+                Stream::Stderr => &mut self.stderr,
+            };
+            let Some(fd) = pipe else { return };
+            match sys::read(fd, &mut buffer) {
+                Ok(0) => *pipe = None,
+                Ok(read) if self.finished.is_none() => self.log.append(stream, &buffer[..read]),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => *pipe = None,
+            }
+        }
+    }
+
+    /// The main process ended with `code`.
+    pub(crate) fn finish(&mut self, code: i32) {
+        // A pipe holds at most 1 MiB: this reads all that was written before
+        // the exit and still ends when a background process keeps writing.
+        self.drain(Stream::Stdout, 64);
+        self.drain(Stream::Stderr, 64);
+        self.finished = Some((code, self.started.elapsed()));
+        self.stdin = None;
+    }
+}
+
+/// Everything that the child needs, prepared before the fork.
+struct Plan {
+    user: User,
+    cwd: CString,
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    candidates: Vec<CString>,
+}
+
+impl Plan {
+    fn new(spawn: &Spawn) -> io::Result<Self> {
+        let user = users::find(&spawn.user)?;
+        let mut env: Vec<(String, String)> = vec![
+            ("PATH".into(), PATH.into()),
+            ("HOME".into(), user.home.clone()),
+            ("USER".into(), user.name.clone()),
+            ("LOGNAME".into(), user.name.clone()),
+            ("SHELL".into(), user.shell.clone()),
+            ("LANG".into(), "C.UTF-8".into()),
+        ];
+        for (key, value) in &spawn.env {
+            env.retain(|(known, _)| known != key);
+            env.push((key.clone(), value.clone()));
+        }
+        let path = env.iter().find(|(key, _)| key == "PATH").map_or(PATH, |(_, value)| value);
+        let program = spawn.argv.first().filter(|program| !program.is_empty());
+        let program = program.ok_or_else(|| invalid("the command is empty"))?;
+        let candidates = if program.contains('/') {
+            vec![c_string(program)?]
+        } else {
+            path.split(':')
+                .map(|dir| c_string(&format!("{}/{program}", if dir.is_empty() { "." } else { dir })))
+                .collect::<io::Result<_>>()?
+        };
+        Ok(Self {
+            cwd: c_string(&spawn.cwd)?,
+            argv: spawn.argv.iter().map(|arg| c_string(arg)).collect::<io::Result<_>>()?,
+            env: env.iter().map(|(k, v)| c_string(&format!("{k}={v}"))).collect::<io::Result<_>>()?,
+            candidates,
+            user,
+        })
+    }
+
+    fn run(&self, stdio: [i32; 3]) -> ! {
+        let (code, message) = match self.enter(stdio) {
+            Err(error) => (126, format!("{error}")),
+            Ok(()) => self.exec(),
+        };
+        let _ = sys::write(&2, format!("dormouse: {message}\n").as_bytes());
+        sys::exit_now(code)
+    }
+
+    fn enter(&self, stdio: [i32; 3]) -> io::Result<()> {
+        sys::isolate_child(stdio)?;
+        // Worth a try only: the sandbox works without it.
+        let _ = std::fs::write("/proc/self/oom_score_adj", OOM_ADJUSTMENT);
+        sys::become_user(self.user.uid, self.user.gid, &self.user.groups)?;
+        let cwd = OsStr::from_bytes(self.cwd.as_bytes());
+        std::env::set_current_dir(cwd)
+            .map_err(|error| io::Error::new(error.kind(), format!("chdir {}: {error}", cwd.display())))
+    }
+
+    fn exec(&self) -> (i32, String) {
+        let mut worst = io::Error::from_raw_os_error(libc::ENOENT);
+        for path in &self.candidates {
+            let error = sys::exec(path, &self.argv, &self.env);
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                Some(libc::ENOEXEC) => {
+                    // A script without "#!" runs under sh, as execvp(3) does.
+                    if let Ok(sh) = c_string("/bin/sh") {
+                        let mut argv = vec![sh.clone(), path.clone()];
+                        argv.extend(self.argv.iter().skip(1).cloned());
+                        worst = sys::exec(&sh, &argv, &self.env);
+                    }
+                }
+                _ => worst = error,
+            }
+        }
+        let program = self.argv.first().map(|arg| arg.to_string_lossy()).unwrap_or_default();
+        let code = if worst.raw_os_error() == Some(libc::ENOENT) { 127 } else { 126 };
+        (code, format!("exec {program}: {worst}"))
+    }
+}
+
+fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| invalid("a NUL byte is not allowed in a command"))
+}
+
+fn invalid(message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}

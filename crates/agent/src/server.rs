@@ -1,0 +1,432 @@
+//! The loop: waits for connections, output, exits and deadlines, and moves
+//! each thing one step. Nothing in here blocks.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use dormouse_agent_protocol::{Frame, LISTEN_FD, Reply, Request, Stream};
+
+use crate::command::Command;
+use crate::connection::{Connection, HIGH_WATER, State};
+use crate::sys::{self, Reaped};
+use crate::{boot, files};
+
+/// Finished commands whose output can still be replayed.
+const MAX_FINISHED: usize = 256;
+
+/// Connections at once; more wait in the listener's backlog.
+const MAX_CONNECTIONS: usize = 512;
+
+/// After SIGKILL, how long processes may take to disappear.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves until a shutdown is complete or the listener breaks.
+pub(crate) fn run() -> io::Result<()> {
+    let mut server = Server {
+        listener: sys::inherited_listener(LISTEN_FD)?,
+        signals: sys::child_signal()?,
+        connections: Vec::new(),
+        commands: VecDeque::new(),
+        shutdown: None,
+    };
+    while !server.is_over() {
+        server.turn()?;
+    }
+    Ok(())
+}
+
+struct Server {
+    listener: OwnedFd,
+    signals: OwnedFd,
+    connections: Vec<Connection>,
+    /// Oldest first.
+    commands: VecDeque<Command>,
+    shutdown: Option<Shutdown>,
+}
+
+/// A shutdown under way.
+struct Shutdown {
+    kill_at: Instant,
+    killed: bool,
+    alone: bool,
+}
+
+/// What a watched descriptor belongs to.
+enum Source {
+    Listener,
+    Signals,
+    Connection(usize),
+    Output(usize, Stream),
+    Input,
+}
+
+impl Server {
+    fn is_over(&self) -> bool {
+        self.shutdown.as_ref().is_some_and(|shutdown| shutdown.alone)
+            && self.connections.iter().all(|c| !matches!(c.state, State::Ending) && c.unsent() == 0)
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let (mut fds, sources) = self.watched();
+        match sys::poll(&mut fds, self.patience()) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let ready = fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0);
+        let mut accept = false;
+        for (fd, source) in ready {
+            match source {
+                Source::Listener => accept = true,
+                Source::Signals => self.reap(),
+                Source::Output(index, stream) => self.commands[index].drain(stream, 4),
+                Source::Connection(index) => {
+                    let connection = &mut self.connections[index];
+                    if fd.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
+                        connection.receive();
+                    }
+                }
+                Source::Input => {}
+            }
+        }
+        let now = Instant::now();
+        for command in &mut self.commands {
+            command.enforce_deadline(now);
+        }
+        self.advance_shutdown(now);
+        let mut index = 0;
+        while index < self.connections.len() {
+            // A helper takes its connection along, so it leaves the list.
+            let mut connection = self.connections.swap_remove(index);
+            if self.advance(&mut connection) && !connection.closed {
+                self.connections.push(connection);
+                let last = self.connections.len() - 1;
+                self.connections.swap(index, last);
+                index += 1;
+            }
+        }
+        if accept {
+            self.accept();
+        }
+        self.forget_old();
+        Ok(())
+    }
+
+    fn watched(&self) -> (Vec<libc::pollfd>, Vec<Source>) {
+        let mut fds = Vec::with_capacity(8);
+        let mut sources = Vec::with_capacity(8);
+        let mut watch = |fd: RawFd, events: i16, source: Source| {
+            fds.push(libc::pollfd { fd, events, revents: 0 });
+            sources.push(source);
+        };
+        if self.connections.len() < MAX_CONNECTIONS {
+            watch(self.listener.as_raw_fd(), libc::POLLIN, Source::Listener);
+        }
+        watch(self.signals.as_raw_fd(), libc::POLLIN, Source::Signals);
+        for (index, connection) in self.connections.iter().enumerate() {
+            let mut events = 0;
+            if connection.wants_read() {
+                events |= libc::POLLIN;
+            }
+            if connection.unsent() > 0 {
+                events |= libc::POLLOUT;
+            }
+            watch(connection.socket.as_raw_fd(), events, Source::Connection(index));
+            if let State::Feeding { id, waiting, .. } = &connection.state
+                && !waiting.is_empty()
+                && let Some(stdin) = self.find(id).and_then(|command| command.stdin.as_ref())
+            {
+                watch(stdin.as_raw_fd(), libc::POLLOUT, Source::Input);
+            }
+        }
+        for (index, command) in self.commands.iter().enumerate() {
+            for (stream, fd) in command.outputs() {
+                watch(fd.as_raw_fd(), libc::POLLIN, Source::Output(index, stream));
+            }
+        }
+        (fds, sources)
+    }
+
+    /// Milliseconds until the next deadline, -1 for none.
+    fn patience(&self) -> i32 {
+        let shutdown = self.shutdown.as_ref().filter(|s| !s.alone).map(|s| s.kill_at);
+        let next = self.commands.iter().filter_map(Command::deadline).chain(shutdown).min();
+        next.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        })
+    }
+
+    fn accept(&mut self) {
+        while self.connections.len() < MAX_CONNECTIONS {
+            // EAGAIN ends the round; so does a lack of descriptors, which
+            // passes when an operation ends.
+            let Ok(socket) = sys::accept(&self.listener) else { return };
+            self.connections.push(Connection::new(socket));
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut buffer = [0; 512];
+        while sys::read(&self.signals, &mut buffer).is_ok() {}
+        loop {
+            match sys::reap() {
+                Reaped::Child { pid, code } => {
+                    let running = |c: &&mut Command| c.pid() == pid && !c.is_finished();
+                    if let Some(command) = self.commands.iter_mut().find(running) {
+                        command.finish(code);
+                    }
+                }
+                Reaped::NoneYet => return,
+                Reaped::NoChildren => {
+                    if let Some(shutdown) = &mut self.shutdown {
+                        shutdown.alone = true;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn forget_old(&mut self) {
+        let mut finished = self.commands.iter().filter(|command| command.is_finished()).count();
+        while finished > MAX_FINISHED {
+            let Some(oldest) = self.commands.iter().position(Command::is_finished) else { return };
+            self.commands.remove(oldest);
+            finished -= 1;
+        }
+    }
+
+    fn find(&self, id: &str) -> Option<&Command> {
+        self.commands.iter().find(|command| command.id == id)
+    }
+
+    /// Moves a connection one step. `false`: it is gone.
+    fn advance(&mut self, connection: &mut Connection) -> bool {
+        loop {
+            let wants_frames = matches!(connection.state, State::Greeting)
+                || matches!(&connection.state, State::Feeding { waiting, .. } if waiting.is_empty());
+            if !wants_frames {
+                break;
+            }
+            match connection.decoder.next_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => {
+                    if !self.take(connection, frame) {
+                        return false;
+                    }
+                }
+                Err(error) => connection.fail(libc::EPROTO, error.to_string()),
+            }
+            self.feed(connection);
+        }
+        self.feed(connection);
+        self.follow(connection);
+        connection.flush();
+        true
+    }
+
+    /// Takes in one frame. `false`: a helper has the connection now.
+    fn take(&mut self, connection: &mut Connection, frame: Frame) -> bool {
+        match (&mut connection.state, frame) {
+            (State::Greeting, Frame::Hello(hello)) if !connection.greeted => connection.greet(&hello),
+            (State::Greeting, Frame::Request(request)) if connection.greeted => {
+                return self.begin(connection, request);
+            }
+            (State::Feeding { waiting, .. }, Frame::Data(data)) => *waiting = data,
+            (State::Feeding { ended, .. }, Frame::End) => *ended = true,
+            _ => connection.fail(libc::EPROTO, "frame out of order"),
+        }
+        true
+    }
+
+    fn begin(&mut self, connection: &mut Connection, request: Request) -> bool {
+        match request {
+            Request::Boot { files, workdir, user } => match boot::prepare(&files, &workdir, &user) {
+                Ok(()) => connection.finish(&Frame::Reply(Reply::Ready)),
+                Err(error) => connection.finish(&Frame::Error(files::errno(&error))),
+            },
+            Request::Health => {
+                let processes = std::fs::read_dir("/proc").map_or(0, |entries| {
+                    entries
+                        .flatten()
+                        .filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit())
+                        .count()
+                });
+                connection.finish(&Frame::Reply(Reply::Health {
+                    processes: u32::try_from(processes).unwrap_or(u32::MAX),
+                    running: u32::try_from(self.commands.iter().filter(|c| !c.is_finished()).count())
+                        .unwrap_or(u32::MAX),
+                }));
+            }
+            Request::Start { spawn, follow } => self.start(connection, &spawn, follow),
+            Request::Follow { id, output } => match self.find(&id) {
+                Some(_) => connection.state = State::Following { id, offset: 0, output },
+                None => no_command(connection, &id),
+            },
+            Request::Inspect { id } => match self.find(&id) {
+                Some(command) => {
+                    let status = command.status();
+                    connection.finish(&Frame::Reply(Reply::Command(status)));
+                }
+                None => no_command(connection, &id),
+            },
+            Request::List => {
+                let commands = self.commands.iter().map(Command::status).collect();
+                connection.finish(&Frame::Reply(Reply::Commands { commands }));
+            }
+            Request::Stdin { id } => match self.find(&id) {
+                Some(_) => {
+                    connection.state = State::Feeding { id, waiting: Vec::new(), ended: false };
+                }
+                None => no_command(connection, &id),
+            },
+            Request::Signal { id, signal } => match self.find(&id) {
+                Some(command) if (1..=64).contains(&signal) => {
+                    let _ = command.signal(signal);
+                    let status = command.status();
+                    connection.finish(&Frame::Reply(Reply::Command(status)));
+                }
+                Some(_) => connection.fail(libc::EINVAL, format!("no signal has number {signal}")),
+                None => no_command(connection, &id),
+            },
+            Request::Shutdown { grace_ms } => {
+                self.begin_shutdown(Duration::from_millis(grace_ms));
+                connection.state = State::Ending;
+            }
+            file @ (Request::WriteTar { .. } | Request::ReadFile { .. } | Request::Mkdir { .. }) => {
+                return self.begin_file(connection, &file);
+            }
+        }
+        true
+    }
+
+    fn start(&mut self, connection: &mut Connection, spawn: &dormouse_agent_protocol::Spawn, follow: bool) {
+        let status = match self.find(&spawn.id) {
+            Some(command) => command.status(),
+            None if self.shutdown.is_some() => {
+                return connection.fail(libc::ESHUTDOWN, "the sandbox is stopping");
+            }
+            None => match Command::start(spawn) {
+                Ok(command) => {
+                    let status = command.status();
+                    self.commands.push_back(command);
+                    status
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    return connection.fail(libc::EAGAIN, "the sandbox is at its limit of processes");
+                }
+                Err(error) => return connection.finish(&Frame::Error(files::errno(&error))),
+            },
+        };
+        let id = status.id.clone();
+        connection.send(&Frame::Reply(Reply::Started(status)));
+        if follow {
+            connection.state = State::Following { id, offset: 0, output: true };
+        } else {
+            connection.finish(&Frame::End);
+        }
+    }
+
+    fn begin_file(&mut self, connection: &mut Connection, request: &Request) -> bool {
+        // What was received so far goes along; the hello must be out first.
+        connection.flush();
+        match sys::fork() {
+            Ok(None) => files::serve(&connection.socket, std::mem::take(&mut connection.decoder), request),
+            Ok(Some(_)) => false,
+            Err(_) => {
+                connection.fail(libc::EAGAIN, "the sandbox is at its limit of processes");
+                true
+            }
+        }
+    }
+
+    /// Passes standard input on.
+    fn feed(&mut self, connection: &mut Connection) {
+        let State::Feeding { id, waiting, ended } = &mut connection.state else { return };
+        let Some(command) = self.commands.iter_mut().find(|command| &command.id == id) else {
+            connection.state = State::Draining;
+            return;
+        };
+        let Some(stdin) = &command.stdin else {
+            // The command closed or never had it: the rest is of no use.
+            connection.finish(&Frame::End);
+            return;
+        };
+        while !waiting.is_empty() {
+            match sys::write(stdin, waiting) {
+                Ok(written) => drop(waiting.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    command.stdin = None;
+                    connection.finish(&Frame::End);
+                    return;
+                }
+            }
+        }
+        if *ended {
+            command.stdin = None;
+            connection.finish(&Frame::End);
+        }
+    }
+
+    /// Passes output on, up to the high-water mark.
+    fn follow(&self, connection: &mut Connection) {
+        let State::Following { id, offset, output } = &connection.state else { return };
+        let (id, mut offset, output) = (id.clone(), *offset, *output);
+        let Some(command) = self.find(&id) else {
+            return no_command(connection, &id);
+        };
+        while output && connection.unsent() < HIGH_WATER {
+            let Some((frame, next)) = command.log.frame_at(offset) else { break };
+            connection.send(&frame);
+            offset = next;
+        }
+        if command.is_finished() && (!output || offset >= command.log.length()) {
+            connection.send(&Frame::Reply(Reply::Exited(command.status())));
+            connection.finish(&Frame::End);
+        } else {
+            connection.state = State::Following { id, offset, output };
+        }
+    }
+
+    fn begin_shutdown(&mut self, grace: Duration) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        self.shutdown = Some(Shutdown { kill_at: Instant::now() + grace, killed: false, alone: false });
+        // No process left to signal is fine: reap() sees that we are alone.
+        let _ = sys::kill(-1, libc::SIGTERM);
+        let _ = sys::kill(-1, libc::SIGCONT);
+        self.reap();
+    }
+
+    fn advance_shutdown(&mut self, now: Instant) {
+        let Some(shutdown) = &mut self.shutdown else { return };
+        if !shutdown.alone && now >= shutdown.kill_at {
+            if shutdown.killed {
+                // Unkillable (in the kernel): the end of this namespace waits
+                // for it, we do not.
+                shutdown.alone = true;
+            } else {
+                shutdown.killed = true;
+                shutdown.kill_at = now + KILL_PATIENCE;
+                let _ = sys::kill(-1, libc::SIGKILL);
+            }
+        }
+        if shutdown.alone {
+            let killed = u32::from(shutdown.killed);
+            for connection in &mut self.connections {
+                if matches!(connection.state, State::Ending) {
+                    connection.finish(&Frame::Reply(Reply::Stopped { killed }));
+                    connection.flush();
+                }
+            }
+        }
+    }
+}
+
+fn no_command(connection: &mut Connection, id: &str) {
+    connection.fail(libc::ESRCH, format!("no command {id} in this run"));
+}

@@ -1,0 +1,110 @@
+//! What to make, as `key=value` arguments. The engine writes them, so a
+//! malformed one is a bug of ours and ends the launch.
+
+use crate::error::Error;
+
+/// Ids in a sandbox's user namespace: 0 to 65535.
+pub(crate) const IDS: u32 = 65_536;
+
+/// One sandbox to make. Paths are host paths.
+#[derive(Debug, Default)]
+pub(crate) struct Spec {
+    /// Agent binary, mode 0711 and owned by the host's root: it can be
+    /// executed but not read inside, which also keeps PID 1 untraceable.
+    pub(crate) agent: String,
+    /// Directory in which `agent.sock` is made.
+    pub(crate) socket_dir: String,
+    /// Layer directories, topmost first.
+    pub(crate) lowers: Vec<String>,
+    /// Directory that holds `u` (upper) and `w` (work).
+    pub(crate) upper: String,
+    /// First host id of the range.
+    pub(crate) uid_base: u32,
+    /// Network namespace to live in; without one, a new and empty one.
+    pub(crate) netns: Option<String>,
+    /// cgroup v1 directories to join.
+    pub(crate) cgroups: Vec<String>,
+    /// cgroup v2 directory to be born in.
+    pub(crate) cgroup2: Option<String>,
+    /// File with the compiled seccomp filter.
+    pub(crate) seccomp: String,
+    /// Host name inside.
+    pub(crate) hostname: String,
+    /// Size of /dev/shm in bytes.
+    pub(crate) shm_bytes: u64,
+}
+
+impl Spec {
+    /// Reads `key=value` arguments.
+    pub(crate) fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
+        let mut spec = Self { shm_bytes: 64 << 20, ..Self::default() };
+        for arg in args {
+            let Some((key, value)) = arg.split_once('=') else {
+                return Err(Error::reported(format!("argument {arg:?} is not key=value")));
+            };
+            let number = || {
+                value.parse::<u64>().map_err(|_| Error::reported(format!("{key}={value}: not a number")))
+            };
+            match key {
+                "agent" => value.clone_into(&mut spec.agent),
+                "socket-dir" => value.clone_into(&mut spec.socket_dir),
+                "lower" => spec.lowers.push(value.to_owned()),
+                "upper" => value.clone_into(&mut spec.upper),
+                "uid-base" => {
+                    spec.uid_base = u32::try_from(number()?)
+                        .map_err(|_| Error::reported(format!("{key}={value}: too large")))?;
+                }
+                "netns" => spec.netns = Some(value.to_owned()),
+                "cgroup" => spec.cgroups.push(value.to_owned()),
+                "cgroup2" => spec.cgroup2 = Some(value.to_owned()),
+                "seccomp" => value.clone_into(&mut spec.seccomp),
+                "hostname" => value.clone_into(&mut spec.hostname),
+                "shm-bytes" => spec.shm_bytes = number()?,
+                _ => return Err(Error::reported(format!("unknown argument {key:?}"))),
+            }
+        }
+        // Range 0 would map the sandbox's root to the host's.
+        if spec.uid_base < IDS || spec.uid_base > u32::MAX - IDS {
+            return Err(Error::reported(format!("uid-base={} is not a sandbox's range", spec.uid_base)));
+        }
+        for (key, value) in [
+            ("agent", &spec.agent),
+            ("socket-dir", &spec.socket_dir),
+            ("upper", &spec.upper),
+            ("seccomp", &spec.seccomp),
+            ("hostname", &spec.hostname),
+        ] {
+            if value.is_empty() {
+                return Err(Error::reported(format!("argument {key} is missing")));
+            }
+        }
+        if spec.lowers.is_empty() {
+            return Err(Error::reported("argument lower is missing"));
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spec;
+
+    fn parse(extra: &[&str]) -> Result<Spec, super::Error> {
+        let args = ["agent=/a", "socket-dir=/s", "lower=/l", "upper=/u", "seccomp=/b", "hostname=h"];
+        Spec::from_args(args.iter().chain(extra).map(|s| (*s).to_owned()))
+    }
+
+    #[test]
+    fn a_range_that_touches_the_hosts_ids_is_refused() {
+        assert!(parse(&["uid-base=65536"]).is_ok());
+        for base in ["0", "1000", "65535", "4294967295", "x"] {
+            assert!(parse(&[&format!("uid-base={base}")]).is_err(), "{base}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_missing_arguments_are_refused() {
+        assert!(parse(&["uid-base=65536", "colour=red"]).is_err());
+        assert!(Spec::from_args(std::iter::once("uid-base=65536".to_owned())).is_err());
+    }
+}

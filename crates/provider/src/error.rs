@@ -1,0 +1,75 @@
+//! What a provider can answer instead of success. Matched by variant, never
+//! by text; the texts are fit to show to a caller.
+
+/// Result of a provider call.
+pub type Result<T> = std::result::Result<T, ProviderError>;
+
+/// Why a provider call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// The request itself is wrong; the message names the field.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such sandbox, run, command, snapshot or file in the caller's
+    /// namespace.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("{0} exists already")]
+    Conflict(String),
+    /// The run has ended; resume the sandbox and repeat the call.
+    #[error("the sandbox is stopped")]
+    Stopped,
+    /// The run is ending; wait, resume, repeat.
+    #[error("the sandbox is stopping")]
+    Stopping,
+    /// The snapshot to start from is gone.
+    #[error("snapshot {0} is gone")]
+    SnapshotGone(String),
+    /// The sandbox's own rules refuse it: permissions, a full disk, a limit.
+    #[error("{message}")]
+    Refused {
+        /// `errno` of the refusal inside the sandbox.
+        errno: i32,
+        /// Operation, path and reason.
+        message: String,
+    },
+    /// This host has no room for another run now.
+    #[error("no capacity: {0}")]
+    Capacity(String),
+    /// The provider broke. The detail is for the log, never for a caller.
+    #[error("the sandbox provider failed")]
+    Internal {
+        /// Operation and subject, such as `create veth for run sbx_…`.
+        operation: String,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl ProviderError {
+    /// An internal failure of `operation`.
+    pub fn internal(
+        operation: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Internal { operation: operation.into(), source: source.into() }
+    }
+
+    /// The chain of causes, for the log.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        let mut text = match self {
+            Self::Internal { operation, .. } => operation.clone(),
+            other => other.to_string(),
+        };
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,31 @@
+//! Words that every crate shares: ids, instants, repository names, durations
+//! and the error envelope. No I/O and no rule of one endpoint.
+
+mod duration;
+mod github;
+mod id;
+mod time;
+
+pub use duration::{DurationError, format_duration, parse_duration};
+pub use github::{GithubRepo, RepoError};
+pub use id::{
+    AccountId, CommandId, IdError, ImageId, KeyId, LayerId, OrgId, RunId, SandboxId, SandboxName,
+    SessionId, SnapshotId,
+};
+pub use time::Timestamp;
+
+/// Body of every error reply of the session API (seed, `components/schemas/Error`).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ErrorBody {
+    /// Always `"error"`.
+    pub status: String,
+    /// What went wrong and what would be right.
+    pub error: String,
+}
+
+impl ErrorBody {
+    /// The envelope around `message`.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { status: "error".to_owned(), error: message.into() }
+    }
+}
