@@ -1,0 +1,271 @@
+//! The engine: the provider port on this host.
+//!
+//! A sandbox is made of parts that are each cheap: a network namespace from a
+//! pool, a cgroup, one overlay mount over shared layers, an agent. The modules
+//! are those parts; [`machine`] owns a sandbox, [`launch`] makes and removes a
+//! run, [`recovery`] makes the host agree with the database.
+//!
+//! What does not live here: accounts, sessions, HTTP.
+
+#![expect(unsafe_code, reason = "only in `sys`, the boundary to the kernel")]
+
+mod agent;
+mod binaries;
+mod cgroup;
+mod config;
+mod host;
+mod image;
+mod launch;
+mod machine;
+mod network;
+mod provider;
+mod recovery;
+mod registry;
+mod seccomp;
+mod storage;
+mod sys;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_jobs::Clock;
+use dormouse_provider::{ProviderError, Result};
+use dormouse_store::{Db, StoreError};
+use dormouse_types::SandboxId;
+use tokio::sync::{oneshot, watch};
+
+pub use cgroup::{CgroupVersion, detect as detect_cgroups};
+pub use config::EngineConfig;
+pub use image::{ImageError, ImageSource, Images};
+pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
+pub use storage::{PoolUsage, StorageKind};
+
+use binaries::Binaries;
+use cgroup::Cgroups;
+use host::{Host, MirrorTrust};
+use machine::Order;
+use network::Network;
+use registry::Registry;
+use storage::Storage;
+
+/// How often the sweeper looks for what nobody owns.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// How long a call waits for start-up to finish.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the engine cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A part of the host could not be prepared.
+    #[error("{operation}: {source}")]
+    Host {
+        /// What was prepared.
+        operation: String,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// Another server holds the lock.
+    #[error("another server {0}")]
+    Locked(String),
+    /// The packet filter could not be loaded.
+    #[error("load the packet filter")]
+    Filter(#[from] FilterError),
+    /// The DNS and TCP listeners could not be started.
+    #[error("start the egress listeners")]
+    Egress(#[from] dormouse_egress::EgressError),
+    /// The database failed.
+    #[error("read the database")]
+    Store(#[from] StoreError),
+}
+
+fn host(operation: &str) -> impl FnOnce(std::io::Error) -> EngineError {
+    let operation = operation.to_owned();
+    move |source| EngineError::Host { operation, source }
+}
+
+/// Sandboxes on this host.
+#[derive(Debug)]
+pub struct Engine {
+    host: Arc<Host>,
+    registry: Arc<Registry>,
+    recovered: watch::Receiver<bool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Keep a second server off the data directory and the instance.
+    _locks: [OwnedFd; 2],
+    _egress: dormouse_egress::Egress,
+}
+
+impl Engine {
+    /// Prepares the host and starts. Taking over what an earlier server left
+    /// goes on in the background; calls wait for it.
+    ///
+    /// # Errors
+    /// [`EngineError`] when this host lacks something, or another server runs.
+    pub async fn start(config: EngineConfig, db: Db, clock: Clock) -> std::result::Result<Self, EngineError> {
+        let locks = lock(&config.data_dir, config.instance)?;
+        let numbering = Numbering::new(config.instance);
+        let storage = Storage::open(config.storage, &config.data_dir, config.pool_size)
+            .map_err(host("open the storage pool"))?;
+        let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
+        let binaries = Binaries::install(&config.data_dir.join("bin")).map_err(host("install the agent"))?;
+        std::fs::create_dir_all(host::sockets(&config.data_dir)).map_err(host("make the socket directory"))?;
+
+        Network::prepare_host(numbering).map_err(host("add the listeners' address"))?;
+        let egress = dormouse_egress::Egress::start(dormouse_egress::EgressConfig {
+            address: numbering.listener(),
+            mirror_address: numbering.mirror(),
+            upstream: config.dns_upstream,
+            mirrors: config.mirrors.clone(),
+            state_dir: config.data_dir.join("egress"),
+        })
+        .await?;
+        Network::load_filter(numbering, egress.dns_port(), egress.tcp_port())?;
+        let taken = db.live_runs().await?.iter().filter_map(|run| run.process.as_ref().map(|p| p.slot)).collect();
+        let network =
+            Network::start(numbering, config.network_pool, &taken).map_err(host("start the network pool"))?;
+        let mirror_trust = egress.certificate().map(|certificate| MirrorTrust {
+            certificate: certificate.to_owned(),
+            git_config: git_config(&egress.mirrored_hosts()),
+        });
+
+        let host = Arc::new(Host {
+            boot_id: host::boot_id().map_err(host("read the boot id"))?,
+            config,
+            db,
+            clock,
+            storage: Arc::new(storage),
+            cgroups: Arc::new(cgroups),
+            network,
+            numbering,
+            binaries,
+            mirror_trust,
+            layers: tokio::sync::RwLock::new(()),
+        });
+        let registry = Arc::new(Registry::default());
+        let (done, recovered) = watch::channel(false);
+        let (background, published) = (host.clone(), registry.clone());
+        let task = tokio::spawn(async move {
+            recovery::recover(&background, &published).await;
+            // Nobody waiting is fine.
+            let _ = done.send(true);
+            let wake = Arc::new(tokio::sync::Notify::new());
+            dormouse_jobs::reconcile(SWEEP, wake, || recovery::sweep(&background, &published)).await;
+        });
+        Ok(Self { host, registry, recovered, tasks: vec![task], _locks: locks, _egress: egress })
+    }
+
+    /// Whether what an earlier server left has been taken over.
+    #[must_use]
+    pub fn is_recovered(&self) -> bool {
+        *self.recovered.borrow()
+    }
+
+    /// Live runs on this host.
+    #[must_use]
+    pub fn live_runs(&self) -> usize {
+        self.registry.live_count()
+    }
+
+    /// Bytes of the storage pool.
+    ///
+    /// # Errors
+    /// The error of `statfs(2)`.
+    pub fn pool_usage(&self) -> std::io::Result<PoolUsage> {
+        self.host.storage.usage()
+    }
+
+    /// Lets go of the host without ending a sandbox.
+    pub fn detach(&self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.host.network.close();
+    }
+
+    /// Ends every run (persistent ones keep their files) and takes everything
+    /// off the host: mounts, cgroups, packet filter, addresses.
+    ///
+    /// # Errors
+    /// [`EngineError`] for what could not be removed.
+    pub async fn evacuate(self) -> std::result::Result<(), EngineError> {
+        self.wait_until_recovered().await.ok();
+        for run in self.host.db.live_runs().await? {
+            let order = |reply| Order::Stop { run: None, reason: dormouse_provider::StopReason::Requested, reply };
+            if let Err(error) = self.order(&run.sandbox_id, order).await {
+                tracing::error!(run = %run.id, error = %error.detail(), "stop");
+            }
+        }
+        recovery::settle(&self.registry).await;
+        self.detach();
+        let (kind, data_dir, numbering) =
+            (self.host.config.storage, self.host.config.data_dir.clone(), self.host.numbering);
+        self.host.cgroups.close();
+        drop(self);
+        Network::release_host(numbering)?;
+        // The last overlay mounts may still be on their way out.
+        let mut tries = 0;
+        loop {
+            match Storage::close(kind, &data_dir) {
+                Err(_) if tries < 40 => tokio::time::sleep(Duration::from_millis(100)).await,
+                other => return other.map_err(host("unmount the pool")),
+            }
+            tries += 1;
+        }
+    }
+
+    async fn wait_until_recovered(&self) -> Result<()> {
+        let mut recovered = self.recovered.clone();
+        let waited = tokio::time::timeout(START_PATIENCE, recovered.wait_for(|done| *done)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ProviderError::Capacity("the server is still starting".to_owned())),
+        }
+    }
+
+    /// Gives an order to the sandbox's task and waits for the outcome.
+    async fn order<T>(
+        &self,
+        sandbox: &SandboxId,
+        mut order: impl FnMut(oneshot::Sender<Result<T>>) -> Order,
+    ) -> Result<T> {
+        self.wait_until_recovered().await?;
+        for _ in 0..3 {
+            let (reply, outcome) = oneshot::channel();
+            let queue = recovery::task_queue(&self.host, &self.registry, sandbox);
+            if queue.send(order(reply)).await.is_ok()
+                && let Ok(outcome) = outcome.await
+            {
+                return outcome;
+            }
+            // The task retired in this very moment: ask for its successor.
+        }
+        Err(ProviderError::internal(format!("order to {sandbox}"), "its task does not answer"))
+    }
+}
+
+fn lock(data_dir: &Path, instance: u8) -> std::result::Result<[OwnedFd; 2], EngineError> {
+    std::fs::create_dir_all(data_dir).map_err(host("make the data directory"))?;
+    let take = |path: &Path, what: String| {
+        sys::lock(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => EngineError::Locked(what),
+            _ => EngineError::Host { operation: format!("lock {}", path.display()), source: error },
+        })
+    };
+    Ok([
+        take(&data_dir.join("lock"), format!("uses {}", data_dir.display()))?,
+        take(
+            Path::new(&format!("/run/dormouse-{instance}.lock")),
+            format!("is instance {instance} of this host; set `instance`"),
+        )?,
+    ])
+}
+
+/// System-wide git configuration inside: mirrored hosts are served with our
+/// own certificate.
+fn git_config(hosts: &[String]) -> String {
+    hosts
+        .iter()
+        .map(|host| format!("[http \"https://{host}/\"]\n\tsslCAInfo = /etc/dormouse/ca.crt\n"))
+        .collect()
+}

@@ -49,8 +49,6 @@ pub enum NetworkPolicy {
     /// Everything public.
     #[default]
     AllowAll,
-    /// Nothing.
-    DenyAll,
 }
 
 /// A sandbox to make.
@@ -70,6 +68,8 @@ pub struct CreateSandbox {
     pub env: BTreeMap<String, String>,
     /// Labels.
     pub tags: BTreeMap<String, String>,
+    /// Forget the sandbox when its run ends.
+    pub ephemeral: bool,
 }
 
 /// State of one run.

@@ -1,0 +1,203 @@
+//! Limits: one cgroup per run, on version 1 (one hierarchy per controller) and
+//! version 2 (one for all). Detection looks at what is mounted; nothing is
+//! ever mounted or unmounted.
+//!
+//! ```text
+//! v1  /sys/fs/cgroup/{memory,pids,cpu}/dormouse-N/RUN
+//! v2  /sys/fs/cgroup/dormouse-N/RUN
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dormouse_provider::Resources;
+use dormouse_types::RunId;
+
+use crate::sys;
+
+/// Period of the CPU quota in microseconds, the kernel's default.
+const CPU_PERIOD: u64 = 100_000;
+
+/// How the host's cgroups are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupVersion {
+    /// One hierarchy per controller, also on hybrid hosts.
+    V1,
+    /// One hierarchy.
+    V2,
+}
+
+/// The cgroups of one instance.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    version: CgroupVersion,
+    /// Parent directories: one per controller on v1, one on v2.
+    parents: Vec<PathBuf>,
+}
+
+/// Version 1 controllers that carry our limits.
+const V1_CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// What the host has, or why that is not enough.
+pub fn detect() -> io::Result<CgroupVersion> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        let found = fs::read_to_string(root.join("cgroup.controllers"))?;
+        let missing: Vec<_> =
+            V1_CONTROLLERS.iter().filter(|wanted| !found.split_whitespace().any(|c| c == **wanted)).collect();
+        return if missing.is_empty() {
+            Ok(CgroupVersion::V2)
+        } else {
+            Err(io::Error::other(format!("cgroup v2 lacks the controllers {missing:?}")))
+        };
+    }
+    let missing: Vec<_> =
+        V1_CONTROLLERS.iter().filter(|c| !root.join(c).join("cgroup.procs").exists()).collect();
+    if missing.is_empty() {
+        Ok(CgroupVersion::V1)
+    } else {
+        Err(io::Error::other(format!("no cgroup v2, and cgroup v1 lacks {missing:?}")))
+    }
+}
+
+impl Cgroups {
+    /// Makes the parent groups of `instance`.
+    pub(crate) fn open(instance: u8) -> io::Result<Self> {
+        let version = detect()?;
+        let root = Path::new("/sys/fs/cgroup");
+        let name = format!("dormouse-{instance}");
+        let parents: Vec<PathBuf> = match version {
+            CgroupVersion::V1 => V1_CONTROLLERS.iter().map(|c| root.join(c).join(&name)).collect(),
+            CgroupVersion::V2 => {
+                // Children of a group get only the controllers that it passes on.
+                fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+                vec![root.join(&name)]
+            }
+        };
+        for parent in &parents {
+            make(parent)?;
+        }
+        if version == CgroupVersion::V2 {
+            fs::write(parents[0].join("cgroup.subtree_control"), "+memory +pids +cpu")?;
+        }
+        Ok(Self { version, parents })
+    }
+
+    pub(crate) fn version(&self) -> CgroupVersion {
+        self.version
+    }
+
+    /// Directories of a run's groups.
+    pub(crate) fn paths(&self, run: &str) -> Vec<PathBuf> {
+        self.parents.iter().map(|parent| parent.join(run)).collect()
+    }
+
+    /// Makes the groups of a run and sets its limits.
+    pub(crate) fn create(&self, run: &RunId, limits: &Resources) -> io::Result<()> {
+        let paths = self.paths(run.as_str());
+        for path in &paths {
+            make(path)?;
+        }
+        let memory = limits.memory_mib << 20;
+        let quota = u64::from(limits.vcpus) * CPU_PERIOD;
+        match self.version {
+            CgroupVersion::V1 => {
+                set(&paths[0], "memory.limit_in_bytes", memory)?;
+                // Memory and swap together; absent where swap is not counted.
+                let swap = paths[0].join("memory.memsw.limit_in_bytes");
+                if swap.exists() {
+                    set(&paths[0], "memory.memsw.limit_in_bytes", memory)?;
+                }
+                set(&paths[1], "pids.max", limits.pids)?;
+                set(&paths[2], "cpu.cfs_period_us", CPU_PERIOD)?;
+                set(&paths[2], "cpu.cfs_quota_us", quota)
+            }
+            CgroupVersion::V2 => {
+                let path = &paths[0];
+                set(path, "memory.max", memory)?;
+                if path.join("memory.swap.max").exists() {
+                    set(path, "memory.swap.max", 0)?;
+                }
+                set(path, "pids.max", limits.pids)?;
+                fs::write(path.join("cpu.max"), format!("{quota} {CPU_PERIOD}"))
+            }
+        }
+    }
+
+    /// Ends every process of a run's groups and removes the groups. Waits for
+    /// the processes, for at most five seconds.
+    pub(crate) fn remove(&self, run: &str) -> io::Result<()> {
+        for path in self.paths(run) {
+            let mut pause = Duration::from_micros(100);
+            let mut waited = Duration::ZERO;
+            loop {
+                match fs::remove_dir(&path) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if waited > Duration::from_secs(5) => return Err(error),
+                    Err(_) => {}
+                }
+                for pid in processes(&path) {
+                    sys::kill(pid);
+                }
+                std::thread::sleep(pause);
+                waited += pause;
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs that have a group.
+    pub(crate) fn runs(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .parents
+            .iter()
+            .filter_map(|parent| fs::read_dir(parent).ok())
+            .flat_map(Iterator::flatten)
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Removes the parent groups, once no run is left.
+    pub(crate) fn close(&self) {
+        for parent in &self.parents {
+            // Still in use by a run: it stays with it.
+            let _ = fs::remove_dir(parent);
+        }
+    }
+
+    /// Memory that a run uses now, in bytes.
+    pub(crate) fn memory_used(&self, run: &str) -> Option<u64> {
+        let file = match self.version {
+            CgroupVersion::V1 => "memory.usage_in_bytes",
+            CgroupVersion::V2 => "memory.current",
+        };
+        fs::read_to_string(self.parents[0].join(run).join(file)).ok()?.trim().parse().ok()
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn set(dir: &Path, file: &str, value: u64) -> io::Result<()> {
+    let path = dir.join(file);
+    fs::write(&path, value.to_string())
+        .map_err(|error| io::Error::new(error.kind(), format!("write {value} to {}: {error}", path.display())))
+}
+
+fn processes(path: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}

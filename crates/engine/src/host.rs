@@ -1,0 +1,64 @@
+//! What every machine of this host shares.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dormouse_jobs::Clock;
+use dormouse_store::Db;
+
+use crate::binaries::Binaries;
+use crate::cgroup::Cgroups;
+use crate::config::EngineConfig;
+use crate::network::{Network, Numbering};
+use crate::storage::Storage;
+
+/// The host's parts.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) config: EngineConfig,
+    pub(crate) db: Db,
+    pub(crate) clock: Clock,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) cgroups: Arc<Cgroups>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) numbering: Numbering,
+    pub(crate) binaries: Binaries,
+    pub(crate) boot_id: String,
+    pub(crate) mirror_trust: Option<MirrorTrust>,
+    /// Held for reading while a run is made to stand on layers, for writing
+    /// while unused layers are collected.
+    pub(crate) layers: tokio::sync::RwLock<()>,
+}
+
+/// What a sandbox needs to believe in our mirrors.
+#[derive(Debug, Clone)]
+pub(crate) struct MirrorTrust {
+    pub(crate) certificate: String,
+    pub(crate) git_config: String,
+}
+
+impl Host {
+    pub(crate) fn sockets(&self) -> PathBuf {
+        sockets(&self.config.data_dir)
+    }
+
+    pub(crate) fn socket_dir(&self, run: &str) -> PathBuf {
+        self.sockets().join(run)
+    }
+}
+
+/// Directory of the agents' sockets.
+pub(crate) fn sockets(data_dir: &Path) -> PathBuf {
+    data_dir.join("sockets")
+}
+
+/// Which boot of this host it is.
+pub(crate) fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Start time of a process (`proc(5)`, field 22), `None` when there is none.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}

@@ -1,0 +1,97 @@
+//! OCI image layouts (image specification, "Image Layout"): an index that
+//! names a manifest that names layers, each a blob found by its digest.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{ImageError, decompressed, io_error, unpack};
+
+/// Largest index or manifest that is read, in bytes.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+#[derive(serde::Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(serde::Deserialize)]
+struct Manifest {
+    layers: Vec<Descriptor>,
+}
+
+#[derive(serde::Deserialize)]
+struct Descriptor {
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    digest: String,
+    platform: Option<Platform>,
+}
+
+#[derive(serde::Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+/// Unpacks the image of the layout at `path` into `target`.
+pub(super) fn unpack_layout(path: &Path, target: &Path, progress: &dyn Fn(&str)) -> Result<(), ImageError> {
+    let mut index: Index = document(&path.join("index.json"))?;
+    let manifest = loop {
+        let chosen = choose(index.manifests)?;
+        let blob = verified(path, &chosen.digest)?;
+        if chosen.media_type.contains("index") || chosen.media_type.contains("manifest.list") {
+            index = document(&blob)?;
+        } else {
+            break document::<Manifest>(&blob)?;
+        }
+    };
+    let count = manifest.layers.len();
+    for (number, layer) in manifest.layers.iter().enumerate() {
+        progress(&format!("unpacking layer {} of {count}", number + 1));
+        let blob = verified(path, &layer.digest)?;
+        let file = File::open(&blob).map_err(io_error(format!("open {}", blob.display())))?;
+        let reader = decompressed(file).map_err(io_error(format!("read {}", blob.display())))?;
+        unpack::unpack(reader, target, progress).map_err(io_error(format!("unpack {}", layer.digest)))?;
+    }
+    Ok(())
+}
+
+/// The manifest for this machine, or the only one.
+fn choose(manifests: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
+    let fits = |d: &Descriptor| d.platform.as_ref().is_none_or(|p| p.architecture == "amd64" && p.os == "linux");
+    let found = manifests.into_iter().find(fits);
+    found.ok_or_else(|| ImageError::Invalid("the image has no manifest for linux/amd64".to_owned()))
+}
+
+fn document<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ImageError> {
+    let file = File::open(path).map_err(io_error(format!("open {}", path.display())))?;
+    serde_json::from_reader(io::Read::take(file, MAX_DOCUMENT))
+        .map_err(|error| ImageError::Invalid(format!("{} is not an OCI document: {error}", path.display())))
+}
+
+/// Path of a blob whose content matches its digest.
+fn verified(layout: &Path, digest: &str) -> Result<PathBuf, ImageError> {
+    let hex = digest.strip_prefix("sha256:").filter(|hex| {
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    });
+    let hex = hex.ok_or_else(|| ImageError::Invalid(format!("{digest:?} is not a sha256 digest")))?;
+    let path = layout.join("blobs/sha256").join(hex);
+    let metadata = fs::metadata(&path).map_err(io_error(format!("look at {}", path.display())))?;
+    if !metadata.is_file() {
+        return Err(ImageError::Invalid(format!("{} is not a file", path.display())));
+    }
+    let mut hash = Sha256::new();
+    let mut file = File::open(&path).map_err(io_error(format!("open {}", path.display())))?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match io::Read::read(&mut file, &mut buffer).map_err(io_error(format!("read {}", path.display())))? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if found == hex { Ok(path) } else { Err(ImageError::Invalid(format!("blob {digest} is damaged"))) }
+}

@@ -1,0 +1,278 @@
+//! Unpacking an archive into a layer, contained.
+
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, lchown, symlink};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tar::EntryType;
+
+use crate::config::{DEFAULT_CWD, DEFAULT_USER};
+use crate::sys;
+
+/// OCI image specification, "Whiteouts": hides a name of the layers below.
+const WHITEOUT: &[u8] = b".wh.";
+/// Hides all names of the layers below in this directory.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Entries between two words of progress.
+const PROGRESS_STEP: u64 = 2000;
+
+/// Unpacks `archive` on top of what lies in `target`.
+pub(super) fn unpack(archive: impl Read, target: &Path, progress: &dyn Fn(&str)) -> io::Result<()> {
+    let root = OwnedFd::from(File::open(target)?);
+    let mut archive = tar::Archive::new(archive);
+    let mut directories = Vec::new();
+    let mut count = 0_u64;
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        count += 1;
+        if count.is_multiple_of(PROGRESS_STEP) {
+            progress(&format!("unpacking: {count} files"));
+        }
+        let name = relative(&entry.path()?);
+        let (Some(parent), Some(file)) = (name.parent(), name.file_name()) else {
+            continue;
+        };
+        let parent = open_dir(&root, parent)?;
+        if file.as_bytes() == OPAQUE {
+            clear(&parent)?;
+            continue;
+        }
+        if let Some(hidden) = file.as_bytes().strip_prefix(WHITEOUT) {
+            remove(&below(&parent, OsStr::from_bytes(hidden)))?;
+            continue;
+        }
+        let path = below(&parent, file);
+        let header = entry.header().clone();
+        let (uid, gid) = (narrow(header.uid()?)?, narrow(header.gid()?)?);
+        let mode = header.mode()? & 0o7777;
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(header.mtime().unwrap_or(0));
+        match header.entry_type() {
+            EntryType::Directory => {
+                if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+                    remove(&path)?;
+                    fs::create_dir(&path)?;
+                }
+                lchown(&path, Some(uid), Some(gid))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+                directories.push((name.clone(), modified));
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                remove(&path)?;
+                let mut options = OpenOptions::new();
+                options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+                let mut file = options.open(&path)?;
+                io::copy(&mut entry, &mut file)?;
+                lchown(&path, Some(uid), Some(gid))?;
+                // After the owner: chown takes set-id bits away.
+                file.set_permissions(fs::Permissions::from_mode(mode))?;
+                file.set_modified(modified)?;
+            }
+            EntryType::Symlink => {
+                remove(&path)?;
+                symlink(entry.link_name()?.unwrap_or_default(), &path)?;
+                lchown(&path, Some(uid), Some(gid))?;
+            }
+            EntryType::Link => {
+                let link = relative(&entry.link_name()?.unwrap_or_default());
+                let (Some(dir), Some(name)) = (link.parent(), link.file_name()) else { continue };
+                let source = below(&open_dir(&root, dir)?, name);
+                remove(&path)?;
+                fs::hard_link(source, &path)?;
+            }
+            // Devices and FIFOs: /dev is fresh in every sandbox.
+            _ => {}
+        }
+    }
+    for (name, modified) in directories {
+        let dir = open_dir(&root, &name)?;
+        File::open(format!("/proc/self/fd/{}", dir.as_raw_fd()))?.set_modified(modified)?;
+    }
+    Ok(())
+}
+
+fn narrow(id: u64) -> io::Result<u32> {
+    u32::try_from(id).ok().filter(|id| *id < 65_536).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("owner {id} is outside of 0 to 65535"))
+    })
+}
+
+/// The name without a leading slash; `..` goes no higher than the root.
+fn relative(name: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in name.components() {
+        match part {
+            Component::Normal(part) => clean.push(part),
+            Component::ParentDir => drop(clean.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+/// The directory `path` below `root`, made where it is missing. Links in it
+/// are followed as if `root` were the root.
+fn open_dir(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let mut dir = sys::open_in_root(root, c".")?;
+    let mut so_far = PathBuf::new();
+    for part in path.components() {
+        so_far.push(part);
+        let name = CString::new(so_far.as_os_str().as_bytes())?;
+        dir = match sys::open_in_root(root, &name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir(below(&dir, part.as_os_str()))?;
+                sys::open_in_root(root, &name)?
+            }
+            other => other?,
+        };
+    }
+    Ok(dir)
+}
+
+fn below(dir: &OwnedFd, name: &OsStr) -> PathBuf {
+    Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn clear(dir: &OwnedFd) -> io::Result<()> {
+    for entry in fs::read_dir(format!("/proc/self/fd/{}/", dir.as_raw_fd()))? {
+        remove(&below(dir, &entry?.file_name()))?;
+    }
+    Ok(())
+}
+
+/// Gives an image that has none the default user and the working directory.
+pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
+    let root = OwnedFd::from(File::open(target)?);
+    let etc = open_dir(&root, Path::new("etc"))?;
+    let passwd = read(&below(&etc, OsStr::new("passwd")))?;
+    if !passwd.lines().any(|line| line.starts_with(&format!("{DEFAULT_USER}:"))) {
+        let home = format!("/home/{DEFAULT_USER}");
+        let shell = if sys::open_in_root(&root, c"bin/bash").is_ok() { "/bin/bash" } else { "/bin/sh" };
+        append(&etc, "passwd", &format!("{DEFAULT_USER}:x:1000:1000::{home}:{shell}\n"))?;
+        append(&etc, "group", &format!("{DEFAULT_USER}:x:1000:\n"))?;
+        append(&etc, "shadow", &format!("{DEFAULT_USER}:!:19000:0:99999:7:::\n"))?;
+        owned(&open_dir(&root, Path::new(&home[1..]))?)?;
+    }
+    if sys::open_in_root(&root, c"usr/bin/sudo").is_ok() {
+        let sudoers = open_dir(&root, Path::new("etc/sudoers.d"))?;
+        let path = below(&sudoers, OsStr::new("dormouse"));
+        if fs::symlink_metadata(&path).is_err() {
+            fs::write(&path, format!("{DEFAULT_USER} ALL=(ALL:ALL) NOPASSWD:ALL\n"))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o440))?;
+        }
+    }
+    owned(&open_dir(&root, Path::new(&DEFAULT_CWD[1..]))?)
+}
+
+fn owned(dir: &OwnedFd) -> io::Result<()> {
+    std::os::unix::fs::chown(format!("/proc/self/fd/{}", dir.as_raw_fd()), Some(1000), Some(1000))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) => {
+            let mut text = String::new();
+            file.take(1 << 20).read_to_string(&mut text)?;
+            Ok(text)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn append(etc: &OwnedFd, file: &str, line: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(below(etc, OsStr::new(file)))?.write_all(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(*kind);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_size(0);
+            // Names that the builder itself would refuse.
+            header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+            if matches!(kind, EntryType::Symlink | EntryType::Link) {
+                header.as_gnu_mut().unwrap().linkname[..content.len()].copy_from_slice(content.as_bytes());
+                header.set_cksum();
+                builder.append(&header, io::empty()).unwrap();
+            } else {
+                header.set_size(content.len() as u64);
+                header.set_cksum();
+                builder.append(&header, content.as_bytes()).unwrap();
+            }
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn nothing_leaves_the_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, canary) = (dir.path().join("layer"), dir.path().join("canary"));
+        fs::create_dir(&target).unwrap();
+        fs::write(&canary, "untouched").unwrap();
+        let out = canary.to_str().unwrap();
+        let tar = archive(&[
+            ("../canary", EntryType::Regular, "1"),
+            ("/../../canary", EntryType::Regular, "2"),
+            ("link", EntryType::Symlink, dir.path().to_str().unwrap()),
+            ("link/canary", EntryType::Regular, "3"),
+            ("up", EntryType::Symlink, "../../../../../../../.."),
+            ("up/etc/dormouse-canary", EntryType::Regular, "4"),
+            ("direct", EntryType::Symlink, out),
+            ("direct", EntryType::Regular, "5"),
+        ]);
+        unpack(tar.as_slice(), &target, &|_| {}).unwrap();
+        assert_eq!(fs::read_to_string(&canary).unwrap(), "untouched");
+        assert!(!Path::new("/etc/dormouse-canary").exists());
+        assert_eq!(fs::read_to_string(target.join("canary")).unwrap(), "2");
+        assert_eq!(fs::read_to_string(target.join("direct")).unwrap(), "5");
+
+        let stolen = archive(&[("stolen", EntryType::Link, out)]);
+        assert!(unpack(stolen.as_slice(), &target, &|_| {}).is_err(), "a link out of the layer");
+    }
+
+    #[test]
+    fn whiteouts_hide_what_came_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = archive(&[("a/x", EntryType::Regular, "1"), ("a/y", EntryType::Regular, "1"), ("b/z", EntryType::Regular, "1")]);
+        let second = archive(&[("a/.wh.x", EntryType::Regular, ""), ("b/.wh..wh..opq", EntryType::Regular, "")]);
+        unpack(first.as_slice(), dir.path(), &|_| {}).unwrap();
+        unpack(second.as_slice(), dir.path(), &|_| {}).unwrap();
+        assert!(!dir.path().join("a/x").exists() && dir.path().join("a/y").exists());
+        assert!(dir.path().join("b").exists() && !dir.path().join("b/z").exists());
+    }
+
+    #[test]
+    fn any_image_gets_the_default_user() {
+        let dir = tempfile::tempdir().unwrap();
+        ensure_user(dir.path()).unwrap();
+        ensure_user(dir.path()).unwrap();
+        let passwd = fs::read_to_string(dir.path().join("etc/passwd")).unwrap();
+        assert_eq!(passwd.matches("ubuntu:x:1000:1000").count(), 1);
+        assert!(dir.path().join("vercel/sandbox").is_dir());
+    }
+}

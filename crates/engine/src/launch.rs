@@ -1,0 +1,188 @@
+//! Making one run: its disk, its limits, its network, its processes; and
+//! taking all of that away again. This is the one place for both.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dormouse_agent_protocol::{BootFile, Reply, Request};
+use dormouse_provider::ProviderError;
+use dormouse_store::{RunProcess, RunRow};
+use dormouse_types::RunId;
+use tokio::process::Command;
+
+use crate::agent::Agent;
+use crate::cgroup::CgroupVersion;
+use crate::config::{DEFAULT_USER, RunConfig};
+use crate::host::Host;
+use crate::network::PreparedNet;
+
+/// How long a launcher may take.
+const LAUNCH_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why a run did not come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    #[error("{operation} for run {run}")]
+    Io {
+        operation: &'static str,
+        run: RunId,
+        #[source]
+        source: io::Error,
+    },
+    #[error("launch run {run}: {message}")]
+    Launcher { run: RunId, message: String },
+    #[error("boot run {run}")]
+    Agent {
+        run: RunId,
+        #[source]
+        source: crate::agent::AgentError,
+    },
+    #[error("all network slots are in use")]
+    NoSlot,
+}
+
+impl From<LaunchError> for ProviderError {
+    fn from(error: LaunchError) -> Self {
+        match error {
+            LaunchError::NoSlot => Self::Capacity(error.to_string()),
+            other => Self::internal("start a run", other),
+        }
+    }
+}
+
+/// Makes the run. On failure everything that was made for it is gone again.
+pub(crate) async fn launch(host: &Host, run: &RunRow, config: &RunConfig) -> Result<RunProcess, LaunchError> {
+    let Some(net) = host.network.take().await else { return Err(LaunchError::NoSlot) };
+    let slot = net.slot;
+    let made = make(host, run, config, net).await;
+    if made.is_err() {
+        remove(host, &run.id, Some(slot)).await;
+        if let Err(error) = host.storage.discard_run(&run.id) {
+            tracing::warn!(run = %run.id, %error, "discard the disk of a failed run");
+        }
+    }
+    made
+}
+
+async fn make(host: &Host, run: &RunRow, config: &RunConfig, net: PreparedNet) -> Result<RunProcess, LaunchError> {
+    let failed = |operation: &'static str| {
+        let run = run.id.clone();
+        move |source: io::Error| LaunchError::Io { operation, run, source }
+    };
+    let disk = config.resources.disk_mib.map(|mib| mib << 20);
+    let upper = host.storage.create_run(&run.id, disk).map_err(failed("create disk"))?;
+    host.cgroups.create(&run.id, &config.resources).map_err(failed("create cgroups"))?;
+    let socket_dir = host.socket_dir(run.id.as_str());
+    std::fs::create_dir(&socket_dir).map_err(failed("create socket directory"))?;
+
+    let mut command = Command::new(&host.binaries.launcher);
+    let path = |key: &str, path: PathBuf| format!("{key}={}", path.display());
+    command
+        .arg(path("agent", host.binaries.agent.clone()))
+        .arg(path("seccomp", host.binaries.seccomp.clone()))
+        .arg(path("socket-dir", socket_dir.clone()))
+        .arg(path("upper", upper))
+        .arg(format!("uid-base={}", host.numbering.uid_base(net.slot)))
+        .arg(format!("hostname={HOSTNAME}"))
+        .arg(format!("netns=/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&net.netns)));
+    for layer in run.layers.iter().rev() {
+        command.arg(path("lower", host.storage.layer_path(layer)));
+    }
+    let cgroup = match host.cgroups.version() {
+        CgroupVersion::V1 => "cgroup",
+        CgroupVersion::V2 => "cgroup2",
+    };
+    for group in host.cgroups.paths(run.id.as_str()) {
+        command.arg(path(cgroup, group));
+    }
+    // Dropped on a time-out, the launcher is killed, and its child with it.
+    command.env_clear().stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(LAUNCH_PATIENCE, command.output())
+        .await
+        .map_err(|_| failed("wait for the launcher")(io::ErrorKind::TimedOut.into()))?
+        .map_err(failed("run the launcher"))?;
+    let line = String::from_utf8_lossy(&output.stdout);
+    let (pid, start_time) = parse_report(line.trim())
+        .map_err(|message| LaunchError::Launcher { run: run.id.clone(), message: message.to_owned() })?;
+    tracing::debug!(run = %run.id, pid, report = line.trim(), "launched");
+
+    let boot = Request::Boot {
+        files: boot_files(host),
+        workdir: config.cwd.clone(),
+        user: DEFAULT_USER.to_owned(),
+    };
+    let agent_failed = |source| LaunchError::Agent { run: run.id.clone(), source };
+    match Agent::in_dir(&socket_dir).call(boot).await.map_err(agent_failed)? {
+        Reply::Ready => {}
+        other => {
+            return Err(LaunchError::Launcher { run: run.id.clone(), message: format!("agent answered {other:?}") });
+        }
+    }
+    Ok(RunProcess { pid, start_time, boot_id: host.boot_id.clone(), slot: net.slot })
+}
+
+/// Host name of every sandbox. It must not tell the run.
+const HOSTNAME: &str = "sandbox";
+
+fn boot_files(host: &Host) -> Vec<BootFile> {
+    let file = |path: &str, content: String| BootFile { path: path.to_owned(), content };
+    let mut files = vec![
+        // Whatever server is named here, our resolver answers.
+        file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1\n", host.numbering.listener())),
+        file("/etc/hostname", format!("{HOSTNAME}\n")),
+        file("/etc/hosts", format!("127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n::1 localhost\n")),
+    ];
+    if let Some(mirror) = &host.mirror_trust {
+        files.push(file("/etc/dormouse/ca.crt", mirror.certificate.clone()));
+        files.push(file("/etc/gitconfig", mirror.git_config.clone()));
+    }
+    files
+}
+
+fn parse_report(line: &str) -> Result<(i32, u64), &str> {
+    let mut words = line.split(' ');
+    let fields = (words.next(), words.next().and_then(|w| w.parse().ok()), words.next().and_then(|w| w.parse().ok()));
+    match fields {
+        (Some("ok"), Some(pid), Some(start)) => Ok((pid, start)),
+        _ => Err(line.strip_prefix("error ").unwrap_or("the launcher died")),
+    }
+}
+
+/// Removes everything of a run but its files: processes, limits, socket,
+/// slot. Harmless where there is nothing.
+pub(crate) async fn remove(host: &Host, run: &RunId, slot: Option<u32>) {
+    remove_named(host, run.as_str()).await;
+    if let Some(slot) = slot {
+        host.network.release(slot);
+    }
+}
+
+/// [`remove`] for what start-up found and the database does not know.
+pub(crate) async fn remove_named(host: &Host, run: &str) {
+    let (cgroups, name) = (host.cgroups.clone(), run.to_owned());
+    let removed = tokio::task::spawn_blocking(move || cgroups.remove(&name)).await;
+    match removed {
+        Ok(Err(error)) => tracing::warn!(run, %error, "remove cgroups"),
+        Err(error) => tracing::warn!(run, %error, "remove cgroups"),
+        Ok(Ok(())) => {}
+    }
+    match std::fs::remove_dir_all(host.socket_dir(run)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(run, %error, "remove socket directory");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_report;
+
+    #[test]
+    fn reads_the_launchers_report() {
+        assert_eq!(parse_report("ok 12 345 1700"), Ok((12, 345)));
+        assert_eq!(parse_report("error open agent: no"), Err("open agent: no"));
+        assert_eq!(parse_report(""), Err("the launcher died"));
+    }
+}

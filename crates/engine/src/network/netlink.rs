@@ -1,0 +1,173 @@
+//! The few routing-netlink messages that a sandbox's network takes
+//! (`rtnetlink(7)`), batched: one send and one round of answers for the host's
+//! side, one for the inside.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use crate::sys;
+
+const REQUEST_ACK: u16 = 0x5;
+const CREATE_EXCLUSIVE: u16 = 0x600;
+const CREATE_REPLACE: u16 = 0x500;
+
+/// A batch of requests.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    start: usize,
+    count: u32,
+}
+
+impl Batch {
+    fn begin(&mut self, kind: u16, flags: u16, header: &[u8]) {
+        self.start = self.bytes.len();
+        self.count += 1;
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
+        self.bytes.extend_from_slice(&self.count.to_ne_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(header);
+        self.end();
+    }
+
+    /// Fixes the length of the message that is being written.
+    fn end(&mut self) {
+        while !self.bytes.len().is_multiple_of(4) {
+            self.bytes.push(0);
+        }
+        let length = u32::try_from(self.bytes.len() - self.start).unwrap_or(0);
+        self.bytes[self.start..self.start + 4].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let at = self.open(kind);
+        self.bytes.extend_from_slice(value);
+        self.close(at);
+    }
+
+    fn open(&mut self, kind: u16) -> usize {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 2]);
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        at
+    }
+
+    fn close(&mut self, at: usize) {
+        let length = u16::try_from(self.bytes.len() - at).unwrap_or(0);
+        self.bytes[at..at + 2].copy_from_slice(&length.to_ne_bytes());
+        self.end();
+    }
+
+    /// Sends the batch and waits for every answer.
+    fn run(self, socket: &OwnedFd) -> io::Result<()> {
+        sys::send(socket, &self.bytes)?;
+        let mut answered = 0;
+        let mut buffer = [0_u8; 16 << 10];
+        while answered < self.count {
+            let read = sys::receive(socket, &mut buffer)?;
+            let mut rest = &buffer[..read];
+            while let Some(header) = rest.first_chunk::<20>() {
+                let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+                let length = word(0) as usize;
+                // NLMSG_ERROR, which also carries success.
+                if u16::from_ne_bytes([header[4], header[5]]) == 2 {
+                    let code = i32::from_ne_bytes([header[16], header[17], header[18], header[19]]);
+                    if code != 0 {
+                        return Err(io::Error::from_raw_os_error(-code));
+                    }
+                    answered += 1;
+                }
+                rest = rest.get(length.next_multiple_of(4).max(20)..).unwrap_or(&[]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `struct ifinfomsg`.
+fn link_header(index: i32, flags: u32, change: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+/// `struct ifaddrmsg` for one IPv4 address.
+fn address_header(prefix: u8, index: i32) -> [u8; 8] {
+    let mut header = [libc::AF_INET as u8, prefix, 0, 0, 0, 0, 0, 0];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header
+}
+
+const NEW_LINK: u16 = 16;
+const NEW_ADDRESS: u16 = 20;
+const NEW_ROUTE: u16 = 24;
+const UP: u32 = 1;
+
+fn add_address(batch: &mut Batch, index: i32, address: Ipv4Addr, prefix: u8, flags: u16) {
+    batch.begin(NEW_ADDRESS, flags, &address_header(prefix, index));
+    batch.attribute(1, &address.octets());
+    batch.attribute(2, &address.octets());
+}
+
+/// Host's side: a veth pair whose other end, `eth0`, lies in `inside`; the
+/// address; up. `index` must be free on the host.
+pub(super) fn add_link(
+    socket: &OwnedFd,
+    name: &str,
+    index: i32,
+    inside: &OwnedFd,
+    address: Ipv4Addr,
+) -> io::Result<()> {
+    let mut batch = Batch::default();
+    batch.begin(NEW_LINK, CREATE_EXCLUSIVE, &link_header(index, 0, 0));
+    batch.attribute(3, &[name.as_bytes(), &[0]].concat());
+    let info = batch.open(18);
+    batch.attribute(1, b"veth\0");
+    let data = batch.open(2);
+    let peer = batch.open(1);
+    batch.bytes.extend_from_slice(&link_header(INSIDE_INDEX, 0, 0));
+    batch.attribute(3, b"eth0\0");
+    batch.attribute(28, &inside.as_raw_fd().to_ne_bytes());
+    batch.close(peer);
+    batch.close(data);
+    batch.close(info);
+    add_address(&mut batch, index, address, 30, CREATE_EXCLUSIVE);
+    batch.begin(NEW_LINK, 0, &link_header(index, UP, UP));
+    batch.run(socket)
+}
+
+/// Index of `eth0` inside.
+const INSIDE_INDEX: i32 = 2;
+
+/// Inside: loopback up, the address, up, the default route.
+pub(super) fn set_up_inside(socket: &OwnedFd, address: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
+    let mut batch = Batch::default();
+    batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
+    add_address(&mut batch, INSIDE_INDEX, address, 30, CREATE_EXCLUSIVE);
+    batch.begin(NEW_LINK, 0, &link_header(INSIDE_INDEX, UP, UP));
+    // struct rtmsg: table main (254), protocol static (4), universe, unicast.
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
+    batch.attribute(5, &gateway.octets());
+    batch.run(socket)
+}
+
+/// Gives the host's loopback one more address; having it already is fine.
+pub(super) fn add_loopback_address(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
+    let mut batch = Batch::default();
+    add_address(&mut batch, 1, address, 32, CREATE_REPLACE);
+    batch.run(socket)
+}
+
+/// Takes that address away again.
+pub(super) fn remove_loopback_address(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
+    let mut batch = Batch::default();
+    batch.begin(21, 0, &address_header(32, 1));
+    batch.attribute(1, &address.octets());
+    batch.attribute(2, &address.octets());
+    batch.run(socket)
+}

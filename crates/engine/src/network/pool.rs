@@ -1,0 +1,168 @@
+//! The pool: one thread that makes networks ahead of need.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{FilterError, Numbering, SLOTS, filter, netlink};
+use crate::sys;
+
+/// How long a caller waits for a network before the host counts as full.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Link indexes are the slot plus this, plus 65,536 per instance: far from
+/// what the kernel hands out.
+const FIRST_INDEX: u32 = 1_000_000;
+
+/// A network that no sandbox lives in yet.
+#[derive(Debug)]
+pub(crate) struct PreparedNet {
+    pub(crate) slot: u32,
+    pub(crate) netns: OwnedFd,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: VecDeque<PreparedNet>,
+    /// Oldest first, so that the kernel has time to remove a slot's old link.
+    free: VecDeque<u32>,
+    wanted: usize,
+    closed: bool,
+}
+
+/// Networks of one instance.
+#[derive(Debug)]
+pub(crate) struct Network {
+    numbering: Numbering,
+    state: Mutex<State>,
+    changed: Condvar,
+    available: tokio::sync::Notify,
+}
+
+impl Network {
+    /// Starts the pool, which keeps `wanted` networks ready and leaves the
+    /// slots in `taken` alone.
+    pub(crate) fn start(numbering: Numbering, wanted: usize, taken: &BTreeSet<u32>) -> io::Result<Arc<Self>> {
+        let free = (0..SLOTS).filter(|slot| !taken.contains(slot)).collect();
+        let state = State { ready: VecDeque::new(), free, wanted, closed: false };
+        let network = Arc::new(Self {
+            numbering,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            available: tokio::sync::Notify::new(),
+        });
+        let maker = network.clone();
+        std::thread::Builder::new().name("dormouse-net".to_owned()).spawn(move || maker.make())?;
+        Ok(network)
+    }
+
+    /// Gives the host the listeners' address; before they are bound.
+    pub(crate) fn prepare_host(numbering: Numbering) -> io::Result<()> {
+        netlink::add_loopback_address(&sys::netlink_socket()?, numbering.listener())
+    }
+
+    /// Loads the packet filter; after the listeners are bound, before the
+    /// first sandbox.
+    pub(crate) fn load_filter(numbering: Numbering, dns: u16, tcp: u16) -> Result<(), FilterError> {
+        filter::load(numbering, dns, tcp)
+    }
+
+    /// Takes the filter and the address away: no sandbox is left.
+    pub(crate) fn release_host(numbering: Numbering) -> Result<(), FilterError> {
+        filter::unload(numbering)?;
+        // Never there is as good as gone.
+        let _ = sys::netlink_socket().and_then(|s| netlink::remove_loopback_address(&s, numbering.listener()));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is a few lists: a panic elsewhere cannot tear it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A network of its own for a run. `None`: all slots are in use.
+    pub(crate) async fn take(&self) -> Option<PreparedNet> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let available = self.available.notified();
+            if let Some(net) = self.lock().ready.pop_front() {
+                self.changed.notify_all();
+                return Some(net);
+            }
+            self.changed.notify_all();
+            tokio::time::timeout_at(deadline, available).await.ok()?;
+        }
+    }
+
+    /// The slot's sandbox is gone.
+    pub(crate) fn release(&self, slot: u32) {
+        self.lock().free.push_back(slot);
+        self.changed.notify_all();
+    }
+
+    /// Ends the pool's thread; unused networks vanish with it.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.ready.clear();
+        self.changed.notify_all();
+    }
+
+    fn make(&self) {
+        let sockets = File::open("/proc/thread-self/ns/net").map(OwnedFd::from).and_then(|home| {
+            let socket = sys::netlink_socket()?;
+            Ok((home, socket))
+        });
+        let (home, socket) = match sockets {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                tracing::error!(%error, "network pool cannot start");
+                return;
+            }
+        };
+        loop {
+            let slot = {
+                let mut state = self.lock();
+                loop {
+                    if state.closed {
+                        return;
+                    }
+                    if state.ready.len() < state.wanted
+                        && let Some(slot) = state.free.pop_front()
+                    {
+                        break slot;
+                    }
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            match self.make_one(slot, &home, &socket) {
+                Ok(netns) => {
+                    self.lock().ready.push_back(PreparedNet { slot, netns });
+                    self.available.notify_waiters();
+                }
+                Err(error) => {
+                    // Most often the slot's old link is still on its way out.
+                    tracing::debug!(slot, %error, "make network");
+                    self.lock().free.push_back(slot);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+    }
+
+    fn make_one(&self, slot: u32, home: &OwnedFd, socket: &OwnedFd) -> io::Result<OwnedFd> {
+        let netns = sys::new_netns(home)?;
+        let index = FIRST_INDEX + slot + (u32::from(self.numbering.instance) << 16);
+        let index = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (gateway, address) = (self.numbering.gateway(slot), self.numbering.address(slot));
+        netlink::add_link(socket, &self.numbering.link(slot), index, &netns, gateway)?;
+        sys::setns(&netns)?;
+        let inside = sys::netlink_socket().and_then(|inside| netlink::set_up_inside(&inside, address, gateway));
+        sys::setns(home)?;
+        inside?;
+        Ok(netns)
+    }
+}
