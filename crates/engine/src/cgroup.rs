@@ -174,14 +174,6 @@ impl Cgroups {
         }
     }
 
-    /// Memory that a run uses now, in bytes.
-    pub(crate) fn memory_used(&self, run: &str) -> Option<u64> {
-        let file = match self.version {
-            CgroupVersion::V1 => "memory.usage_in_bytes",
-            CgroupVersion::V2 => "memory.current",
-        };
-        fs::read_to_string(self.parents[0].join(run).join(file)).ok()?.trim().parse().ok()
-    }
 }
 
 fn make(path: &Path) -> io::Result<()> {

@@ -200,7 +200,7 @@ impl Machine {
         let now = self.host.clock.now();
         let expires_at = now.plus(Duration::from_millis(config.timeout_ms));
         let own = async {
-            let pidfd = sys::pidfd_open(process.pid).and_then(AsyncFd::register);
+            let pidfd = sys::watch_process(process.pid);
             let pidfd = pidfd.map_err(|e| ProviderError::internal(format!("watch run {}", run.id), e))?;
             self.host
                 .db
@@ -245,7 +245,7 @@ impl Machine {
             tracing::error!(run = %run.id, "a live run without process or configuration");
             return;
         };
-        match sys::pidfd_open(process.pid).and_then(AsyncFd::register) {
+        match sys::watch_process(process.pid) {
             Ok(pidfd) => {
                 let expires_at = run.expires_at.unwrap_or_else(|| self.host.clock.now());
                 tracing::info!(run = %run.id, sandbox = %run.sandbox_name, "adopted");

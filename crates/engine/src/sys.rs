@@ -5,6 +5,8 @@ use std::ffi::c_ulong;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
+use tokio::io::unix::AsyncFd;
+
 fn check(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -118,9 +120,11 @@ pub(crate) fn syncfs(fd: &impl AsRawFd) -> io::Result<()> {
 }
 
 /// A descriptor that becomes readable when the process ends.
-pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+pub(crate) fn watch_process(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: plain integers.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+    let pidfd = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: an OwnedFd names the same open descriptor for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(pidfd, tokio::io::Interest::READABLE) }?)
 }
 
 pub(crate) fn pidfd_kill(pidfd: &OwnedFd) -> io::Result<()> {

@@ -1,0 +1,286 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A Linux sandbox for every agent session.
+#[derive(Debug, Parser)]
+#[command(name = "dormouse", version, about, after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; \
+`sandbox exec` exits with the command's own code.")]
+pub(crate) struct Cli {
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs: one JSON document.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server.
+    Serve(ServeArgs),
+    /// Stop every sandbox (persistent ones keep everything) and take mounts,
+    /// cgroups and packet filter off this host. The server must not run.
+    Evacuate(ServeArgs),
+    /// Look at the configuration.
+    Config {
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Accounts.
+    Account {
+        #[command(subcommand)]
+        action: AccountAction,
+    },
+    /// API keys.
+    Key {
+        #[command(subcommand)]
+        action: KeyAction,
+    },
+    /// Organizations, their members and the repositories they claim.
+    Org {
+        #[command(subcommand)]
+        action: OrgAction,
+    },
+    /// Agent sessions.
+    Session {
+        #[command(subcommand)]
+        action: SessionAction,
+    },
+    /// Base images.
+    Image {
+        #[command(subcommand)]
+        action: ImageAction,
+    },
+    /// What this host can and cannot do.
+    Doctor(DataArgs),
+    /// Sandboxes of a running server.
+    Sandbox {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        #[command(subcommand)]
+        action: SandboxAction,
+    },
+}
+
+/// Where the configuration comes from; flags win over `DORMOUSE_…`, which wins
+/// over the file.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct DataArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where everything is kept.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// Where to listen.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Say whether the configuration is right.
+    Check(ServeArgs),
+    /// Print the configuration in force, without secrets.
+    Show(ServeArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AccountAction {
+    /// Make an account.
+    Create {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Name, also of its git commits.
+        name: String,
+        /// E-mail, also of its git commits.
+        #[arg(long)]
+        email: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyAction {
+    /// Make a key; it is shown this once.
+    Create {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Whose key.
+        #[arg(long)]
+        account: String,
+        /// For people.
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// End of its validity from now, such as 90d.
+        #[arg(long, value_name = "DURATION")]
+        expires_in: Option<String>,
+    },
+    /// List an account's keys.
+    List {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Whose keys.
+        #[arg(long)]
+        account: String,
+    },
+    /// End a key.
+    Revoke {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Key id.
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrgAction {
+    /// Make an organization.
+    Create {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Unique name.
+        name: String,
+    },
+    /// Add an account to an organization.
+    AddMember {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+        /// Account id.
+        account: String,
+    },
+    /// Claim `owner/repo` or `owner/*` for an organization.
+    Claim {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+        /// `owner/repo` or `owner/*`.
+        pattern: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionAction {
+    /// Make a session.
+    Create {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Whose session.
+        #[arg(long)]
+        account: String,
+        /// Repository: https://github.com/owner/repo.
+        #[arg(long)]
+        repo: Option<String>,
+        /// For people.
+        #[arg(long)]
+        title: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageAction {
+    /// Make a base image, by default from the recipe of this release.
+    Build {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Its name.
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// A tar of a root file system, plain or gzip.
+        #[arg(long, value_name = "FILE", conflicts_with = "oci_layout")]
+        tar: Option<PathBuf>,
+        /// An OCI image layout directory.
+        #[arg(long, value_name = "DIR")]
+        oci_layout: Option<PathBuf>,
+        /// Do nothing when an image of this name exists.
+        #[arg(long)]
+        if_missing: bool,
+    },
+    /// List base images.
+    List {
+        #[command(flatten)]
+        data: DataArgs,
+    },
+}
+
+/// Which server, and as whom.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RemoteArgs {
+    /// Server.
+    #[arg(long, global = true, env = "DORMOUSE_SERVER", default_value = "http://127.0.0.1:7700")]
+    pub(crate) server: String,
+    /// API key.
+    #[arg(long, global = true, env = "DORMOUSE_KEY", hide_env_values = true)]
+    pub(crate) key: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxAction {
+    /// List sandboxes.
+    List,
+    /// Show one sandbox.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Run a command; wakes the sandbox if it sleeps.
+    Exec {
+        /// Sandbox.
+        name: String,
+        /// Run as root.
+        #[arg(long)]
+        sudo: bool,
+        /// Working directory.
+        #[arg(long)]
+        cwd: Option<String>,
+        /// Environment, as NAME=VALUE.
+        #[arg(long, short, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+        /// Kill the command after this long, such as 10m.
+        #[arg(long, value_name = "DURATION")]
+        timeout: Option<String>,
+        /// Pass standard input on.
+        #[arg(long, short)]
+        interactive: bool,
+        /// Command and arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Copy a file or directory into a sandbox, or a file out of it. The side
+    /// in the sandbox is written NAME:PATH.
+    Cp {
+        /// From.
+        from: String,
+        /// To.
+        to: String,
+    },
+    /// Stop a sandbox; a persistent one keeps everything.
+    Stop {
+        /// Its name.
+        name: String,
+    },
+    /// Delete a sandbox with everything in it.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}

@@ -1,0 +1,100 @@
+//! The command line's side of the provider API.
+
+use std::time::Duration;
+
+use dormouse_wire as wire;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+
+use crate::cli::RemoteArgs;
+use crate::output::hint;
+
+/// A server, and the key to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    base: String,
+    key: String,
+}
+
+/// Why a call failed, as far as the caller acts on it.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The run has ended: resume and repeat.
+    Stopped,
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for CallError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<CallError> for anyhow::Error {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Stopped => anyhow::anyhow!("the sandbox is stopped"),
+            CallError::Other(error) => error,
+        }
+    }
+}
+
+impl Client {
+    pub(crate) fn new(remote: &RemoteArgs) -> anyhow::Result<Self> {
+        let Some(key) = remote.key.clone() else {
+            return Err(hint("no API key", "pass --key or set DORMOUSE_KEY; `dormouse key create` makes one"));
+        };
+        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).build()?;
+        let base = format!("{}/api/v2/sandboxes", remote.server.trim_end_matches('/'));
+        Ok(Self { http, base, key })
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)
+    }
+
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
+        let answer = request.send().await.map_err(|error| {
+            let message = format!("cannot reach {}: {}", self.base, root_cause(&error));
+            hint(message, "is the server running? Pass --server or set DORMOUSE_SERVER")
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let detail = answer.json::<wire::ErrorReply>().await.map(|reply| reply.error);
+        match (status, detail) {
+            (StatusCode::GONE | StatusCode::UNPROCESSABLE_ENTITY, Ok(e)) if e.code.starts_with("sandbox_stop") => {
+                Err(CallError::Stopped)
+            }
+            (_, Ok(error)) => Err(CallError::Other(anyhow::anyhow!("{} ({status})", error.message))),
+            (_, Err(_)) => Err(CallError::Other(anyhow::anyhow!("the server answered {status}"))),
+        }
+    }
+
+    pub(crate) async fn json<T: serde::de::DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CallError> {
+        let answer = self.send(request).await?;
+        let read = answer.json().await;
+        read.map_err(|error| CallError::Other(anyhow::Error::new(error).context("read the server's answer")))
+    }
+
+    /// The sandbox, woken if `resume`.
+    pub(crate) async fn sandbox(&self, name: &str, resume: bool) -> Result<wire::SandboxReply, CallError> {
+        let path = format!("/{}", plain(name)?);
+        self.json(self.request(Method::GET, &path).query(&[("resume", resume)])).await
+    }
+}
+
+/// A name that can stand in a path as it is.
+pub(crate) fn plain(name: &str) -> anyhow::Result<&str> {
+    name.parse::<dormouse_types::SandboxName>()?;
+    Ok(name)
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}

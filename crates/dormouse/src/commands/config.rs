@@ -1,0 +1,29 @@
+//! `dormouse config check|show`.
+
+use std::process::ExitCode;
+
+use crate::cli::ConfigAction;
+use crate::config::Config;
+use crate::output::Output;
+
+pub(crate) fn run(action: ConfigAction, output: &Output) -> anyhow::Result<ExitCode> {
+    match action {
+        ConfigAction::Check(args) => {
+            Config::load(&args)?;
+            output.data(&serde_json::json!({"ok": true}), "The configuration is right.");
+        }
+        ConfigAction::Show(args) => {
+            let mut config = Config::load(&args)?;
+            // A URL can carry a password.
+            for mirror in &mut config.git.mirrors {
+                if let Some((scheme, rest)) = mirror.to.split_once("://")
+                    && let Some((_, host)) = rest.split_once('@')
+                {
+                    mirror.to = format!("{scheme}://…@{host}");
+                }
+            }
+            output.data(&serde_json::to_value(&config)?, &toml::to_string_pretty(&config)?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,132 @@
+//! `dormouse doctor`: one line for each thing that a server needs, one remedy
+//! for each that is missing.
+
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use dormouse_engine::{StorageKind, detect_cgroups};
+use serde_json::json;
+
+use crate::cli::DataArgs;
+use crate::config::Config;
+use crate::output::Output;
+
+struct Finding {
+    name: &'static str,
+    ok: bool,
+    found: String,
+    remedy: &'static str,
+}
+
+pub(crate) fn run(args: &DataArgs, output: &Output) -> anyhow::Result<ExitCode> {
+    let config = Config::load_data(args)?;
+    let findings = examine(&config);
+    let healthy = findings.iter().all(|finding| finding.ok);
+    let json: Vec<_> = findings
+        .iter()
+        .map(|f| json!({"name": f.name, "ok": f.ok, "found": f.found, "remedy": (!f.ok).then_some(f.remedy)}))
+        .collect();
+    let lines: Vec<String> = findings
+        .iter()
+        .map(|f| {
+            let mark = if f.ok { "ok  " } else { "FAIL" };
+            let remedy = if f.ok { String::new() } else { format!("\n       -> {}", f.remedy) };
+            format!("{mark}  {:<18} {}{remedy}", f.name, f.found)
+        })
+        .collect();
+    output.data(&json!({"ok": healthy, "findings": json}), &lines.join("\n"));
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![root(), kernel(), user_namespaces(), cgroups(), overlay()];
+    findings.push(tool("nftables", "nft", "apt-get install nftables"));
+    if config.storage.driver == StorageKind::Btrfs {
+        let btrfs = filesystem("btrfs");
+        findings.push(Finding {
+            name: "btrfs",
+            ok: btrfs,
+            found: if btrfs { "in the kernel" } else { "not in this kernel" }.to_owned(),
+            remedy: "load it (modprobe btrfs), or set storage.driver = \"plain\", which cannot limit disks",
+        });
+        findings.push(tool("btrfs-progs", "mkfs.btrfs", "apt-get install btrfs-progs"));
+    }
+    findings.push(tool("mmdebstrap", "mmdebstrap", "apt-get install mmdebstrap (only for `image build`)"));
+    findings.push(port(config));
+    findings
+}
+
+fn root() -> Finding {
+    let uid = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ok = uid.lines().any(|line| line.starts_with("Uid:\t0\t"));
+    let found = if ok { "running as root" } else { "not running as root" }.to_owned();
+    Finding { name: "privileges", ok, found, remedy: "run the server as root; sandboxes never are" }
+}
+
+/// Oldest kernel whose mount interface is enough: `lowerdir+` came with 6.8.
+const OLDEST: (u32, u32) = (6, 8);
+
+fn kernel() -> Finding {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Finding {
+        name: "kernel",
+        ok: version >= OLDEST,
+        found: release.trim().to_owned(),
+        remedy: "use Linux 6.8 or newer: overlay over id-mapped layers needs it",
+    }
+}
+
+fn user_namespaces() -> Finding {
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    let most: u64 = most.trim().parse().unwrap_or(0);
+    Finding {
+        name: "user namespaces",
+        ok: most > 0,
+        found: format!("at most {most}"),
+        remedy: "sysctl user.max_user_namespaces=65536",
+    }
+}
+
+fn cgroups() -> Finding {
+    let (ok, found) = match detect_cgroups() {
+        Ok(version) => (true, format!("{version:?}").to_lowercase()),
+        Err(error) => (false, error.to_string()),
+    };
+    Finding { name: "cgroups", ok, found, remedy: "boot with the memory, pids and cpu controllers, v1 or v2" }
+}
+
+fn filesystem(name: &str) -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let loaded = known.lines().any(|line| line.split_whitespace().last() == Some(name));
+    loaded || command("modprobe", &["-n", name])
+}
+
+fn overlay() -> Finding {
+    let ok = filesystem("overlay");
+    let found = if ok { "in the kernel" } else { "not in this kernel" }.to_owned();
+    Finding { name: "overlayfs", ok, found, remedy: "load it: modprobe overlay" }
+}
+
+fn command(program: &str, args: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn tool(name: &'static str, program: &str, remedy: &'static str) -> Finding {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let place = path.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.is_file());
+    let found = place.as_ref().map_or_else(|| format!("{program} not found"), |path| path.display().to_string());
+    Finding { name, ok: place.is_some(), found, remedy }
+}
+
+fn port(config: &Config) -> Finding {
+    let bound = std::net::TcpListener::bind(&config.listen);
+    let found = match &bound {
+        Ok(_) => format!("{} is free", config.listen),
+        Err(error) => format!("{}: {error}", config.listen),
+    };
+    Finding { name: "port", ok: bound.is_ok(), found, remedy: "stop what listens there, or set `listen`" }
+}

@@ -1,0 +1,74 @@
+//! `dormouse image build|list`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use dormouse_engine::{ImageSource, Images};
+use dormouse_jobs::Clock;
+use dormouse_store::Db;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::cli::ImageAction;
+use crate::config::{Config, prepare_data_dir};
+use crate::output::Output;
+
+pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<ExitCode> {
+    match action {
+        ImageAction::Build { data, name, tar, oci_layout, if_missing } => {
+            let config = Config::load_data(&data)?;
+            prepare_data_dir(&config.data_dir)?;
+            let db = Db::open(&config.database()).await?;
+            if let Some(found) = db.image(&name).await?.filter(|_| if_missing) {
+                output.data(&json!({"id": found.id, "name": name, "built": false}), found.id.as_str());
+                return Ok(ExitCode::SUCCESS);
+            }
+            let source = match (tar, oci_layout) {
+                (Some(path), _) => ImageSource::Tar(path),
+                (None, Some(path)) => ImageSource::OciLayout(path),
+                (None, None) => ImageSource::Recipe,
+            };
+            let images = Images::open(
+                config.storage.driver,
+                &config.data_dir,
+                config.pool_bytes(),
+                &config.image_cache(),
+                db,
+            )?;
+            let bar = ProgressBar::new_spinner().with_prefix(format!("image {name}"));
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            let shown = bar.clone();
+            let plain = bar.is_hidden();
+            let progress = move |step: &str| {
+                shown.set_message(step.to_owned());
+                if plain {
+                    // No terminal: a line for each step keeps a log alive.
+                    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("image: {step}\n").as_bytes());
+                }
+            };
+            let image = images.build(&name, source, Clock::system().now(), progress).await?;
+            bar.finish_and_clear();
+            let mib = image.size_bytes >> 20;
+            let json = json!({"id": image.id, "name": image.name, "sizeBytes": image.size_bytes, "built": true});
+            output.data(&json, &format!("{} {} ({mib} MiB)", image.id, image.name));
+        }
+        ImageAction::List { data } => {
+            let config = Config::load_data(&data)?;
+            prepare_data_dir(&config.data_dir)?;
+            let images = Db::open(&config.database()).await?.images().await?;
+            let json: Vec<_> = images
+                .iter()
+                .map(|i| json!({"id": i.id, "name": i.name, "source": i.source, "sizeBytes": i.size_bytes, "createdAt": i.created_at}))
+                .collect();
+            let rows: Vec<_> = images
+                .iter()
+                .map(|i| vec![i.name.clone(), i.id.to_string(), format!("{} MiB", i.size_bytes >> 20), i.source.clone()])
+                .collect();
+            output.table(&json!({"images": json}), &["NAME", "ID", "SIZE", "SOURCE"], &rows);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

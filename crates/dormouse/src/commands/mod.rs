@@ -1,0 +1,8 @@
+//! One file a command.
+
+pub(crate) mod accounts;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod image;
+pub(crate) mod sandbox;
+pub(crate) mod serve;

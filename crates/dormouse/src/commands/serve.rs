@@ -1,0 +1,93 @@
+//! `dormouse serve` and `dormouse evacuate`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dormouse_engine::Engine;
+use dormouse_http::{App, JwtVerifier};
+use dormouse_jobs::Clock;
+use dormouse_provider::SandboxProvider;
+use dormouse_sessions::Sessions;
+use dormouse_store::Db;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::ServeArgs;
+use crate::config::{Config, prepare_data_dir};
+use crate::output::hint;
+
+/// How long requests under way may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(10);
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+async fn start(config: &Config) -> anyhow::Result<(Db, Engine)> {
+    prepare_data_dir(&config.data_dir)?;
+    let db = Db::open(&config.database()).await.context("open the database")?;
+    let engine = Engine::start(config.engine()?, db.clone(), Clock::system()).await.map_err(|error| {
+        hint(
+            anyhow::Error::new(error).context("start the engine").chain().map(ToString::to_string).collect::<Vec<_>>().join(": "),
+            "`dormouse doctor` says what this host lacks",
+        )
+    })?;
+    Ok((db, engine))
+}
+
+pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    log_to_stderr();
+    let config = Config::load(&args)?;
+    let listener =
+        TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let (db, engine) = start(&config).await?;
+    let engine = Arc::new(engine);
+    let provider: Arc<dyn SandboxProvider> = engine.clone();
+    let clock = Clock::system();
+    let sessions =
+        Arc::new(Sessions::new(db.clone(), provider.clone(), clock.clone(), config.lifecycle_durations()?));
+    let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
+    let lifecycle = tokio::spawn(sessions.clone().run_lifecycle());
+    if db.image(&config.sandbox.image).await?.is_none() {
+        tracing::warn!(image = config.sandbox.image, "there is no such base image yet; run `dormouse image build`");
+    }
+    let app = App { db: db.clone(), sessions, provider, clock, jwt };
+    tracing::info!(listen = %listener.local_addr()?, data_dir = %config.data_dir.display(), "ready");
+
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopping = Arc::new(tokio::sync::Notify::new());
+    let told = stopping.clone();
+    let serve = axum::serve(listener, dormouse_http::router(app)).with_graceful_shutdown(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        told.notify_one();
+    });
+    let deadline = async {
+        stopping.notified().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = serve => served.context("serve")?,
+        () = deadline => tracing::warn!("some requests did not end in time"),
+    }
+    lifecycle.abort();
+    engine.detach();
+    db.close().await;
+    tracing::info!("stopped; sandboxes go on");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    log_to_stderr();
+    let config = Config::load(&args)?;
+    let (db, engine) = start(&config).await?;
+    engine.evacuate().await?;
+    db.close().await;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,324 @@
+//! Configuration: defaults, then a TOML file, then `DORMOUSE_…` (a double
+//! underscore goes one level down), then flags. Unknown keys are refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dormouse_engine::{EngineConfig, INSTANCES, StorageKind};
+use dormouse_egress::Mirror;
+use dormouse_provider::Resources;
+use dormouse_types::{format_duration, parse_duration};
+use figment::Figment;
+use figment::providers::{Env, Format as _, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{DataArgs, ServeArgs};
+
+/// Variables of the command line, not of the configuration.
+const NOT_CONFIGURATION: [&str; 3] = ["server", "key", "log"];
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Where everything is kept.
+    pub(crate) data_dir: PathBuf,
+    /// Where to listen.
+    pub(crate) listen: String,
+    /// Which of the instances that share this host: 0 to 15. It decides
+    /// address ranges, link names and id ranges.
+    pub(crate) instance: u8,
+    pub(crate) storage: Storage,
+    pub(crate) sandbox: Sandbox,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) network: Network,
+    pub(crate) git: Git,
+    pub(crate) images: Images,
+    /// Foreign tokens; absent: none are accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) jwt: Option<Jwt>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Storage {
+    /// `btrfs` (limits are enforced) or `plain` (disk limits are refused).
+    pub(crate) driver: StorageKind,
+    /// Size in GiB of the sparse image that holds the btrfs pool.
+    pub(crate) pool_gib: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Sandbox {
+    /// Base image of sandboxes.
+    pub(crate) image: String,
+    /// CPUs' worth of time.
+    pub(crate) vcpus: u32,
+    /// Most that may be asked for.
+    pub(crate) max_vcpus: u32,
+    /// MiB of memory.
+    pub(crate) memory_mib: u64,
+    /// Processes and threads.
+    pub(crate) pids: u64,
+    /// MiB of disk on top of the image; 0: not limited.
+    pub(crate) disk_mib: u64,
+    /// Time between SIGTERM and SIGKILL.
+    pub(crate) stop_grace: String,
+    /// Layers from which on a stack is squashed.
+    pub(crate) squash_depth: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Lifecycle {
+    /// A sandbox that nobody used for this long is put to sleep.
+    pub(crate) idle_timeout: String,
+    /// Hard lifetime between two sleeps.
+    pub(crate) max_lifetime: String,
+    /// A clone may take this long.
+    pub(crate) clone_timeout: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Network {
+    /// Networks kept ready.
+    pub(crate) pool: usize,
+    /// Resolver for sandboxes' questions; absent: the host's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dns: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Git {
+    /// URL prefixes that stand for others.
+    pub(crate) mirrors: Vec<MirrorEntry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MirrorEntry {
+    /// What people write.
+    pub(crate) from: String,
+    /// Where it really is.
+    pub(crate) to: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Images {
+    /// Where built root file systems are kept; absent: in the data directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Jwt {
+    /// Where the issuer publishes its keys.
+    pub(crate) jwks_url: String,
+    /// `iss`.
+    pub(crate) issuer: String,
+    /// `aud`: one of these.
+    pub(crate) audience: Vec<String>,
+    /// `alg`: one of these.
+    #[serde(default = "default_algorithms")]
+    pub(crate) algorithms: Vec<String>,
+    /// Make an account for an unknown subject.
+    #[serde(default)]
+    pub(crate) create_accounts: bool,
+}
+
+fn default_algorithms() -> Vec<String> {
+    vec!["RS256".to_owned(), "ES256".to_owned(), "EdDSA".to_owned()]
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/dormouse"),
+            listen: "127.0.0.1:7700".to_owned(),
+            instance: 0,
+            storage: Storage::default(),
+            sandbox: Sandbox::default(),
+            lifecycle: Lifecycle::default(),
+            network: Network::default(),
+            git: Git::default(),
+            images: Images::default(),
+            jwt: None,
+        }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { driver: StorageKind::Btrfs, pool_gib: 64 }
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self {
+            image: "default".to_owned(),
+            vcpus: 2,
+            max_vcpus: 8,
+            memory_mib: 4096,
+            pids: 2048,
+            disk_mib: 0,
+            stop_grace: "3s".to_owned(),
+            squash_depth: 20,
+        }
+    }
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self { idle_timeout: "30m".to_owned(), max_lifetime: "5h".to_owned(), clone_timeout: "10m".to_owned() }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { pool: 16, dns: None }
+    }
+}
+
+impl Config {
+    /// Reads and checks everything.
+    pub(crate) fn load(args: &ServeArgs) -> anyhow::Result<Self> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(path) = &args.data.config {
+            anyhow::ensure!(path.is_file(), "there is no configuration file {}", path.display());
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        figment = figment.merge(Env::prefixed("DORMOUSE_").ignore(&NOT_CONFIGURATION).split("__"));
+        let mut config: Self = figment.extract().context("read the configuration")?;
+        if let Some(dir) = &args.data.data_dir {
+            config.data_dir.clone_from(dir);
+        }
+        if let Some(listen) = &args.listen {
+            config.listen.clone_from(listen);
+        }
+        config.data_dir = std::path::absolute(&config.data_dir).context("find the data directory")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// [`Config::load`] for commands that do not listen.
+    pub(crate) fn load_data(data: &DataArgs) -> anyhow::Result<Self> {
+        Self::load(&ServeArgs { data: data.clone(), listen: None })
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.listen.parse::<SocketAddr>().map_err(|_| {
+            anyhow::anyhow!("listen: {:?} is not ADDR:PORT, such as 127.0.0.1:7700", self.listen)
+        })?;
+        anyhow::ensure!(self.instance < INSTANCES, "instance: must be below {INSTANCES}");
+        anyhow::ensure!(self.storage.pool_gib >= 1, "storage.pool_gib: must be at least 1");
+        anyhow::ensure!((1..=64).contains(&self.network.pool), "network.pool: must be from 1 to 64");
+        anyhow::ensure!(
+            (3..=400).contains(&self.sandbox.squash_depth),
+            "sandbox.squash_depth: must be from 3 to 400 (the kernel stacks 500 layers)"
+        );
+        anyhow::ensure!(
+            self.sandbox.disk_mib == 0 || self.storage.driver == StorageKind::Btrfs,
+            "sandbox.disk_mib: the plain storage driver cannot limit disks; use btrfs or 0"
+        );
+        self.lifecycle_durations()?;
+        for mirror in self.mirrors() {
+            mirror.check()?;
+        }
+        self.jwt_config().map(drop)
+    }
+
+    fn mirrors(&self) -> Vec<Mirror> {
+        self.git.mirrors.iter().map(|m| Mirror { from: m.from.clone(), to: m.to.clone() }).collect()
+    }
+
+    pub(crate) fn lifecycle_durations(&self) -> anyhow::Result<dormouse_sessions::LifecycleConfig> {
+        let read = |key: &str, text: &str| -> anyhow::Result<Duration> {
+            let duration = parse_duration(text).with_context(|| format!("lifecycle.{key}"))?;
+            let (least, most) = (Duration::from_secs(1), Duration::from_secs(30 * 86_400));
+            anyhow::ensure!(
+                duration >= least && duration <= most,
+                "lifecycle.{key}: must be from {} to {}",
+                format_duration(least),
+                format_duration(most)
+            );
+            Ok(duration)
+        };
+        Ok(dormouse_sessions::LifecycleConfig {
+            idle_timeout: read("idle_timeout", &self.lifecycle.idle_timeout)?,
+            max_lifetime: read("max_lifetime", &self.lifecycle.max_lifetime)?,
+            clone_timeout: read("clone_timeout", &self.lifecycle.clone_timeout)?,
+        })
+    }
+
+    pub(crate) fn jwt_config(&self) -> anyhow::Result<Option<dormouse_http::JwtConfig>> {
+        let Some(jwt) = &self.jwt else { return Ok(None) };
+        let mut algorithms = Vec::new();
+        for name in &jwt.algorithms {
+            // Only signatures: with a shared secret our verifier could forge.
+            anyhow::ensure!(!name.starts_with("HS"), "jwt.algorithms: {name} is not accepted, only signatures are");
+            algorithms.push(name.parse().map_err(|_| anyhow::anyhow!("jwt.algorithms: unknown algorithm {name:?}"))?);
+        }
+        anyhow::ensure!(!jwt.audience.is_empty(), "jwt.audience: name at least one audience");
+        Ok(Some(dormouse_http::JwtConfig {
+            jwks_url: jwt.jwks_url.clone(),
+            issuer: jwt.issuer.clone(),
+            audience: jwt.audience.clone(),
+            algorithms,
+            create_accounts: jwt.create_accounts,
+        }))
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.data_dir.join("dormouse.db")
+    }
+
+    pub(crate) fn image_cache(&self) -> PathBuf {
+        self.images.cache.clone().unwrap_or_else(|| self.data_dir.join("cache"))
+    }
+
+    pub(crate) fn pool_bytes(&self) -> u64 {
+        self.storage.pool_gib << 30
+    }
+
+    pub(crate) fn engine(&self) -> anyhow::Result<EngineConfig> {
+        let lifecycle = self.lifecycle_durations()?;
+        let disk = self.sandbox.disk_mib;
+        Ok(EngineConfig {
+            data_dir: self.data_dir.clone(),
+            instance: self.instance,
+            storage: self.storage.driver,
+            pool_size: self.pool_bytes(),
+            default_image: self.sandbox.image.clone(),
+            default_resources: Resources {
+                vcpus: self.sandbox.vcpus,
+                memory_mib: self.sandbox.memory_mib,
+                pids: self.sandbox.pids,
+                disk_mib: (disk > 0).then_some(disk),
+            },
+            max_vcpus: self.sandbox.max_vcpus,
+            default_timeout: lifecycle.max_lifetime,
+            max_timeout: lifecycle.max_lifetime * 2,
+            stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
+            network_pool: self.network.pool,
+            squash_depth: self.sandbox.squash_depth,
+            dns_upstream: self.network.dns,
+            mirrors: self.mirrors(),
+        })
+    }
+}
+
+/// Makes the data directory, which only root may enter.
+pub(crate) fn prepare_data_dir(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("protect {}", dir.display()))
+}

@@ -1,0 +1,107 @@
+//! Errors of the session API: one envelope (seed, `Error`), status by type.
+
+use std::any::Any;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use dormouse_provider::ProviderError;
+use dormouse_sessions::SessionError;
+use dormouse_store::StoreError;
+use dormouse_types::ErrorBody;
+
+/// An answer that is not success.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+pub(crate) type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(ErrorBody::new(self.message))).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict(subject) => Self::new(StatusCode::CONFLICT, format!("{subject} exists already")),
+            other => {
+                tracing::error!(error = chain(&other), "store");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "The database is not available; try again")
+            }
+        }
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        let message = error.to_string();
+        let status = match error {
+            SessionError::NotFound => StatusCode::NOT_FOUND,
+            SessionError::Forbidden => StatusCode::FORBIDDEN,
+            SessionError::Invalid(_) => StatusCode::BAD_REQUEST,
+            SessionError::OtherRepository { .. } | SessionError::Archived | SessionError::Contended => {
+                StatusCode::CONFLICT
+            }
+            SessionError::NoSandbox("Sandbox not initialized") => StatusCode::BAD_REQUEST,
+            SessionError::NoSandbox(_) => StatusCode::NOT_FOUND,
+            SessionError::Clone { .. } => StatusCode::BAD_GATEWAY,
+            SessionError::Provider(ProviderError::Capacity(reason)) => {
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("No room for another sandbox now: {reason}"));
+            }
+            SessionError::Provider(error) => {
+                tracing::error!(error = error.detail(), "provider");
+                StatusCode::BAD_GATEWAY
+            }
+            SessionError::Store(error) => return error.into(),
+        };
+        Self::new(status, message)
+    }
+}
+
+/// The error and its causes, for the log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+pub(crate) async fn no_route() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this path; see GET /openapi.json")
+}
+
+pub(crate) async fn no_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method; see GET /openapi.json")
+}
+
+pub(crate) fn panicked(_: Box<dyn Any + Send>) -> Response {
+    // The panic itself went to the log through the hook.
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "The server failed on this request").into_response()
+}

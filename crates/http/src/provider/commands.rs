@@ -1,0 +1,208 @@
+//! Commands: start, follow, wait, kill, standard input.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use dormouse_provider::{BoxStream, CommandSpec, LogEvent, StdinSource};
+use dormouse_types::CommandId;
+use dormouse_wire as wire;
+use futures::StreamExt as _;
+
+use super::error::{WireError, WireResult};
+use super::{RunScope, present};
+use crate::App;
+use crate::body::ApiJson;
+
+/// The protocol's clients compare this letter by letter.
+const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+pub(crate) async fn start(
+    State(app): State<App>,
+    scope: RunScope,
+    ApiJson(body): ApiJson<wire::CommandRequest>,
+) -> WireResult<Response> {
+    let spec = CommandSpec {
+        argv: std::iter::once(body.command).chain(body.args).collect(),
+        cwd: body.cwd.filter(|cwd| !cwd.is_empty()),
+        env: body.env,
+        sudo: body.sudo,
+        timeout: body.timeout.map(Duration::from_millis),
+        stdin: if body.stdin { StdinSource::Stream } else { StdinSource::Empty },
+    };
+    let id = CommandId::generate();
+    if !body.wait {
+        let command = app.provider.start(&scope.run, id, spec).await?;
+        return Ok(Json(wire::CommandReply { command: present::command(command) }).into_response());
+    }
+    let events = app.provider.exec(&scope.run, id, spec).await?;
+    Ok(stream(events, body.logs, true))
+}
+
+pub(crate) async fn list(State(app): State<App>, scope: RunScope) -> WireResult<Json<serde_json::Value>> {
+    let commands = app.provider.commands(&scope.run).await?;
+    let commands: Vec<_> = commands.into_iter().map(present::command).collect();
+    Ok(Json(serde_json::json!({ "commands": commands })))
+}
+
+fn command_id(text: &str) -> WireResult<CommandId> {
+    text.parse().map_err(|_| WireError::not_found(format!("command {text} not found")))
+}
+
+#[derive(serde::Deserialize)]
+pub(crate) struct WaitQuery {
+    #[serde(default)]
+    wait: bool,
+}
+
+pub(crate) async fn get(
+    State(app): State<App>,
+    scope: RunScope,
+    Path((_, command)): Path<(String, String)>,
+    Query(query): Query<WaitQuery>,
+) -> WireResult<Json<wire::CommandReply>> {
+    let id = command_id(&command)?;
+    let command = if query.wait {
+        app.provider.wait(&scope.run, &id).await?
+    } else {
+        app.provider.command(&scope.run, &id).await?
+    };
+    Ok(Json(wire::CommandReply { command: present::command(command) }))
+}
+
+pub(crate) async fn logs(
+    State(app): State<App>,
+    scope: RunScope,
+    Path((_, command)): Path<(String, String)>,
+) -> WireResult<Response> {
+    Ok(stream(app.provider.logs(&scope.run, &command_id(&command)?).await?, true, false))
+}
+
+pub(crate) async fn kill(
+    State(app): State<App>,
+    scope: RunScope,
+    Path((_, command)): Path<(String, String)>,
+    ApiJson(body): ApiJson<wire::KillRequest>,
+) -> WireResult<Json<wire::CommandReply>> {
+    let command = app.provider.kill(&scope.run, &command_id(&command)?, body.signal).await?;
+    Ok(Json(wire::CommandReply { command: present::command(command) }))
+}
+
+pub(crate) async fn stdin(
+    State(app): State<App>,
+    scope: RunScope,
+    Path((_, command)): Path<(String, String)>,
+    body: Body,
+) -> WireResult<Json<serde_json::Value>> {
+    let body = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other));
+    app.provider.stdin(&scope.run, &command_id(&command)?, Box::pin(body)).await?;
+    Ok(Json(serde_json::json!({})))
+}
+
+/// Output as lines of JSON. Text is cut only between characters; bytes that
+/// are no UTF-8 become replacement characters, as the protocol has text only.
+#[derive(Default)]
+struct Utf8Tail {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Utf8Tail {
+    fn take(tail: &mut Vec<u8>, data: &[u8], last: bool) -> String {
+        tail.extend_from_slice(data);
+        let keep = if last { 0 } else { incomplete_suffix(tail) };
+        let rest = tail.split_off(tail.len() - keep);
+        let text = String::from_utf8_lossy(tail).into_owned();
+        *tail = rest;
+        text
+    }
+}
+
+/// Length of a character that has begun at the end of `bytes` and may go on.
+fn incomplete_suffix(bytes: &[u8]) -> usize {
+    for back in 1..=bytes.len().min(3) {
+        let byte = bytes[bytes.len() - back];
+        if byte & 0xc0 == 0xc0 {
+            let length = if byte >= 0xf0 { 4 } else if byte >= 0xe0 { 3 } else { 2 };
+            return if back < length { back } else { 0 };
+        }
+        if byte & 0x80 == 0 {
+            return 0;
+        }
+    }
+    0
+}
+
+fn line(value: &impl serde::Serialize) -> Bytes {
+    // Strings and numbers: their JSON cannot fail.
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+fn output(stream: &str, text: String) -> Option<Bytes> {
+    (!text.is_empty()).then(|| line(&wire::LogLine { stream: stream.to_owned(), data: text.into() }))
+}
+
+fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) -> Response {
+    let lines = events.scan(Utf8Tail::default(), move |tail, event| {
+        let lines: Vec<Bytes> = match event {
+            Ok(LogEvent::Started(command) | LogEvent::Exited(command)) => {
+                let mut lines = Vec::new();
+                if command.exit_code.is_some() && logs {
+                    lines.extend(output("stdout", Utf8Tail::take(&mut tail.stdout, b"", true)));
+                    lines.extend(output("stderr", Utf8Tail::take(&mut tail.stderr, b"", true)));
+                }
+                if commands {
+                    lines.push(line(&wire::CommandReply { command: present::command(command) }));
+                }
+                lines
+            }
+            Ok(LogEvent::Stdout(data)) if logs => {
+                output("stdout", Utf8Tail::take(&mut tail.stdout, &data, false)).into_iter().collect()
+            }
+            Ok(LogEvent::Stderr(data)) if logs => {
+                output("stderr", Utf8Tail::take(&mut tail.stderr, &data, false)).into_iter().collect()
+            }
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                let detail = serde_json::to_value(WireError::from(error).detail()).unwrap_or_default();
+                vec![line(&wire::LogLine { stream: "error".to_owned(), data: detail })]
+            }
+        };
+        futures::future::ready(Some(futures::stream::iter(lines.into_iter().map(Ok::<_, std::convert::Infallible>))))
+    });
+    let mut response = Response::new(Body::from_stream(lines.flatten()));
+    response.headers_mut().insert(header::CONTENT_TYPE, NDJSON);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Utf8Tail;
+
+    #[test]
+    fn characters_are_never_cut() {
+        for character in ["ä", "€", "🐭"] {
+            let text = format!("a{character}b");
+            for cut in 0..=text.len() {
+                let mut tail = Vec::new();
+                let mut seen = Utf8Tail::take(&mut tail, &text.as_bytes()[..cut], false);
+                seen += &Utf8Tail::take(&mut tail, &text.as_bytes()[cut..], false);
+                seen += &Utf8Tail::take(&mut tail, b"", true);
+                assert_eq!(seen, text);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_does_not_wait_for_ever() {
+        let mut tail = Vec::new();
+        let text = Utf8Tail::take(&mut tail, &[0xff, 0x80, 0x80, 0x80, 0x80], false);
+        assert!(text.starts_with('\u{fffd}') && tail.len() < 4);
+    }
+}

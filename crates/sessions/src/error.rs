@@ -1,0 +1,54 @@
+//! What can go wrong, by what the caller can do about it.
+
+use dormouse_provider::ProviderError;
+use dormouse_store::StoreError;
+use dormouse_types::GithubRepo;
+
+/// Result of a call on sessions.
+pub type Result<T> = std::result::Result<T, SessionError>;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// There is no such session.
+    #[error("Session not found")]
+    NotFound,
+    /// It is somebody else's.
+    #[error("Forbidden")]
+    Forbidden,
+    /// The request is wrong; the message names the field.
+    #[error("{0}")]
+    Invalid(String),
+    /// The session is bound to another repository.
+    #[error("this session is bound to {bound}; use another session for {asked}")]
+    OtherRepository {
+        /// What it is bound to.
+        bound: GithubRepo,
+        /// What was asked for.
+        asked: GithubRepo,
+    },
+    /// The session is archived.
+    #[error("this session is archived; set its status to running to use it again")]
+    Archived,
+    /// There is no sandbox to act on.
+    #[error("{0}")]
+    NoSandbox(&'static str),
+    /// Somebody changed the session in the same moment, again and again.
+    #[error("the session is being changed by others; try again")]
+    Contended,
+    /// The repository could not be cloned; the message is git's, for the
+    /// caller.
+    #[error("Failed to clone {repo}: {message}")]
+    Clone {
+        /// Which.
+        repo: GithubRepo,
+        /// Git's last words.
+        message: String,
+    },
+    /// The provider failed.
+    #[error("Failed to provision sandbox")]
+    Provider(#[from] ProviderError),
+    /// The database failed.
+    #[error("the database failed")]
+    Store(#[from] StoreError),
+}

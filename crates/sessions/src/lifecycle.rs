@@ -1,0 +1,203 @@
+//! States, and the reconciler that puts to sleep what nobody uses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_provider::{ProviderError, RunRef, RunStatus, SandboxKey, StopReason};
+use dormouse_store::SessionRow;
+use dormouse_types::SandboxName;
+
+use crate::error::Result;
+use crate::{SessionError, Sessions};
+
+/// How often the reconciler looks without being told to.
+const PERIOD: Duration = Duration::from_secs(2);
+
+/// Sessions that one round deals with.
+const ROUND: i64 = 64;
+
+/// State of a session's sandbox. The diagram is in the crate's first lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LifecycleState {
+    /// No sandbox yet.
+    Provisioning,
+    /// A live sandbox.
+    Active,
+    /// On its way to sleep.
+    Hibernating,
+    /// Asleep; everything is kept.
+    Hibernated,
+    /// On its way back.
+    Restoring,
+    /// Put away by its owner.
+    Archived,
+    /// The last change failed.
+    Failed,
+}
+
+impl LifecycleState {
+    /// Word of the wire and of the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Provisioning => "provisioning",
+            Self::Active => "active",
+            Self::Hibernating => "hibernating",
+            Self::Hibernated => "hibernated",
+            Self::Restoring => "restoring",
+            Self::Archived => "archived",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The state of a row.
+    #[must_use]
+    pub fn of(row: &SessionRow) -> Self {
+        let word = row.lifecycle_state.as_deref().unwrap_or("provisioning");
+        [
+            Self::Provisioning,
+            Self::Active,
+            Self::Hibernating,
+            Self::Hibernated,
+            Self::Restoring,
+            Self::Archived,
+            Self::Failed,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == word)
+        .unwrap_or(Self::Failed)
+    }
+
+    /// Writes the state into a row.
+    pub(crate) fn put(self, row: &mut SessionRow) {
+        row.lifecycle_state = Some(self.as_str().to_owned());
+    }
+}
+
+impl Sessions {
+    /// Runs the reconciler for ever.
+    pub async fn run_lifecycle(self: Arc<Self>) {
+        let wake = self.wake.clone();
+        dormouse_jobs::reconcile(PERIOD, wake, || {
+            let sessions = self.clone();
+            async move { sessions.reconcile_once().await }
+        })
+        .await;
+    }
+
+    /// Deals with everything that is due now.
+    pub async fn reconcile_once(&self) {
+        let due = match self.db.sessions_due(self.now(), ROUND).await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::error!(%error, "read due sessions");
+                return;
+            }
+        };
+        for row in due {
+            if let Err(error) = self.settle(row.clone()).await {
+                tracing::warn!(session = %row.id, error = ?error, "put to sleep");
+            }
+        }
+    }
+
+    /// Brings one due session to where it belongs.
+    async fn settle(&self, seen: SessionRow) -> Result<()> {
+        let _slot = self.slots.take(&seen.id).await;
+        // What was read before the slot was taken may be past.
+        let Some(row) = self.db.session(&seen.id).await? else { return Ok(()) };
+        if row.lifecycle_version != seen.lifecycle_version {
+            return Ok(());
+        }
+        match LifecycleState::of(&row) {
+            LifecycleState::Restoring => {
+                // A crash cut the resume off: whatever runs is found by the
+                // next provision; until then it sleeps.
+                self.hibernate(row, StopReason::Requested).await.map(drop)
+            }
+            LifecycleState::Hibernating => self.hibernate(row, StopReason::Idle).await.map(drop),
+            LifecycleState::Active => {
+                let now = self.now();
+                let lifetime_over = row.sandbox_expires_at.is_some_and(|end| end <= now);
+                if !lifetime_over && self.is_busy(&row).await {
+                    let later = now.plus(self.config.idle_timeout);
+                    self.db.touch_session(&row.id, now, later).await?;
+                    return Ok(());
+                }
+                let reason = if lifetime_over { StopReason::Lifetime } else { StopReason::Idle };
+                self.hibernate(row, reason).await.map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a command runs: that defers sleep.
+    async fn is_busy(&self, row: &SessionRow) -> bool {
+        let Some(run) = self.live_run(row).await else { return false };
+        self.provider
+            .commands(&run)
+            .await
+            .is_ok_and(|commands| commands.iter().any(|command| command.exit_code.is_none()))
+    }
+
+    pub(crate) fn key(row: &SessionRow, name: &SandboxName) -> SandboxKey {
+        SandboxKey { namespace: Self::namespace(&row.account_id), name: name.clone() }
+    }
+
+    /// The session's live run; asking never wakes a sleeping sandbox.
+    pub(crate) async fn live_run(&self, row: &SessionRow) -> Option<RunRef> {
+        let key = Self::key(row, row.sandbox_name.as_ref()?);
+        let found = self.provider.get(&key).await.ok()?;
+        (found.run.status == RunStatus::Running).then(|| RunRef { namespace: key.namespace, id: found.run.id })
+    }
+
+    /// Puts the session's sandbox to sleep. The caller holds the slot. Each
+    /// write is fenced by the version that was read; a resume in between wins.
+    pub(crate) async fn hibernate(&self, mut row: SessionRow, reason: StopReason) -> Result<SessionRow> {
+        LifecycleState::Hibernating.put(&mut row);
+        row.lifecycle_error = None;
+        let row = self.write(row).await?;
+        match self.stop_sandbox(&row, reason).await {
+            Ok(()) => {
+                let mut asleep = row;
+                let kept = asleep.sandbox_name.is_some();
+                if kept { LifecycleState::Hibernated } else { LifecycleState::Provisioning }.put(&mut asleep);
+                asleep.sandbox_expires_at = None;
+                asleep.hibernate_after = None;
+                self.write(asleep).await
+            }
+            Err(error) => {
+                let mut failed = row;
+                LifecycleState::Failed.put(&mut failed);
+                failed.lifecycle_error = Some("the sandbox could not be stopped".to_owned());
+                self.write(failed).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Stops the sandbox, if there is one that runs.
+    pub(crate) async fn stop_sandbox(
+        &self,
+        row: &SessionRow,
+        reason: StopReason,
+    ) -> std::result::Result<(), ProviderError> {
+        let Some(name) = &row.sandbox_name else { return Ok(()) };
+        let key = Self::key(row, name);
+        match self.provider.get(&key).await {
+            Ok(found) if found.run.status.is_ended() => Ok(()),
+            Ok(found) => {
+                let run = RunRef { namespace: key.namespace, id: found.run.id };
+                self.provider.stop(&run, reason).await.map(drop)
+            }
+            Err(ProviderError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a row over the version that it carries.
+    pub(crate) async fn write(&self, mut row: SessionRow) -> Result<SessionRow> {
+        row.updated_at = self.now();
+        self.db.update_session(&row).await?.ok_or(SessionError::Contended)
+    }
+}

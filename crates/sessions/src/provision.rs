@@ -1,0 +1,322 @@
+//! `POST /api/sandbox`: from a session to a sandbox in which its repository is
+//! checked out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_provider::{
+    CommandSpec, CreateSandbox, LogEvent, ProviderError, RunRef, SandboxKey,
+};
+use dormouse_store::SessionRow;
+use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
+use futures::StreamExt as _;
+
+use crate::error::Result;
+use crate::{LifecycleState, SessionError, Sessions};
+
+/// Words of git that are kept for an error message, in bytes.
+const MAX_WORDS: usize = 4096;
+
+/// Tries against others who write the same row in the same moment.
+const TRIES: usize = 5;
+
+/// Checks the repository out in the working directory, tells git who commits,
+/// prints the branch. `$1` URL, `$2` name, `$3` e-mail.
+///
+/// Only the URL that was validated goes in, as an argument. Hooks and local
+/// or foreign transports are off while nobody has looked at the repository;
+/// submodules stay out. The clone is shallow; `git fetch --unshallow` gets the
+/// rest. An empty repository is fine: its branch is the one that HEAD names.
+const CLONE: &str = r#"set -e
+export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
+git -c core.hooksPath=/dev/null -c init.defaultBranch=main -c advice.detachedHead=false \
+    clone --quiet --depth=1 --no-recurse-submodules -- "$1" . >&2
+git config user.name "$2"
+git config user.email "$3"
+git config remote.origin.fetch '+refs/heads/*:refs/remotes/origin/*'
+git symbolic-ref --short HEAD 2>/dev/null || git rev-parse HEAD
+"#;
+
+/// Prints what is checked out.
+const BRANCH: &str = "git symbolic-ref --short HEAD 2>/dev/null || git rev-parse HEAD 2>/dev/null || true";
+
+/// A sandbox that is ready.
+#[derive(Debug, Clone)]
+pub struct Provisioned {
+    /// When it was.
+    pub ready_at: Timestamp,
+    /// Idle timeout, by which sleep is scheduled.
+    pub timeout: Duration,
+    /// Branch that is checked out.
+    pub branch: String,
+    /// Its name.
+    pub sandbox: SandboxName,
+}
+
+struct Identity {
+    name: String,
+    email: String,
+}
+
+impl Sessions {
+    /// Gives the session its sandbox: creates, resumes, or finds it running.
+    ///
+    /// It goes on when the caller hangs up. On failure nothing is left behind
+    /// that the next call would trip over.
+    ///
+    /// # Errors
+    /// [`SessionError`], by what the caller can do about it.
+    pub async fn provision(
+        self: &Arc<Self>,
+        account: AccountId,
+        session: Option<SessionId>,
+        repo: GithubRepo,
+    ) -> Result<Provisioned> {
+        let sessions = self.clone();
+        let work = tokio::spawn(async move {
+            match session {
+                Some(session) => sessions.provision_session(&account, &session, &repo).await,
+                None => sessions.provision_ephemeral(&account, &repo).await,
+            }
+        });
+        work.await.map_err(|error| ProviderError::internal("provision", error))?
+    }
+
+    async fn provision_session(
+        &self,
+        account: &AccountId,
+        session: &SessionId,
+        repo: &GithubRepo,
+    ) -> Result<Provisioned> {
+        // Before the slot: whoever may not come in does not wait.
+        check(&self.owned(account, session).await?, repo)?;
+        let _slot = self.slots.take(session).await;
+        let mut row = self.owned(account, session).await?;
+        check(&row, repo)?;
+        let name = SandboxName::for_session(session);
+        let key = Self::key(&row, &name);
+        let before = LifecycleState::of(&row);
+        if row.sandbox_name.is_some() && before != LifecycleState::Active {
+            row = self.change(row, |row| LifecycleState::Restoring.put(row)).await?;
+        }
+        let ready = match self.bring_up(&key, &row, account, repo).await {
+            Ok(ready) => ready,
+            Err(error) => {
+                self.note_failure(row, before, &error).await;
+                return Err(error);
+            }
+        };
+        let (run, branch) = ready;
+        let now = self.now();
+        let bound = self
+            .change(row, |row| {
+                LifecycleState::Active.put(row);
+                row.sandbox_name = Some(name.clone());
+                row.clone_url = Some(repo.url());
+                row.branch = Some(branch.clone());
+                row.lifecycle_error = None;
+                row.last_activity_at = Some(now);
+                row.hibernate_after = Some(now.plus(self.config.idle_timeout));
+                row.sandbox_expires_at = Some(run);
+            })
+            .await;
+        if let Err(error) = bound {
+            // Archived or deleted in the meantime: the sandbox must not stay.
+            tracing::warn!(%session, ?error, "bind sandbox");
+            self.discard(&key).await;
+            return Err(error);
+        }
+        Ok(Provisioned { ready_at: now, timeout: self.config.idle_timeout, branch, sandbox: name })
+    }
+
+    /// A ready sandbox: when its lifetime ends, and the branch in it.
+    async fn bring_up(
+        &self,
+        key: &SandboxKey,
+        row: &SessionRow,
+        account: &AccountId,
+        repo: &GithubRepo,
+    ) -> Result<(Timestamp, String)> {
+        if row.sandbox_name.is_some() {
+            match self.provider.resume(key).await {
+                Ok(found) => {
+                    let run = RunRef { namespace: key.namespace.clone(), id: found.run.id.clone() };
+                    let (_, branch) = self.run_script(&run, BRANCH, &[]).await?;
+                    return Ok((found.run.expires_at(), branch.trim().to_owned()));
+                }
+                // The sandbox or its snapshot was deleted: begin anew.
+                Err(ProviderError::NotFound(_)) => {}
+                Err(ProviderError::SnapshotGone(_)) => self.discard(key).await,
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            // What a crash left before it was bound was never acknowledged.
+            match self.provider.get(key).await {
+                Err(ProviderError::NotFound(_)) => {}
+                Ok(_) => {
+                    self.provider.delete(key).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let request = CreateSandbox {
+            key: key.clone(),
+            persistent: true,
+            image: None,
+            resources: None,
+            timeout: Some(self.config.max_lifetime),
+            env: std::collections::BTreeMap::default(),
+            tags: std::collections::BTreeMap::default(),
+            ephemeral: false,
+        };
+        self.create_with_clone(request, account, repo).await
+    }
+
+    async fn provision_ephemeral(&self, account: &AccountId, repo: &GithubRepo) -> Result<Provisioned> {
+        let name = SandboxName::generate();
+        let key = SandboxKey { namespace: Self::namespace(account), name: name.clone() };
+        let request = CreateSandbox {
+            key,
+            persistent: false,
+            image: None,
+            resources: None,
+            timeout: Some(self.config.idle_timeout),
+            env: std::collections::BTreeMap::default(),
+            tags: std::collections::BTreeMap::default(),
+            ephemeral: true,
+        };
+        let (_, branch) = self.create_with_clone(request, account, repo).await?;
+        Ok(Provisioned { ready_at: self.now(), timeout: self.config.idle_timeout, branch, sandbox: name })
+    }
+
+    async fn create_with_clone(
+        &self,
+        request: CreateSandbox,
+        account: &AccountId,
+        repo: &GithubRepo,
+    ) -> Result<(Timestamp, String)> {
+        let identity = self.identity(account).await?;
+        let key = request.key.clone();
+        let made = self.provider.create(request).await?;
+        let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
+        let cloned = self.clone_into(&run, repo, &identity).await;
+        if cloned.is_err() {
+            self.discard(&key).await;
+        }
+        Ok((made.run.expires_at(), cloned?))
+    }
+
+    async fn clone_into(&self, run: &RunRef, repo: &GithubRepo, identity: &Identity) -> Result<String> {
+        let arguments = [repo.url(), identity.name.clone(), identity.email.clone()];
+        let (error, branch) = self.run_script(run, CLONE, &arguments).await?;
+        match error {
+            None => Ok(branch.trim().to_owned()),
+            Some(message) => Err(SessionError::Clone { repo: repo.clone(), message }),
+        }
+    }
+
+    /// Runs a shell script with arguments. Returns what went wrong, in the
+    /// script's own words, and what it printed.
+    async fn run_script(
+        &self,
+        run: &RunRef,
+        script: &str,
+        arguments: &[String],
+    ) -> Result<(Option<String>, String)> {
+        let argv = ["sh", "-c", script, "sh"].into_iter().map(str::to_owned).chain(arguments.iter().cloned());
+        let mut spec = CommandSpec::new(argv);
+        spec.timeout = Some(self.config.clone_timeout);
+        let mut events = self.provider.exec(run, CommandId::generate(), spec).await?;
+        let (mut out, mut words) = (Vec::new(), Vec::new());
+        while let Some(event) = events.next().await {
+            match event? {
+                LogEvent::Stdout(data) => keep_last(&mut out, &data),
+                LogEvent::Stderr(data) => keep_last(&mut words, &data),
+                LogEvent::Started(_) => {}
+                LogEvent::Exited(command) => {
+                    let out = String::from_utf8_lossy(&out).into_owned();
+                    let failed = (command.exit_code != Some(0)).then(|| {
+                        if command.timed_out {
+                            let limit = dormouse_types::format_duration(self.config.clone_timeout);
+                            return format!("it took longer than {limit}");
+                        }
+                        String::from_utf8_lossy(&words).trim().to_owned()
+                    });
+                    return Ok((failed, out));
+                }
+            }
+        }
+        Err(ProviderError::Stopped.into())
+    }
+
+    /// Git identity of an account (session contract, section 7).
+    async fn identity(&self, account: &AccountId) -> Result<Identity> {
+        let row = self.db.account(account).await?;
+        let plain = |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
+        let name = row.as_ref().map(|row| plain(&row.name)).filter(|name| !name.is_empty());
+        let email = row.and_then(|row| row.email).map(|email| plain(&email)).filter(|email| !email.is_empty());
+        Ok(Identity {
+            name: name.unwrap_or_else(|| "dormouse".to_owned()),
+            email: email.unwrap_or_else(|| format!("{account}@users.noreply.dormouse.invalid")),
+        })
+    }
+
+    /// Removes a sandbox that did not become what it should.
+    async fn discard(&self, key: &SandboxKey) {
+        match self.provider.delete(key).await {
+            Ok(_) | Err(ProviderError::NotFound(_)) => {}
+            // The next provision finds it unbound and deletes it first.
+            Err(error) => tracing::error!(sandbox = %key.name, error = error.detail(), "discard"),
+        }
+    }
+
+    /// Changes a row, whatever others write in the meantime, as long as the
+    /// session may still be provisioned.
+    async fn change(&self, mut row: SessionRow, change: impl Fn(&mut SessionRow)) -> Result<SessionRow> {
+        for _ in 0..TRIES {
+            change(&mut row);
+            match self.write(row.clone()).await {
+                Err(SessionError::Contended) => {
+                    row = self.db.session(&row.id).await?.ok_or(SessionError::NotFound)?;
+                    if row.status == "archived" {
+                        return Err(SessionError::Archived);
+                    }
+                }
+                other => return other,
+            }
+        }
+        Err(SessionError::Contended)
+    }
+
+    async fn note_failure(&self, row: SessionRow, before: LifecycleState, error: &SessionError) {
+        // Without a sandbox it is as new; with one the failure shows.
+        let state = if row.sandbox_name.is_some() { LifecycleState::Failed } else { before };
+        let message = error.to_string();
+        let noted = self.change(row, |row| {
+            state.put(row);
+            row.lifecycle_error = Some(message.clone());
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(?error, "note failure");
+        }
+    }
+}
+
+fn check(row: &SessionRow, repo: &GithubRepo) -> Result<()> {
+    if row.status == "archived" {
+        return Err(SessionError::Archived);
+    }
+    if let Some(bound) = row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok())
+        && &bound != repo
+    {
+        return Err(SessionError::OtherRepository { bound, asked: repo.clone() });
+    }
+    Ok(())
+}
+
+fn keep_last(kept: &mut Vec<u8>, data: &[u8]) {
+    kept.extend_from_slice(data);
+    if kept.len() > MAX_WORDS {
+        kept.drain(..kept.len() - MAX_WORDS);
+    }
+}

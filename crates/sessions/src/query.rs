@@ -1,0 +1,294 @@
+//! Everything about sessions but provisioning: rows, status, probe, activity,
+//! extension, pause, deletion.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, SandboxKey, StopReason};
+use dormouse_store::{SessionFilter, SessionRow};
+use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
+use futures::StreamExt as _;
+
+use crate::error::Result;
+use crate::{LifecycleState, SessionError, Sessions};
+
+/// A sandbox counts as gone this long before its hard end (session contract,
+/// section 9).
+const EXPIRY_BUFFER: Duration = Duration::from_secs(10);
+
+/// How long a probe may take.
+const PROBE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Step of an extension (session contract, section 4).
+const EXTENSION: Duration = Duration::from_secs(20 * 60);
+
+/// A session to make.
+#[derive(Debug, Clone)]
+pub struct NewSession {
+    /// For people.
+    pub title: Option<String>,
+    /// Repository that it is bound to from the start.
+    pub repo: Option<GithubRepo>,
+}
+
+/// What may change in a session.
+#[derive(Debug, Clone, Default)]
+pub struct SessionPatch {
+    /// For people.
+    pub title: Option<String>,
+    /// `running`, `completed`, `failed` or `archived`.
+    pub status: Option<String>,
+    /// For people.
+    pub lines_added: Option<i64>,
+    /// For people.
+    pub lines_removed: Option<i64>,
+}
+
+/// What a status call tells.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// A live sandbox is there.
+    pub active: bool,
+    /// A sleeping sandbox is there.
+    pub has_snapshot: bool,
+    /// The row.
+    pub row: SessionRow,
+    /// When this was.
+    pub now: Timestamp,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// The sandbox answered; its lifetime ends then.
+    Connected(Option<Timestamp>),
+    /// It was there and is gone.
+    Expired,
+    /// There is none.
+    NoSandbox,
+}
+
+impl Sessions {
+    /// Makes a session.
+    pub async fn create(&self, account: &AccountId, new: NewSession) -> Result<SessionRow> {
+        let now = self.now();
+        let title = new.title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
+        let row = SessionRow {
+            id: SessionId::generate(),
+            account_id: account.clone(),
+            title: title.unwrap_or_else(|| "New session".to_owned()),
+            status: "running".to_owned(),
+            clone_url: new.repo.map(|repo| repo.url()),
+            branch: None,
+            sandbox_name: None,
+            lifecycle_state: Some(LifecycleState::Provisioning.as_str().to_owned()),
+            lifecycle_version: 0,
+            lifecycle_error: None,
+            last_activity_at: None,
+            hibernate_after: None,
+            sandbox_expires_at: None,
+            lines_added: None,
+            lines_removed: None,
+            created_at: now,
+            updated_at: now,
+        };
+        self.db.insert_session(&row).await?;
+        Ok(row)
+    }
+
+    /// One of the account's sessions.
+    pub async fn get(&self, account: &AccountId, id: &SessionId) -> Result<SessionRow> {
+        self.owned(account, id).await
+    }
+
+    /// The account's sessions, newest first, and how many are archived.
+    pub async fn list(
+        &self,
+        account: &AccountId,
+        filter: SessionFilter,
+        limit: i64,
+        offset: i64,
+    ) -> Result<(Vec<SessionRow>, i64)> {
+        let rows = self.db.sessions_of(account, filter, limit, offset).await?;
+        Ok((rows, self.db.archived_sessions_of(account).await?))
+    }
+
+    /// Changes a session. Archiving puts its sandbox to sleep first.
+    pub async fn patch(self: &Arc<Self>, account: &AccountId, id: &SessionId, patch: SessionPatch) -> Result<SessionRow> {
+        let _slot = self.slots.take(id).await;
+        let mut row = self.owned(account, id).await?;
+        let archives = patch.status.as_deref() == Some("archived") && row.status != "archived";
+        let unarchives = row.status == "archived" && patch.status.as_deref().is_some_and(|s| s != "archived");
+        if archives {
+            row = self.hibernate(row, StopReason::Requested).await?;
+            LifecycleState::Archived.put(&mut row);
+            row.lifecycle_error = None;
+        }
+        if unarchives {
+            let asleep = row.sandbox_name.is_some();
+            if asleep { LifecycleState::Hibernated } else { LifecycleState::Provisioning }.put(&mut row);
+        }
+        if let Some(title) = patch.title {
+            row.title = title;
+        }
+        if let Some(status) = patch.status {
+            row.status = status;
+        }
+        row.lines_added = patch.lines_added.or(row.lines_added);
+        row.lines_removed = patch.lines_removed.or(row.lines_removed);
+        self.write(row).await
+    }
+
+    /// Forgets a session with its sandbox and everything in it.
+    pub async fn delete(&self, account: &AccountId, id: &SessionId) -> Result<()> {
+        let _slot = self.slots.take(id).await;
+        let row = self.owned(account, id).await?;
+        let key = Self::key(&row, &SandboxName::for_session(id));
+        self.delete_sandbox(&key).await?;
+        self.db.delete_session(id).await?;
+        Ok(())
+    }
+
+    async fn delete_sandbox(&self, key: &SandboxKey) -> Result<()> {
+        match self.provider.delete(key).await {
+            Ok(_) | Err(ProviderError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Where the session's sandbox stands, from the database alone.
+    pub async fn status(&self, account: &AccountId, id: &SessionId) -> Result<Status> {
+        let row = self.owned(account, id).await?;
+        let now = self.now();
+        let status = Status { active: is_active(&row, now), has_snapshot: has_snapshot(&row), row, now };
+        if status.row.hibernate_after.is_some_and(|due| due <= now) {
+            self.wake.notify_one();
+        }
+        Ok(status)
+    }
+
+    /// Asks the sandbox itself, without waking it.
+    pub async fn probe(&self, account: &AccountId, id: &SessionId) -> Result<(Probe, Status)> {
+        let row = self.owned(account, id).await?;
+        if !is_active(&row, self.now()) {
+            return Ok((Probe::NoSandbox, self.status(account, id).await?));
+        }
+        let probe = match self.live_run(&row).await {
+            Some(run) => {
+                let answered = tokio::time::timeout(PROBE_PATIENCE, self.answers(&run)).await;
+                match answered {
+                    Ok(true) => Probe::Connected(row.sandbox_expires_at),
+                    // It runs and does not answer now: not gone for that.
+                    Ok(false) | Err(_) if self.live_run(&row).await.is_some() => {
+                        Probe::Connected(row.sandbox_expires_at.filter(|end| *end > self.now()))
+                    }
+                    Ok(false) | Err(_) => Probe::Expired,
+                }
+            }
+            None => Probe::Expired,
+        };
+        if probe == Probe::Expired {
+            let _slot = self.slots.take(id).await;
+            let row = self.owned(account, id).await?;
+            if LifecycleState::of(&row) == LifecycleState::Active && self.live_run(&row).await.is_none() {
+                self.hibernate(row, StopReason::Died).await?;
+            }
+        }
+        Ok((probe, self.status(account, id).await?))
+    }
+
+    async fn answers(&self, run: &RunRef) -> bool {
+        let exec = self.provider.exec(run, CommandId::generate(), CommandSpec::new(["pwd"])).await;
+        let Ok(mut events) = exec else { return false };
+        while let Some(Ok(event)) = events.next().await {
+            if let LogEvent::Exited(command) = event {
+                return command.exit_code == Some(0);
+            }
+        }
+        false
+    }
+
+    /// Somebody used the session: sleep is put off. `false`: it is not active.
+    pub async fn activity(&self, account: &AccountId, id: &SessionId) -> Result<bool> {
+        self.owned(account, id).await?;
+        self.touch(id).await
+    }
+
+    /// [`Sessions::activity`] without a caller: commands and file calls count.
+    pub async fn touch(&self, id: &SessionId) -> Result<bool> {
+        let now = self.now();
+        Ok(self.db.touch_session(id, now, now.plus(self.config.idle_timeout)).await?)
+    }
+
+    /// Moves the hard end of the sandbox 20 minutes later. Returns the new end.
+    pub async fn extend(&self, account: &AccountId, id: &SessionId) -> Result<(Timestamp, Duration)> {
+        let _slot = self.slots.take(id).await;
+        let mut row = self.owned(account, id).await?;
+        let inactive = SessionError::NoSandbox("Sandbox not initialized");
+        if !is_active(&row, self.now()) {
+            return Err(inactive);
+        }
+        let Some(run) = self.live_run(&row).await else { return Err(inactive) };
+        let expires_at = self.provider.extend(&run, EXTENSION).await?.expires_at();
+        let now = self.now();
+        row.sandbox_expires_at = Some(expires_at);
+        row.last_activity_at = Some(now);
+        row.hibernate_after = Some(now.plus(self.config.idle_timeout));
+        self.write(row).await?;
+        Ok((expires_at, EXTENSION))
+    }
+
+    /// Puts the sandbox to sleep. Returns its name, by which it comes back.
+    pub async fn pause(&self, account: &AccountId, id: &SessionId) -> Result<(Option<SandboxName>, Timestamp)> {
+        let _slot = self.slots.take(id).await;
+        let row = self.owned(account, id).await?;
+        if row.status == "archived" {
+            return Err(SessionError::Archived);
+        }
+        let row = match LifecycleState::of(&row) {
+            LifecycleState::Hibernated => row,
+            _ if row.sandbox_name.is_none() => return Err(SessionError::NoSandbox("Sandbox not initialized")),
+            _ => self.hibernate(row, StopReason::Requested).await?,
+        };
+        Ok((row.sandbox_name, row.updated_at))
+    }
+
+    /// Wakes a sleeping sandbox. `true`: it ran already.
+    pub async fn wake_up(self: &Arc<Self>, account: &AccountId, id: &SessionId) -> Result<(bool, SandboxName)> {
+        let row = self.owned(account, id).await?;
+        let (Some(name), Some(repo)) =
+            (row.sandbox_name.clone(), row.clone_url.as_deref().and_then(|url| url.parse().ok()))
+        else {
+            return Err(SessionError::NoSandbox("No sandbox available for resume"));
+        };
+        if is_active(&row, self.now()) && self.live_run(&row).await.is_some() {
+            return Ok((true, name));
+        }
+        if let Err(ProviderError::NotFound(_)) = self.provider.get(&Self::key(&row, &name)).await {
+            return Err(SessionError::NoSandbox("Saved sandbox is no longer available. Create a new sandbox."));
+        }
+        self.provision(account.clone(), Some(id.clone()), repo).await?;
+        Ok((false, name))
+    }
+
+    /// Stops the sandbox, as [`Sessions::pause`]. `false`: nothing ran.
+    pub async fn stop(&self, account: &AccountId, id: &SessionId) -> Result<bool> {
+        let _slot = self.slots.take(id).await;
+        let row = self.owned(account, id).await?;
+        if row.status == "archived" || self.live_run(&row).await.is_none() {
+            return Ok(false);
+        }
+        self.hibernate(row, StopReason::Requested).await?;
+        Ok(true)
+    }
+}
+
+fn is_active(row: &SessionRow, now: Timestamp) -> bool {
+    LifecycleState::of(row) == LifecycleState::Active
+        && row.sandbox_name.is_some()
+        && row.sandbox_expires_at.is_none_or(|end| now.plus(EXPIRY_BUFFER) < end)
+}
+
+fn has_snapshot(row: &SessionRow) -> bool {
+    LifecycleState::of(row) == LifecycleState::Hibernated && row.sandbox_name.is_some()
+}
