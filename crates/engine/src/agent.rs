@@ -60,7 +60,9 @@ pub(crate) struct Agent {
 impl Agent {
     /// The agent whose socket lies in `dir`.
     pub(crate) fn in_dir(dir: &Path) -> Self {
-        Self { socket: dir.join("agent.sock") }
+        Self {
+            socket: dir.join("agent.sock"),
+        }
     }
 
     async fn connect(&self) -> Result<UnixStream, AgentError> {
@@ -76,16 +78,30 @@ impl Agent {
     /// Opens a connection and sends the request.
     pub(crate) async fn open(&self, request: Request) -> Result<Dialogue, AgentError> {
         let mut stream = self.connect().await?;
-        let mut bytes = Frame::Hello(Hello { generation: GENERATION, oldest: OLDEST_GENERATION }).to_bytes();
+        let mut bytes = Frame::Hello(Hello {
+            generation: GENERATION,
+            oldest: OLDEST_GENERATION,
+        })
+        .to_bytes();
         Frame::Request(request).encode(&mut bytes);
         stream.write_all(&bytes).await.map_err(AgentError::Broken)?;
-        let mut dialogue = Dialogue { stream, decoder: Decoder::default() };
-        let hello = tokio::time::timeout(PATIENCE, dialogue.next()).await.map_err(|_| AgentError::Silent)??;
+        let mut dialogue = Dialogue {
+            stream,
+            decoder: Decoder::default(),
+        };
+        let hello = tokio::time::timeout(PATIENCE, dialogue.next())
+            .await
+            .map_err(|_| AgentError::Silent)??;
         match hello {
-            Some(Frame::Hello(hello)) if hello.oldest <= GENERATION && hello.generation >= OLDEST_GENERATION => {
+            Some(Frame::Hello(hello))
+                if hello.oldest <= GENERATION && hello.generation >= OLDEST_GENERATION =>
+            {
                 Ok(dialogue)
             }
-            Some(Frame::Hello(hello)) => Err(AgentError::Protocol(format!("it speaks generation {}", hello.generation))),
+            Some(Frame::Hello(hello)) => Err(AgentError::Protocol(format!(
+                "it speaks generation {}",
+                hello.generation
+            ))),
             Some(_) => Err(AgentError::Protocol("it did not say hello".to_owned())),
             None => Err(AgentError::Gone(io::ErrorKind::UnexpectedEof.into())),
         }
@@ -97,7 +113,11 @@ impl Agent {
     }
 
     /// [`Agent::call`] with a bound of its own.
-    pub(crate) async fn call_within(&self, request: Request, limit: Duration) -> Result<Reply, AgentError> {
+    pub(crate) async fn call_within(
+        &self,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Reply, AgentError> {
         let talk = async {
             let mut dialogue = self.open(request).await?;
             match dialogue.expect().await? {
@@ -105,7 +125,9 @@ impl Agent {
                 other => Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
             }
         };
-        tokio::time::timeout(limit, talk).await.map_err(|_| AgentError::Silent)?
+        tokio::time::timeout(limit, talk)
+            .await
+            .map_err(|_| AgentError::Silent)?
     }
 }
 
@@ -121,11 +143,19 @@ impl Dialogue {
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, AgentError> {
         let mut buffer = [0; 32 << 10];
         loop {
-            let frame = self.decoder.next_frame().map_err(|e| AgentError::Protocol(e.to_string()))?;
+            let frame = self
+                .decoder
+                .next_frame()
+                .map_err(|e| AgentError::Protocol(e.to_string()))?;
             if frame.is_some() {
                 return Ok(frame);
             }
-            match self.stream.read(&mut buffer).await.map_err(AgentError::Broken)? {
+            match self
+                .stream
+                .read(&mut buffer)
+                .await
+                .map_err(AgentError::Broken)?
+            {
                 0 => return Ok(None),
                 read => self.decoder.push(&buffer[..read]),
             }
@@ -143,6 +173,9 @@ impl Dialogue {
 
     /// Sends one frame.
     pub(crate) async fn send(&mut self, frame: &Frame) -> Result<(), AgentError> {
-        self.stream.write_all(&frame.to_bytes()).await.map_err(AgentError::Broken)
+        self.stream
+            .write_all(&frame.to_bytes())
+            .await
+            .map_err(AgentError::Broken)
     }
 }

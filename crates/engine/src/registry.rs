@@ -65,7 +65,9 @@ impl Registry {
 
     /// Whether a name found on the host belongs to a run that somebody owns.
     pub(crate) fn owns(&self, name: &str) -> bool {
-        let Ok(run) = name.parse::<RunId>() else { return false };
+        let Ok(run) = name.parse::<RunId>() else {
+            return false;
+        };
         let inner = self.lock();
         inner.live.contains_key(&run) || inner.busy.contains(&run)
     }

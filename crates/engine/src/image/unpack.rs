@@ -35,59 +35,10 @@ pub(super) fn unpack(archive: impl Read, target: &Path, progress: &dyn Fn(&str))
             progress(&format!("unpacking: {count} files"));
         }
         let name = relative(&entry.path()?);
-        let (Some(parent), Some(file)) = (name.parent(), name.file_name()) else {
-            continue;
-        };
-        let parent = open_dir(&root, parent)?;
-        if file.as_bytes() == OPAQUE {
-            clear(&parent)?;
-            continue;
-        }
-        if let Some(hidden) = file.as_bytes().strip_prefix(WHITEOUT) {
-            remove(&below(&parent, OsStr::from_bytes(hidden)))?;
-            continue;
-        }
-        let path = below(&parent, file);
-        let header = entry.header().clone();
-        let (uid, gid) = (narrow(header.uid()?)?, narrow(header.gid()?)?);
-        let mode = header.mode()? & 0o7777;
-        let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(header.mtime().unwrap_or(0));
-        match header.entry_type() {
-            EntryType::Directory => {
-                if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
-                    remove(&path)?;
-                    fs::create_dir(&path)?;
-                }
-                lchown(&path, Some(uid), Some(gid))?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-                directories.push((name.clone(), modified));
-            }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                remove(&path)?;
-                let mut options = OpenOptions::new();
-                options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-                let mut file = options.open(&path)?;
-                io::copy(&mut entry, &mut file)?;
-                lchown(&path, Some(uid), Some(gid))?;
-                // After the owner: chown takes set-id bits away.
-                file.set_permissions(fs::Permissions::from_mode(mode))?;
-                file.set_modified(modified)?;
-            }
-            EntryType::Symlink => {
-                remove(&path)?;
-                symlink(entry.link_name()?.unwrap_or_default(), &path)?;
-                lchown(&path, Some(uid), Some(gid))?;
-            }
-            EntryType::Link => {
-                let link = relative(&entry.link_name()?.unwrap_or_default());
-                let (Some(dir), Some(name)) = (link.parent(), link.file_name()) else { continue };
-                let source = below(&open_dir(&root, dir)?, name);
-                remove(&path)?;
-                fs::hard_link(source, &path)?;
-            }
-            // Devices and FIFOs: /dev is fresh in every sandbox.
-            _ => {}
-        }
+        let placed = place(&root, &mut entry, &name).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", name.display()))
+        })?;
+        directories.extend(placed.map(|modified| (name, modified)));
     }
     for (name, modified) in directories {
         let dir = open_dir(&root, &name)?;
@@ -96,10 +47,86 @@ pub(super) fn unpack(archive: impl Read, target: &Path, progress: &dyn Fn(&str))
     Ok(())
 }
 
+/// Puts one entry in its place. Returns a directory's time, which is set when
+/// nothing more is put into it.
+fn place(
+    root: &OwnedFd,
+    entry: &mut tar::Entry<'_, impl Read>,
+    name: &Path,
+) -> io::Result<Option<SystemTime>> {
+    let (Some(parent), Some(file)) = (name.parent(), name.file_name()) else {
+        return Ok(None);
+    };
+    let parent = open_dir(root, parent)?;
+    if file.as_bytes() == OPAQUE {
+        clear(&parent)?;
+        return Ok(None);
+    }
+    if let Some(hidden) = file.as_bytes().strip_prefix(WHITEOUT) {
+        remove(&below(&parent, OsStr::from_bytes(hidden)))?;
+        return Ok(None);
+    }
+    let path = below(&parent, file);
+    let header = entry.header().clone();
+    let (uid, gid) = (narrow(header.uid()?)?, narrow(header.gid()?)?);
+    let mode = header.mode()? & 0o7777;
+    let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(header.mtime().unwrap_or(0));
+    match header.entry_type() {
+        EntryType::Directory => {
+            if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+                remove(&path)?;
+                fs::create_dir(&path)?;
+            }
+            lchown(&path, Some(uid), Some(gid))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            return Ok(Some(modified));
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            remove(&path)?;
+            let mut options = OpenOptions::new();
+            options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW);
+            let mut file = options.open(&path)?;
+            io::copy(entry, &mut file)?;
+            lchown(&path, Some(uid), Some(gid))?;
+            // After the owner: chown takes set-id bits away.
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+            file.set_modified(modified)?;
+        }
+        EntryType::Symlink => {
+            remove(&path)?;
+            symlink(entry.link_name()?.unwrap_or_default(), &path)?;
+            lchown(&path, Some(uid), Some(gid))?;
+        }
+        EntryType::Link => {
+            let link = relative(&entry.link_name()?.unwrap_or_default());
+            let (Some(dir), Some(name)) = (link.parent(), link.file_name()) else {
+                return Ok(None);
+            };
+            let source = open_dir(root, dir)?;
+            let source = below(&source, name);
+            remove(&path)?;
+            fs::hard_link(source, &path)?;
+        }
+        // Devices and FIFOs: /dev is fresh in every sandbox.
+        _ => {}
+    }
+    Ok(None)
+}
+
 fn narrow(id: u64) -> io::Result<u32> {
-    u32::try_from(id).ok().filter(|id| *id < 65_536).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("owner {id} is outside of 0 to 65535"))
-    })
+    u32::try_from(id)
+        .ok()
+        .filter(|id| *id < 65_536)
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("owner {id} is outside of 0 to 65535"),
+            )
+        })
 }
 
 /// The name without a leading slash; `..` goes no higher than the root.
@@ -159,19 +186,37 @@ pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
     let root = OwnedFd::from(File::open(target)?);
     let etc = open_dir(&root, Path::new("etc"))?;
     let passwd = read(&below(&etc, OsStr::new("passwd")))?;
-    if !passwd.lines().any(|line| line.starts_with(&format!("{DEFAULT_USER}:"))) {
+    if !passwd
+        .lines()
+        .any(|line| line.starts_with(&format!("{DEFAULT_USER}:")))
+    {
         let home = format!("/home/{DEFAULT_USER}");
-        let shell = if sys::open_in_root(&root, c"bin/bash").is_ok() { "/bin/bash" } else { "/bin/sh" };
-        append(&etc, "passwd", &format!("{DEFAULT_USER}:x:1000:1000::{home}:{shell}\n"))?;
+        let shell = if sys::open_in_root(&root, c"bin/bash").is_ok() {
+            "/bin/bash"
+        } else {
+            "/bin/sh"
+        };
+        append(
+            &etc,
+            "passwd",
+            &format!("{DEFAULT_USER}:x:1000:1000::{home}:{shell}\n"),
+        )?;
         append(&etc, "group", &format!("{DEFAULT_USER}:x:1000:\n"))?;
-        append(&etc, "shadow", &format!("{DEFAULT_USER}:!:19000:0:99999:7:::\n"))?;
+        append(
+            &etc,
+            "shadow",
+            &format!("{DEFAULT_USER}:!:19000:0:99999:7:::\n"),
+        )?;
         owned(&open_dir(&root, Path::new(&home[1..]))?)?;
     }
     if sys::open_in_root(&root, c"usr/bin/sudo").is_ok() {
         let sudoers = open_dir(&root, Path::new("etc/sudoers.d"))?;
         let path = below(&sudoers, OsStr::new("dormouse"));
         if fs::symlink_metadata(&path).is_err() {
-            fs::write(&path, format!("{DEFAULT_USER} ALL=(ALL:ALL) NOPASSWD:ALL\n"))?;
+            fs::write(
+                &path,
+                format!("{DEFAULT_USER} ALL=(ALL:ALL) NOPASSWD:ALL\n"),
+            )?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o440))?;
         }
     }
@@ -179,11 +224,19 @@ pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
 }
 
 fn owned(dir: &OwnedFd) -> io::Result<()> {
-    std::os::unix::fs::chown(format!("/proc/self/fd/{}", dir.as_raw_fd()), Some(1000), Some(1000))
+    std::os::unix::fs::chown(
+        format!("/proc/self/fd/{}", dir.as_raw_fd()),
+        Some(1000),
+        Some(1000),
+    )
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+    match OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+    {
         Ok(file) => {
             let mut text = String::new();
             file.take(1 << 20).read_to_string(&mut text)?;
@@ -196,8 +249,14 @@ fn read(path: &Path) -> io::Result<String> {
 
 fn append(etc: &OwnedFd, file: &str, line: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    options.open(below(etc, OsStr::new(file)))?.write_all(line.as_bytes())
+    options
+        .append(true)
+        .create(true)
+        .mode(0o644)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options
+        .open(below(etc, OsStr::new(file)))?
+        .write_all(line.as_bytes())
 }
 
 #[cfg(test)]
@@ -216,7 +275,8 @@ mod tests {
             // Names that the builder itself would refuse.
             header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
             if matches!(kind, EntryType::Symlink | EntryType::Link) {
-                header.as_gnu_mut().unwrap().linkname[..content.len()].copy_from_slice(content.as_bytes());
+                header.as_gnu_mut().unwrap().linkname[..content.len()]
+                    .copy_from_slice(content.as_bytes());
                 header.set_cksum();
                 builder.append(&header, io::empty()).unwrap();
             } else {
@@ -252,14 +312,24 @@ mod tests {
         assert_eq!(fs::read_to_string(target.join("direct")).unwrap(), "5");
 
         let stolen = archive(&[("stolen", EntryType::Link, out)]);
-        assert!(unpack(stolen.as_slice(), &target, &|_| {}).is_err(), "a link out of the layer");
+        assert!(
+            unpack(stolen.as_slice(), &target, &|_| {}).is_err(),
+            "a link out of the layer"
+        );
     }
 
     #[test]
     fn whiteouts_hide_what_came_before() {
         let dir = tempfile::tempdir().unwrap();
-        let first = archive(&[("a/x", EntryType::Regular, "1"), ("a/y", EntryType::Regular, "1"), ("b/z", EntryType::Regular, "1")]);
-        let second = archive(&[("a/.wh.x", EntryType::Regular, ""), ("b/.wh..wh..opq", EntryType::Regular, "")]);
+        let first = archive(&[
+            ("a/x", EntryType::Regular, "1"),
+            ("a/y", EntryType::Regular, "1"),
+            ("b/z", EntryType::Regular, "1"),
+        ]);
+        let second = archive(&[
+            ("a/.wh.x", EntryType::Regular, ""),
+            ("b/.wh..wh..opq", EntryType::Regular, ""),
+        ]);
         unpack(first.as_slice(), dir.path(), &|_| {}).unwrap();
         unpack(second.as_slice(), dir.path(), &|_| {}).unwrap();
         assert!(!dir.path().join("a/x").exists() && dir.path().join("a/y").exists());

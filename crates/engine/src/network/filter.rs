@@ -36,7 +36,9 @@ pub(super) fn load(numbering: Numbering, dns: u16, tcp: u16) -> Result<(), Filte
 /// Removes the instance's table.
 pub(super) fn unload(numbering: Numbering) -> Result<(), FilterError> {
     let table = numbering.table();
-    run(&format!("add table inet {table}\ndelete table inet {table}\n"))
+    run(&format!(
+        "add table inet {table}\ndelete table inet {table}\n"
+    ))
 }
 
 fn rules(numbering: Numbering, dns: u16, tcp: u16) -> String {
@@ -45,7 +47,12 @@ fn rules(numbering: Numbering, dns: u16, tcp: u16) -> String {
     let mut slots = String::new();
     for slot in 0..SLOTS {
         // Writing to a String cannot fail.
-        let _ = write!(slots, "\"{}\" . {}, ", numbering.link(slot), numbering.address(slot));
+        let _ = write!(
+            slots,
+            "\"{}\" . {}, ",
+            numbering.link(slot),
+            numbering.address(slot)
+        );
     }
     format!(
         r#"add table inet {table}
@@ -53,25 +60,25 @@ delete table inet {table}
 table inet {table} {{
   set slots {{ type ifname . ipv4_addr; elements = {{ {slots} }} }}
   set never {{ type ipv4_addr; flags interval; elements = {{ {NEVER} }} }}
-  chain raw {{ type filter hook prerouting priority raw; policy accept;
+  chain from_sandbox {{ type filter hook prerouting priority raw; policy accept;
     iifname "{links}" meta nfproto ipv6 drop
     iifname "{links}" iifname . ip saddr != @slots drop
   }}
-  chain redirect {{ type nat hook prerouting priority dstnat; policy accept;
+  chain to_listeners {{ type nat hook prerouting priority dstnat; policy accept;
     iifname "{links}" udp dport 53 dnat ip to {listener}:{dns}
     iifname "{links}" tcp dport 53 dnat ip to {listener}:{dns}
     iifname "{links}" ip daddr {mirror} meta l4proto tcp dnat ip to {listener}:{tcp}
     iifname "{links}" ip daddr @never return
     iifname "{links}" meta l4proto tcp dnat ip to {listener}:{tcp}
   }}
-  chain input {{ type filter hook input priority filter; policy accept;
+  chain to_host {{ type filter hook input priority filter; policy accept;
     iifname "{links}" ct state established,related accept
     iifname "{links}" ip daddr {listener} ct status dnat accept
     iifname "{links}" meta l4proto tcp reject with tcp reset
     iifname "{links}" drop
     iifname != "lo" iifname != "{links}" ip daddr {listener} drop
   }}
-  chain forward {{ type filter hook forward priority filter; policy accept;
+  chain routed {{ type filter hook forward priority filter; policy accept;
     iifname "{links}" meta l4proto tcp reject with tcp reset
     iifname "{links}" drop
     oifname "{links}" drop
@@ -95,6 +102,8 @@ fn run(script: &str) -> Result<(), FilterError> {
     if output.status.success() {
         Ok(())
     } else {
-        Err(FilterError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        Err(FilterError::Refused(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        ))
     }
 }

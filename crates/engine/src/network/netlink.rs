@@ -26,7 +26,8 @@ impl Batch {
         self.count += 1;
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
         self.bytes.extend_from_slice(&self.count.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(header);
@@ -70,7 +71,9 @@ impl Batch {
             let read = sys::receive(socket, &mut buffer)?;
             let mut rest = &buffer[..read];
             while let Some(header) = rest.first_chunk::<20>() {
-                let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+                let word = |at: usize| {
+                    u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+                };
                 let length = word(0) as usize;
                 // NLMSG_ERROR, which also carries success.
                 if u16::from_ne_bytes([header[4], header[5]]) == 2 {
@@ -80,7 +83,9 @@ impl Batch {
                     }
                     answered += 1;
                 }
-                rest = rest.get(length.next_multiple_of(4).max(20)..).unwrap_or(&[]);
+                rest = rest
+                    .get(length.next_multiple_of(4).max(20)..)
+                    .unwrap_or(&[]);
             }
         }
         Ok(())
@@ -130,7 +135,9 @@ pub(super) fn add_link(
     batch.attribute(1, b"veth\0");
     let data = batch.open(2);
     let peer = batch.open(1);
-    batch.bytes.extend_from_slice(&link_header(INSIDE_INDEX, 0, 0));
+    batch
+        .bytes
+        .extend_from_slice(&link_header(INSIDE_INDEX, 0, 0));
     batch.attribute(3, b"eth0\0");
     batch.attribute(28, &inside.as_raw_fd().to_ne_bytes());
     batch.close(peer);
@@ -145,13 +152,21 @@ pub(super) fn add_link(
 const INSIDE_INDEX: i32 = 2;
 
 /// Inside: loopback up, the address, up, the default route.
-pub(super) fn set_up_inside(socket: &OwnedFd, address: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
+pub(super) fn set_up_inside(
+    socket: &OwnedFd,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
     add_address(&mut batch, INSIDE_INDEX, address, 30, CREATE_EXCLUSIVE);
     batch.begin(NEW_LINK, 0, &link_header(INSIDE_INDEX, UP, UP));
     // struct rtmsg: table main (254), protocol static (4), universe, unicast.
-    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
+    batch.begin(
+        NEW_ROUTE,
+        CREATE_EXCLUSIVE,
+        &[libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0],
+    );
     batch.attribute(5, &gateway.octets());
     batch.run(socket)
 }

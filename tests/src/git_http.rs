@@ -1,0 +1,93 @@
+//! A git smart-HTTP server over `git http-backend`, on loopback, for tests and
+//! the demo: `git-http ROOT [PORT]` serves `ROOT/owner/repo.git` as
+//! `/owner/repo` and prints its address.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use futures::TryStreamExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio_util::io::{ReaderStream, StreamReader};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let root = PathBuf::from(args.next().context("usage: git-http ROOT [PORT]")?).canonicalize()?;
+    let port: u16 = args.next().map_or(Ok(0), |port| port.parse())?;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+    let line = format!("http://{}/\n", listener.local_addr()?);
+    std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes())?;
+    axum::serve(listener, Router::new().fallback(backend).with_state(root)).await?;
+    Ok(())
+}
+
+async fn backend(State(root): State<PathBuf>, request: Request) -> Response<Body> {
+    run(root, request).await.unwrap_or_else(|error| {
+        let mut response = Response::new(Body::from(format!("{error:#}\n")));
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        response
+    })
+}
+
+/// Runs the backend as CGI (RFC 3875).
+async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> {
+    let (parts, body) = request.into_parts();
+    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    // GitHub serves a repository with and without ".git".
+    let mut path = parts.uri.path().trim_start_matches('/').splitn(3, '/');
+    let (owner, repo, rest) = (path.next().unwrap_or(""), path.next().unwrap_or(""), path.next().unwrap_or(""));
+    let repo = repo.trim_end_matches(".git");
+    let mut child = tokio::process::Command::new("git")
+        .args(["-c", "safe.directory=*", "http-backend"])
+        .env("GIT_PROJECT_ROOT", &root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("GIT_CONFIG_COUNT", "1")
+        .env("GIT_CONFIG_KEY_0", "safe.directory")
+        .env("GIT_CONFIG_VALUE_0", "*")
+        .env("PATH_INFO", format!("/{owner}/{repo}.git/{rest}"))
+        .env("QUERY_STRING", parts.uri.query().unwrap_or(""))
+        .env("REQUEST_METHOD", parts.method.as_str())
+        .env("CONTENT_TYPE", header("content-type"))
+        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
+        .env("GIT_PROTOCOL", header("git-protocol"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("run git http-backend")?;
+    let mut stdin = child.stdin.take().context("stdin")?;
+    let mut stdout = BufReader::new(child.stdout.take().context("stdout")?);
+    tokio::spawn(async move {
+        let mut body = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+        // The backend may read less than was sent.
+        let _ = tokio::io::copy(&mut body, &mut stdin).await;
+        let _ = stdin.shutdown().await;
+    });
+    let mut response = Response::new(Body::empty());
+    loop {
+        let mut line = String::new();
+        if stdout.read_line(&mut line).await? == 0 || line.trim().is_empty() {
+            break;
+        }
+        let (name, value) = line.trim().split_once(':').context("header without colon")?;
+        if name.eq_ignore_ascii_case("status") {
+            let code = value.trim().split(' ').next().unwrap_or("500");
+            *response.status_mut() = StatusCode::from_bytes(code.as_bytes())?;
+        } else {
+            let (name, value) = (HeaderName::try_from(name)?, HeaderValue::try_from(value.trim())?);
+            response.headers_mut().insert(name, value);
+        }
+    }
+    let stream = ReaderStream::new(stdout);
+    // The child lives as long as its output is read.
+    let held = futures::StreamExt::inspect(stream, move |_| {
+        let _ = child.id();
+    });
+    *response.body_mut() = Body::from_stream(held);
+    Ok(response)
+}
