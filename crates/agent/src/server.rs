@@ -150,6 +150,10 @@ impl Server {
 
     /// Milliseconds until the next deadline, -1 for none.
     fn patience(&self) -> i32 {
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.alone) {
+            // Whoever asked for the shutdown is still to be told.
+            return 0;
+        }
         let shutdown = self.shutdown.as_ref().filter(|s| !s.alone).map(|s| s.kill_at);
         let next = self.commands.iter().filter_map(Command::deadline).chain(shutdown).min();
         next.map_or(-1, |deadline| {

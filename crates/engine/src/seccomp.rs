@@ -17,6 +17,7 @@ const ALLOW: u32 = 0x7fff_0000;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
+const EPROTONOSUPPORT: u32 = 93;
 const EAFNOSUPPORT: u32 = 97;
 
 /// Calls that are never allowed: number, answer.
@@ -198,7 +199,9 @@ pub(crate) fn compile() -> Vec<u8> {
         p.load(argument(2));
         p.unless_equal_skip(0, 1);
         p.answer(ALLOW);
-        p.errno(EPERM);
+        // What a kernel without that protocol says; `sudo` asks for audit and
+        // does without it.
+        p.errno(EPROTONOSUPPORT);
         p.errno(EAFNOSUPPORT);
     }
     p.unless_equal_skip(number(libc::SYS_ioctl), 6);
