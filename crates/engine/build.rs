@@ -10,13 +10,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let here =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     for part in ["agent", "agent-protocol", "launcher"] {
-        println!(
-            "cargo::rerun-if-changed={}",
-            here.join("..").join(part).display()
-        );
+        println!("cargo::rerun-if-changed={}", here.join("..").join(part).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
     let target_dir = out.join("static");
@@ -24,22 +20,12 @@ fn main() {
         .current_dir(here.join("../.."))
         .args(["build", "--release", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
-        .args([
-            "--package",
-            "dormouse-agent",
-            "--package",
-            "dormouse-launcher",
-        ])
+        .args(["--package", "dormouse-agent", "--package", "dormouse-launcher"])
         // Static: nothing of the image may decide what PID 1 loads. Small:
         // every sandbox maps it.
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            [
-                "-Ctarget-feature=+crt-static",
-                "-Cstrip=symbols",
-                "-Cpanic=abort",
-            ]
-            .join("\u{1f}"),
+            ["-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-Cpanic=abort"].join("\u{1f}"),
         )
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
@@ -49,19 +35,12 @@ fn main() {
         .env_remove("RUSTC_WRAPPER")
         .status()
         .expect("cargo runs");
-    assert!(
-        status.success(),
-        "building the agent and the launcher failed"
-    );
+    assert!(status.success(), "building the agent and the launcher failed");
     for binary in ["agent", "launcher"] {
         println!(
             "cargo::rustc-env=DORMOUSE_{}={}",
             binary.to_uppercase(),
-            target_dir
-                .join(TARGET)
-                .join("release")
-                .join(format!("dormouse-{binary}"))
-                .display()
+            target_dir.join(TARGET).join("release").join(format!("dormouse-{binary}")).display()
         );
     }
 }

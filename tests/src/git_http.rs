@@ -37,10 +37,12 @@ async fn backend(State(root): State<PathBuf>, request: Request) -> Response<Body
 /// Runs the backend as CGI (RFC 3875).
 async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> {
     let (parts, body) = request.into_parts();
-    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    let header =
+        |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
     // GitHub serves a repository with and without ".git".
     let mut path = parts.uri.path().trim_start_matches('/').splitn(3, '/');
-    let (owner, repo, rest) = (path.next().unwrap_or(""), path.next().unwrap_or(""), path.next().unwrap_or(""));
+    let (owner, repo, rest) =
+        (path.next().unwrap_or(""), path.next().unwrap_or(""), path.next().unwrap_or(""));
     let repo = repo.trim_end_matches(".git");
     let mut child = tokio::process::Command::new("git")
         .args(["-c", "safe.directory=*", "http-backend"])

@@ -21,9 +21,7 @@ mod frame;
 mod message;
 
 pub use frame::{Decoder, Frame, FrameError, MAX_DATA, MAX_PAYLOAD};
-pub use message::{
-    BootFile, CommandStatus, Errno, Hello, Reply, Request, Spawn, StdinMode, Stream,
-};
+pub use message::{BootFile, CommandStatus, Errno, Hello, Reply, Request, Spawn, StdinMode, Stream};
 
 /// The newest generation that this build speaks.
 pub const GENERATION: u32 = 1;

@@ -57,11 +57,7 @@ fn generation_1_is_frozen() {
     check(Frame::Stderr(b"hi".to_vec()), 4, "hi");
     check(Frame::Data(b"hi".to_vec()), 5, "hi");
     check(Frame::End, 6, "");
-    check(
-        Frame::Error(Errno { errno: 2, message: "no".into() }),
-        7,
-        r#"{"errno":2,"message":"no"}"#,
-    );
+    check(Frame::Error(Errno { errno: 2, message: "no".into() }), 7, r#"{"errno":2,"message":"no"}"#);
 }
 
 #[test]

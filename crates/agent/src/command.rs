@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use dormouse_agent_protocol::{CommandStatus, MAX_DATA, Spawn, StdinMode, Stream};
 
 use crate::log::Log;
-use crate::users::{self, User};
 use crate::sys;
+use crate::users::{self, User};
 
 /// Search path of every command that does not bring its own.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -84,9 +84,7 @@ impl Command {
             pid: self.pid,
             started_at: self.started_at,
             exit_code: self.finished.map(|(code, _)| code),
-            duration_ms: self
-                .finished
-                .map(|(_, took)| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            duration_ms: self.finished.map(|(_, took)| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
             timed_out: self.timed_out,
             output_truncated: self.log.truncated(),
         }

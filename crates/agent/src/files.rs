@@ -37,11 +37,7 @@ fn perform(socket: &mut File, decoder: Decoder, request: &Request) -> io::Result
         Request::WriteTar { cwd, gzip, user } => {
             become_user(user)?;
             let data = DataReader { socket, decoder, rest: Vec::new(), at: 0, ended: false };
-            if *gzip {
-                unpack(flate2::read::MultiGzDecoder::new(data), cwd)
-            } else {
-                unpack(data, cwd)
-            }
+            if *gzip { unpack(flate2::read::MultiGzDecoder::new(data), cwd) } else { unpack(data, cwd) }
         }
         Request::ReadFile { path, cwd, user } => {
             become_user(user)?;
@@ -165,7 +161,11 @@ fn contained(name: &Path) -> io::Result<PathBuf> {
             Component::Normal(part) => clean.push(part),
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
             Component::ParentDir => {
-                return Err(about(&io::Error::from_raw_os_error(libc::EINVAL), "unpack a name with ..", name));
+                return Err(about(
+                    &io::Error::from_raw_os_error(libc::EINVAL),
+                    "unpack a name with ..",
+                    name,
+                ));
             }
         }
     }

@@ -102,7 +102,10 @@ pub(crate) fn exit_now(code: i32) -> ! {
 
 /// A child of ours that ended, and its exit code (128+n for signal n).
 pub(crate) enum Reaped {
-    Child { pid: i32, code: i32 },
+    Child {
+        pid: i32,
+        code: i32,
+    },
     /// Children exist, none has ended.
     NoneYet,
     /// No process but us is left.

@@ -22,9 +22,8 @@ pub(crate) struct User {
 pub(crate) fn find(name: &str) -> io::Result<User> {
     let passwd = database("/etc/passwd").unwrap_or_default();
     let group = database("/etc/group").unwrap_or_default();
-    lookup(name, &passwd, &group).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in the sandbox"))
-    })
+    lookup(name, &passwd, &group)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in the sandbox")))
 }
 
 fn database(path: &str) -> io::Result<String> {

@@ -6,8 +6,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A Linux sandbox for every agent session.
 #[derive(Debug, Parser)]
-#[command(name = "dormouse", version, about, after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; \
-`sandbox exec` exits with the command's own code.")]
+#[command(
+    name = "dormouse",
+    version,
+    about,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; \
+`sandbox exec` exits with the command's own code."
+)]
 pub(crate) struct Cli {
     /// How results are printed.
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]

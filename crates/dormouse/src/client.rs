@@ -42,7 +42,10 @@ impl From<CallError> for anyhow::Error {
 impl Client {
     pub(crate) fn new(remote: &RemoteArgs) -> anyhow::Result<Self> {
         let Some(key) = remote.key.clone() else {
-            return Err(hint("no API key", "pass --key or set DORMOUSE_KEY; `dormouse key create` makes one"));
+            return Err(hint(
+                "no API key",
+                "pass --key or set DORMOUSE_KEY; `dormouse key create` makes one",
+            ));
         };
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).build()?;
         let base = format!("{}/api/v2/sandboxes", remote.server.trim_end_matches('/'));
@@ -64,7 +67,9 @@ impl Client {
         }
         let detail = answer.json::<wire::ErrorReply>().await.map(|reply| reply.error);
         match (status, detail) {
-            (StatusCode::GONE | StatusCode::UNPROCESSABLE_ENTITY, Ok(e)) if e.code.starts_with("sandbox_stop") => {
+            (StatusCode::GONE | StatusCode::UNPROCESSABLE_ENTITY, Ok(e))
+                if e.code.starts_with("sandbox_stop") =>
+            {
                 Err(CallError::Stopped)
             }
             (_, Ok(error)) => Err(CallError::Other(anyhow::anyhow!("{} ({status})", error.message))),
@@ -72,7 +77,10 @@ impl Client {
         }
     }
 
-    pub(crate) async fn json<T: serde::de::DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, CallError> {
+    pub(crate) async fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+    ) -> Result<T, CallError> {
         let answer = self.send(request).await?;
         let read = answer.json().await;
         read.map_err(|error| CallError::Other(anyhow::Error::new(error).context("read the server's answer")))

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dormouse_engine::{EngineConfig, INSTANCES, StorageKind};
 use dormouse_egress::Mirror;
+use dormouse_engine::{EngineConfig, INSTANCES, StorageKind};
 use dormouse_provider::Resources;
 use dormouse_types::{format_duration, parse_duration};
 use figment::Figment;
@@ -177,7 +177,11 @@ impl Default for Sandbox {
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { idle_timeout: "30m".to_owned(), max_lifetime: "5h".to_owned(), clone_timeout: "10m".to_owned() }
+        Self {
+            idle_timeout: "30m".to_owned(),
+            max_lifetime: "5h".to_owned(),
+            clone_timeout: "10m".to_owned(),
+        }
     }
 }
 
@@ -263,8 +267,13 @@ impl Config {
         let mut algorithms = Vec::new();
         for name in &jwt.algorithms {
             // Only signatures: with a shared secret our verifier could forge.
-            anyhow::ensure!(!name.starts_with("HS"), "jwt.algorithms: {name} is not accepted, only signatures are");
-            algorithms.push(name.parse().map_err(|_| anyhow::anyhow!("jwt.algorithms: unknown algorithm {name:?}"))?);
+            anyhow::ensure!(
+                !name.starts_with("HS"),
+                "jwt.algorithms: {name} is not accepted, only signatures are"
+            );
+            algorithms.push(
+                name.parse().map_err(|_| anyhow::anyhow!("jwt.algorithms: unknown algorithm {name:?}"))?,
+            );
         }
         anyhow::ensure!(!jwt.audience.is_empty(), "jwt.audience: name at least one audience");
         Ok(Some(dormouse_http::JwtConfig {

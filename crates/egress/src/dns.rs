@@ -65,8 +65,11 @@ impl Resolver {
                 write_framed(&mut stream, question).await?;
                 read_framed(&mut stream).await
             } else {
-                let bind: SocketAddr =
-                    if upstream.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { ([0_u16; 8], 0).into() };
+                let bind: SocketAddr = if upstream.is_ipv4() {
+                    (Ipv4Addr::UNSPECIFIED, 0).into()
+                } else {
+                    ([0_u16; 8], 0).into()
+                };
                 let socket = UdpSocket::bind(bind).await.ok()?;
                 socket.connect(upstream).await.ok()?;
                 socket.send(question).await.ok()?;
@@ -155,7 +158,11 @@ mod tests {
     }
 
     fn resolver() -> Resolver {
-        Resolver { upstream: None, mirror_address: Ipv4Addr::new(10, 9, 8, 7), mirrored: vec!["github.com".into()] }
+        Resolver {
+            upstream: None,
+            mirror_address: Ipv4Addr::new(10, 9, 8, 7),
+            mirrored: vec!["github.com".into()],
+        }
     }
 
     #[test]

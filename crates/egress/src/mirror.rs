@@ -211,12 +211,17 @@ impl Gateway {
         let mut response = Response::builder().status(answer.status().as_u16());
         for name in PASSED_BACK {
             if let Some(value) = answer.headers().get(name.as_str()) {
-                response = response.header(name, HeaderValue::from_bytes(value.as_bytes()).unwrap_or(HeaderValue::from_static("")));
+                response = response.header(
+                    name,
+                    HeaderValue::from_bytes(value.as_bytes()).unwrap_or(HeaderValue::from_static("")),
+                );
             }
         }
         let body = answer.bytes_stream().map_ok(Frame::data).map_err(io::Error::other);
         let body = BodyExt::boxed(StreamBody::new(SyncStream(std::sync::Mutex::new(Box::pin(body)))));
-        response.body(body).unwrap_or_else(|_| plain(StatusCode::BAD_GATEWAY, "the git mirror answered nonsense"))
+        response
+            .body(body)
+            .unwrap_or_else(|_| plain(StatusCode::BAD_GATEWAY, "the git mirror answered nonsense"))
     }
 }
 
@@ -248,7 +253,9 @@ fn is_git_request(method: &Method, path: &str, query: Option<&str>) -> bool {
             path.ends_with("/info/refs")
                 && query.is_some_and(|query| services.iter().any(|s| query == format!("service={s}")))
         }
-        Method::POST => services.iter().any(|service| path.ends_with(&format!("/{service}"))) && query.is_none(),
+        Method::POST => {
+            services.iter().any(|service| path.ends_with(&format!("/{service}"))) && query.is_none()
+        }
         _ => false,
     }
 }
@@ -291,10 +298,11 @@ fn identity(hosts: &[String], dir: &Path) -> Result<(String, TlsAcceptor), Failu
     let leaf_key = KeyPair::generate()?;
     let leaf = CertificateParams::new(hosts.to_vec())?.signed_by(&leaf_key, &issuer)?;
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
-    let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], private)?;
+    let mut tls =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], private)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok((certificate, TlsAcceptor::from(Arc::new(tls))))
 }
@@ -317,7 +325,13 @@ mod tests {
         let mirror = |from: &str, to: &str| Mirror { from: from.into(), to: to.into() }.check();
         assert!(mirror("https://github.com/", "http://127.0.0.1:1234/").is_ok());
         assert!(mirror("https://github.com/acme/", "https://git.acme.test/mirror/").is_ok());
-        for from in ["http://github.com/", "https://github.com", "https://a:b@github.com/", "https://github.com:1/", "x"] {
+        for from in [
+            "http://github.com/",
+            "https://github.com",
+            "https://a:b@github.com/",
+            "https://github.com:1/",
+            "x",
+        ] {
             assert!(mirror(from, "http://127.0.0.1/").is_err(), "{from}");
         }
         for to in ["ftp://x/", "http://x", "file:///etc/", "x"] {

@@ -71,7 +71,11 @@ pub(crate) async fn serve(listener: TcpListener, mirror_address: Ipv4Addr, mirro
     }
 }
 
-async fn pass(mut stream: TcpStream, mirror_address: Ipv4Addr, mirrors: Option<Arc<Gateway>>) -> io::Result<()> {
+async fn pass(
+    mut stream: TcpStream,
+    mirror_address: Ipv4Addr,
+    mirrors: Option<Arc<Gateway>>,
+) -> io::Result<()> {
     let target = original_destination(&stream)?;
     if *target.ip() == mirror_address {
         return match mirrors {
@@ -141,9 +145,24 @@ mod tests {
     #[test]
     fn only_public_addresses_are_reachable() {
         for text in [
-            "0.0.0.0", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1", "169.254.169.254",
-            "172.16.0.1", "172.31.255.255", "192.0.0.1", "192.0.2.1", "192.88.99.1", "192.168.1.1",
-            "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.100.100.200",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.51.100.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
             assert!(!is_reachable(text.parse().unwrap()), "{text}");

@@ -5,9 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dormouse_agent_protocol::{
-    Decoder, Errno, Frame, GENERATION, Hello, OLDEST_GENERATION, Reply, Request,
-};
+use dormouse_agent_protocol::{Decoder, Errno, Frame, GENERATION, Hello, OLDEST_GENERATION, Reply, Request};
 use dormouse_provider::ProviderError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -60,9 +58,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// The agent whose socket lies in `dir`.
     pub(crate) fn in_dir(dir: &Path) -> Self {
-        Self {
-            socket: dir.join("agent.sock"),
-        }
+        Self { socket: dir.join("agent.sock") }
     }
 
     async fn connect(&self) -> Result<UnixStream, AgentError> {
@@ -78,30 +74,21 @@ impl Agent {
     /// Opens a connection and sends the request.
     pub(crate) async fn open(&self, request: Request) -> Result<Dialogue, AgentError> {
         let mut stream = self.connect().await?;
-        let mut bytes = Frame::Hello(Hello {
-            generation: GENERATION,
-            oldest: OLDEST_GENERATION,
-        })
-        .to_bytes();
+        let mut bytes = Frame::Hello(Hello { generation: GENERATION, oldest: OLDEST_GENERATION }).to_bytes();
         Frame::Request(request).encode(&mut bytes);
         stream.write_all(&bytes).await.map_err(AgentError::Broken)?;
-        let mut dialogue = Dialogue {
-            stream,
-            decoder: Decoder::default(),
-        };
-        let hello = tokio::time::timeout(PATIENCE, dialogue.next())
-            .await
-            .map_err(|_| AgentError::Silent)??;
+        let mut dialogue = Dialogue { stream, decoder: Decoder::default() };
+        let hello =
+            tokio::time::timeout(PATIENCE, dialogue.next()).await.map_err(|_| AgentError::Silent)??;
         match hello {
             Some(Frame::Hello(hello))
                 if hello.oldest <= GENERATION && hello.generation >= OLDEST_GENERATION =>
             {
                 Ok(dialogue)
             }
-            Some(Frame::Hello(hello)) => Err(AgentError::Protocol(format!(
-                "it speaks generation {}",
-                hello.generation
-            ))),
+            Some(Frame::Hello(hello)) => {
+                Err(AgentError::Protocol(format!("it speaks generation {}", hello.generation)))
+            }
             Some(_) => Err(AgentError::Protocol("it did not say hello".to_owned())),
             None => Err(AgentError::Gone(io::ErrorKind::UnexpectedEof.into())),
         }
@@ -113,11 +100,7 @@ impl Agent {
     }
 
     /// [`Agent::call`] with a bound of its own.
-    pub(crate) async fn call_within(
-        &self,
-        request: Request,
-        limit: Duration,
-    ) -> Result<Reply, AgentError> {
+    pub(crate) async fn call_within(&self, request: Request, limit: Duration) -> Result<Reply, AgentError> {
         let talk = async {
             let mut dialogue = self.open(request).await?;
             match dialogue.expect().await? {
@@ -125,9 +108,7 @@ impl Agent {
                 other => Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
             }
         };
-        tokio::time::timeout(limit, talk)
-            .await
-            .map_err(|_| AgentError::Silent)?
+        tokio::time::timeout(limit, talk).await.map_err(|_| AgentError::Silent)?
     }
 }
 
@@ -143,19 +124,11 @@ impl Dialogue {
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, AgentError> {
         let mut buffer = [0; 32 << 10];
         loop {
-            let frame = self
-                .decoder
-                .next_frame()
-                .map_err(|e| AgentError::Protocol(e.to_string()))?;
+            let frame = self.decoder.next_frame().map_err(|e| AgentError::Protocol(e.to_string()))?;
             if frame.is_some() {
                 return Ok(frame);
             }
-            match self
-                .stream
-                .read(&mut buffer)
-                .await
-                .map_err(AgentError::Broken)?
-            {
+            match self.stream.read(&mut buffer).await.map_err(AgentError::Broken)? {
                 0 => return Ok(None),
                 read => self.decoder.push(&buffer[..read]),
             }
@@ -173,9 +146,6 @@ impl Dialogue {
 
     /// Sends one frame.
     pub(crate) async fn send(&mut self, frame: &Frame) -> Result<(), AgentError> {
-        self.stream
-            .write_all(&frame.to_bytes())
-            .await
-            .map_err(AgentError::Broken)
+        self.stream.write_all(&frame.to_bytes()).await.map_err(AgentError::Broken)
     }
 }

@@ -37,22 +37,14 @@ impl Binaries {
 
 fn place(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
     let digest = Sha256::digest(bytes);
-    let suffix: String = digest
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let suffix: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let path = dir.join(format!("{name}-{suffix}"));
     if fs::read(&path).is_ok_and(|found| found == bytes) {
         return Ok(path);
     }
     let partial = dir.join(format!("{name}-{suffix}.{}", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&partial)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&partial)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);

@@ -46,28 +46,20 @@ pub fn detect() -> io::Result<CgroupVersion> {
     let root = Path::new("/sys/fs/cgroup");
     if root.join("cgroup.controllers").exists() {
         let found = fs::read_to_string(root.join("cgroup.controllers"))?;
-        let missing: Vec<_> = V1_CONTROLLERS
-            .iter()
-            .filter(|wanted| !found.split_whitespace().any(|c| c == **wanted))
-            .collect();
+        let missing: Vec<_> =
+            V1_CONTROLLERS.iter().filter(|wanted| !found.split_whitespace().any(|c| c == **wanted)).collect();
         return if missing.is_empty() {
             Ok(CgroupVersion::V2)
         } else {
-            Err(io::Error::other(format!(
-                "cgroup v2 lacks the controllers {missing:?}"
-            )))
+            Err(io::Error::other(format!("cgroup v2 lacks the controllers {missing:?}")))
         };
     }
-    let missing: Vec<_> = V1_CONTROLLERS
-        .iter()
-        .filter(|c| !root.join(c).join("cgroup.procs").exists())
-        .collect();
+    let missing: Vec<_> =
+        V1_CONTROLLERS.iter().filter(|c| !root.join(c).join("cgroup.procs").exists()).collect();
     if missing.is_empty() {
         Ok(CgroupVersion::V1)
     } else {
-        Err(io::Error::other(format!(
-            "no cgroup v2, and cgroup v1 lacks {missing:?}"
-        )))
+        Err(io::Error::other(format!("no cgroup v2, and cgroup v1 lacks {missing:?}")))
     }
 }
 
@@ -78,10 +70,7 @@ impl Cgroups {
         let root = Path::new("/sys/fs/cgroup");
         let name = format!("dormouse-{instance}");
         let parents: Vec<PathBuf> = match version {
-            CgroupVersion::V1 => V1_CONTROLLERS
-                .iter()
-                .map(|c| root.join(c).join(&name))
-                .collect(),
+            CgroupVersion::V1 => V1_CONTROLLERS.iter().map(|c| root.join(c).join(&name)).collect(),
             CgroupVersion::V2 => {
                 // Children of a group get only the controllers that it passes on.
                 fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
@@ -92,10 +81,7 @@ impl Cgroups {
             make(parent)?;
         }
         if version == CgroupVersion::V2 {
-            fs::write(
-                parents[0].join("cgroup.subtree_control"),
-                "+memory +pids +cpu",
-            )?;
+            fs::write(parents[0].join("cgroup.subtree_control"), "+memory +pids +cpu")?;
         }
         Ok(Self { version, parents })
     }
@@ -199,10 +185,7 @@ fn make(path: &Path) -> io::Result<()> {
 fn set(dir: &Path, file: &str, value: u64) -> io::Result<()> {
     let path = dir.join(file);
     fs::write(&path, value.to_string()).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("write {value} to {}: {error}", path.display()),
-        )
+        io::Error::new(error.kind(), format!("write {value} to {}: {error}", path.display()))
     })
 }
 

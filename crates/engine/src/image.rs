@@ -79,13 +79,8 @@ impl Images {
         db: Db,
     ) -> Result<Self, ImageError> {
         fs::create_dir_all(data_dir).map_err(io_error(format!("make {}", data_dir.display())))?;
-        let storage =
-            Storage::open(kind, data_dir, pool_size).map_err(io_error("open the storage pool"))?;
-        Ok(Self {
-            db,
-            storage: Arc::new(storage),
-            cache: cache.to_owned(),
-        })
+        let storage = Storage::open(kind, data_dir, pool_size).map_err(io_error("open the storage pool"))?;
+        Ok(Self { db, storage: Arc::new(storage), cache: cache.to_owned() })
     }
 
     /// Makes an image called `name`, which takes the name from an older one.
@@ -101,12 +96,8 @@ impl Images {
         progress: impl Fn(&str) + Send + 'static,
     ) -> Result<ImageRow, ImageError> {
         let layer = LayerId::generate();
-        let (storage, cache, id, from) = (
-            self.storage.clone(),
-            self.cache.clone(),
-            layer.clone(),
-            source.clone(),
-        );
+        let (storage, cache, id, from) =
+            (self.storage.clone(), self.cache.clone(), layer.clone(), source.clone());
         let work = tokio::task::spawn_blocking(move || {
             let filled = fill(&storage, &id, &from, &cache, &progress);
             if filled.is_err() {
@@ -115,9 +106,7 @@ impl Images {
             }
             filled
         });
-        let size = work
-            .await
-            .map_err(|error| ImageError::Invalid(error.to_string()))??;
+        let size = work.await.map_err(|error| ImageError::Invalid(error.to_string()))??;
         let size_bytes = i64::try_from(size).unwrap_or(i64::MAX);
         let image = ImageRow {
             id: ImageId::generate(),
@@ -127,11 +116,7 @@ impl Images {
             size_bytes,
             created_at: now,
         };
-        let row = LayerRow {
-            id: layer,
-            size_bytes: Some(size_bytes),
-            created_at: now,
-        };
+        let row = LayerRow { id: layer, size_bytes: Some(size_bytes), created_at: now };
         self.db.insert_image(&image, &[row]).await?;
         Ok(image)
     }
@@ -152,9 +137,7 @@ fn fill(
     cache: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<u64, ImageError> {
-    let target = storage
-        .create_layer(layer)
-        .map_err(io_error("create layer"))?;
+    let target = storage.create_layer(layer).map_err(io_error("create layer"))?;
     match source {
         ImageSource::Recipe => unpack_tar(&recipe_tar(cache, progress)?, &target, progress)?,
         ImageSource::Tar(path) => unpack_tar(path, &target, progress)?,
@@ -164,9 +147,7 @@ fn fill(
     unpack::ensure_user(&target).map_err(io_error("prepare the default user"))?;
     progress("writing to disk");
     storage.sync().map_err(io_error("sync the pool"))?;
-    storage
-        .layer_size(layer)
-        .map_err(io_error("size the layer"))
+    storage.layer_size(layer).map_err(io_error("size the layer"))
 }
 
 fn unpack_tar(path: &Path, target: &Path, progress: &dyn Fn(&str)) -> Result<(), ImageError> {
@@ -187,15 +168,8 @@ fn decompressed(file: File) -> io::Result<Box<dyn Read>> {
 }
 
 fn recipe_digest() -> String {
-    let digest = Sha256::new()
-        .chain_update(PACKAGES)
-        .chain_update(SETUP)
-        .finalize();
-    digest
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let digest = Sha256::new().chain_update(PACKAGES).chain_update(SETUP).finalize();
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The recipe's tar, from the cache or built with `mmdebstrap`.
@@ -209,8 +183,7 @@ fn recipe_tar(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageErr
     let work = cache.join(format!("build-{}", std::process::id()));
     fs::create_dir_all(&work).map_err(io_error(format!("make {}", work.display())))?;
     let built = run_recipe(&work, progress);
-    let moved =
-        built.and_then(|tar| fs::rename(tar, &path).map_err(io_error("keep the built tar")));
+    let moved = built.and_then(|tar| fs::rename(tar, &path).map_err(io_error("keep the built tar")));
     // Only our own scratch files are in there.
     let _ = fs::remove_dir_all(&work);
     moved.map(|()| path)
@@ -220,48 +193,26 @@ fn run_recipe(work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageErro
     use std::os::unix::fs::PermissionsExt as _;
     let setup = work.join("setup.sh");
     fs::write(&setup, SETUP).map_err(io_error("write setup.sh"))?;
-    fs::set_permissions(&setup, fs::Permissions::from_mode(0o755))
-        .map_err(io_error("write setup.sh"))?;
-    let packages: Vec<&str> = PACKAGES
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .collect();
+    fs::set_permissions(&setup, fs::Permissions::from_mode(0o755)).map_err(io_error("write setup.sh"))?;
+    let packages: Vec<&str> =
+        PACKAGES.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let tar = work.join("root.tar");
     let mut command = Command::new("mmdebstrap");
     command
-        .args([
-            "--mode=root",
-            "--variant=minbase",
-            "--aptopt=Acquire::Languages \"none\"",
-        ])
-        .args(
-            ["doc", "man", "locale", "info"]
-                .map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")),
-        )
+        .args(["--mode=root", "--variant=minbase", "--aptopt=Acquire::Languages \"none\""])
+        .args(["doc", "man", "locale", "info"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")))
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
         .arg(format!("--include={}", packages.join(",")))
         .arg(format!("--customize-hook={} \"$1\"", setup.display()))
         .arg("bookworm")
         .arg(&tar);
     // The host's own Debian mirror, where it names one.
-    let sources = [
-        "/etc/apt/sources.list.d/debian.sources",
-        "/etc/apt/sources.list",
-    ];
-    if let Some(sources) = sources
-        .iter()
-        .find(|path| fs::metadata(path).is_ok_and(|m| m.len() > 0))
-    {
+    let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
+    if let Some(sources) = sources.iter().find(|path| fs::metadata(path).is_ok_and(|m| m.len() > 0)) {
         command.arg(sources);
     }
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(io_error("run mmdebstrap (apt-get install mmdebstrap)"))?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(io_error("run mmdebstrap (apt-get install mmdebstrap)"))?;
     let mut last = Vec::new();
     if let Some(stderr) = child.stderr.take() {
         for line in io::BufRead::lines(io::BufReader::new(stderr)).map_while(Result::ok) {
@@ -278,9 +229,6 @@ fn run_recipe(work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageErro
     if status.success() {
         Ok(tar)
     } else {
-        Err(ImageError::Invalid(format!(
-            "mmdebstrap failed ({status}):\n{}",
-            last.join("\n")
-        )))
+        Err(ImageError::Invalid(format!("mmdebstrap failed ({status}):\n{}", last.join("\n"))))
     }
 }

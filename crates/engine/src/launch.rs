@@ -52,11 +52,7 @@ impl From<LaunchError> for ProviderError {
 }
 
 /// Makes the run. On failure everything that was made for it is gone again.
-pub(crate) async fn launch(
-    host: &Host,
-    run: &RunRow,
-    config: &RunConfig,
-) -> Result<RunProcess, LaunchError> {
+pub(crate) async fn launch(host: &Host, run: &RunRow, config: &RunConfig) -> Result<RunProcess, LaunchError> {
     let Some(net) = host.network.take().await else {
         return Err(LaunchError::NoSlot);
     };
@@ -79,20 +75,11 @@ async fn make(
 ) -> Result<RunProcess, LaunchError> {
     let failed = |operation: &'static str| {
         let run = run.id.clone();
-        move |source: io::Error| LaunchError::Io {
-            operation,
-            run,
-            source,
-        }
+        move |source: io::Error| LaunchError::Io { operation, run, source }
     };
     let disk = config.resources.disk_mib.map(|mib| mib << 20);
-    let upper = host
-        .storage
-        .create_run(&run.id, disk)
-        .map_err(failed("create disk"))?;
-    host.cgroups
-        .create(&run.id, &config.resources)
-        .map_err(failed("create cgroups"))?;
+    let upper = host.storage.create_run(&run.id, disk).map_err(failed("create disk"))?;
+    host.cgroups.create(&run.id, &config.resources).map_err(failed("create cgroups"))?;
     let socket_dir = host.socket_dir(run.id.as_str());
     std::fs::create_dir(&socket_dir).map_err(failed("create socket directory"))?;
 
@@ -121,35 +108,20 @@ async fn make(
         command.arg(path(cgroup, group));
     }
     // Dropped on a time-out, the launcher is killed, and its child with it.
-    command
-        .env_clear()
-        .stdin(std::process::Stdio::null())
-        .kill_on_drop(true);
+    command.env_clear().stdin(std::process::Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(LAUNCH_PATIENCE, command.output())
         .await
         .map_err(|_| failed("wait for the launcher")(io::ErrorKind::TimedOut.into()))?
         .map_err(failed("run the launcher"))?;
     let line = String::from_utf8_lossy(&output.stdout);
-    let (pid, start_time) = parse_report(line.trim()).map_err(|message| LaunchError::Launcher {
-        run: run.id.clone(),
-        message: message.to_owned(),
-    })?;
+    let (pid, start_time) = parse_report(line.trim())
+        .map_err(|message| LaunchError::Launcher { run: run.id.clone(), message: message.to_owned() })?;
     tracing::debug!(run = %run.id, pid, report = line.trim(), "launched");
 
-    let boot = Request::Boot {
-        files: boot_files(host),
-        workdir: config.cwd.clone(),
-        user: DEFAULT_USER.to_owned(),
-    };
-    let agent_failed = |source| LaunchError::Agent {
-        run: run.id.clone(),
-        source,
-    };
-    match Agent::in_dir(&socket_dir)
-        .call(boot)
-        .await
-        .map_err(agent_failed)?
-    {
+    let boot =
+        Request::Boot { files: boot_files(host), workdir: config.cwd.clone(), user: DEFAULT_USER.to_owned() };
+    let agent_failed = |source| LaunchError::Agent { run: run.id.clone(), source };
+    match Agent::in_dir(&socket_dir).call(boot).await.map_err(agent_failed)? {
         Reply::Ready => {}
         other => {
             return Err(LaunchError::Launcher {
@@ -158,36 +130,19 @@ async fn make(
             });
         }
     }
-    Ok(RunProcess {
-        pid,
-        start_time,
-        boot_id: host.boot_id.clone(),
-        slot: net.slot,
-    })
+    Ok(RunProcess { pid, start_time, boot_id: host.boot_id.clone(), slot: net.slot })
 }
 
 /// Host name of every sandbox. It must not tell the run.
 const HOSTNAME: &str = "sandbox";
 
 fn boot_files(host: &Host) -> Vec<BootFile> {
-    let file = |path: &str, content: String| BootFile {
-        path: path.to_owned(),
-        content,
-    };
+    let file = |path: &str, content: String| BootFile { path: path.to_owned(), content };
     let mut files = vec![
         // Whatever server is named here, our resolver answers.
-        file(
-            "/etc/resolv.conf",
-            format!(
-                "nameserver {}\noptions ndots:1\n",
-                host.numbering.listener()
-            ),
-        ),
+        file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1\n", host.numbering.listener())),
         file("/etc/hostname", format!("{HOSTNAME}\n")),
-        file(
-            "/etc/hosts",
-            format!("127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n::1 localhost\n"),
-        ),
+        file("/etc/hosts", format!("127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n::1 localhost\n")),
     ];
     if let Some(mirror) = &host.mirror_trust {
         files.push(file("/etc/dormouse/ca.crt", mirror.certificate.clone()));
@@ -198,11 +153,8 @@ fn boot_files(host: &Host) -> Vec<BootFile> {
 
 fn parse_report(line: &str) -> Result<(i32, u64), &str> {
     let mut words = line.split(' ');
-    let fields = (
-        words.next(),
-        words.next().and_then(|w| w.parse().ok()),
-        words.next().and_then(|w| w.parse().ok()),
-    );
+    let fields =
+        (words.next(), words.next().and_then(|w| w.parse().ok()), words.next().and_then(|w| w.parse().ok()));
     match fields {
         (Some("ok"), Some(pid), Some(start)) => Ok((pid, start)),
         _ => Err(line.strip_prefix("error ").unwrap_or("the launcher died")),

@@ -104,18 +104,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`] when this host lacks something, or another server runs.
-    pub async fn start(
-        config: EngineConfig,
-        db: Db,
-        clock: Clock,
-    ) -> std::result::Result<Self, EngineError> {
+    pub async fn start(config: EngineConfig, db: Db, clock: Clock) -> std::result::Result<Self, EngineError> {
         let locks = lock(&config.data_dir, config.instance)?;
         let numbering = Numbering::new(config.instance);
         let storage = Storage::open(config.storage, &config.data_dir, config.pool_size)
             .map_err(host("open the storage pool"))?;
         let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
-        let binaries =
-            Binaries::install(&config.data_dir.join("bin")).map_err(host("install the agent"))?;
+        let binaries = Binaries::install(&config.data_dir.join("bin")).map_err(host("install the agent"))?;
         std::fs::create_dir_all(host::sockets(&config.data_dir))
             .map_err(host("make the socket directory"))?;
 
@@ -129,14 +124,10 @@ impl Engine {
         })
         .await?;
         Network::load_filter(numbering, egress.dns_port(), egress.tcp_port())?;
-        let taken = db
-            .live_runs()
-            .await?
-            .iter()
-            .filter_map(|run| run.process.as_ref().map(|p| p.slot))
-            .collect();
-        let network = Network::start(numbering, config.network_pool, &taken)
-            .map_err(host("start the network pool"))?;
+        let taken =
+            db.live_runs().await?.iter().filter_map(|run| run.process.as_ref().map(|p| p.slot)).collect();
+        let network =
+            Network::start(numbering, config.network_pool, &taken).map_err(host("start the network pool"))?;
         let mirror_trust = egress.certificate().map(|certificate| MirrorTrust {
             certificate: certificate.to_owned(),
             git_config: git_config(&egress.mirrored_hosts()),
@@ -163,17 +154,9 @@ impl Engine {
             // Nobody waiting is fine.
             let _ = done.send(true);
             let wake = Arc::new(tokio::sync::Notify::new());
-            dormouse_jobs::reconcile(SWEEP, wake, || recovery::sweep(&background, &published))
-                .await;
+            dormouse_jobs::reconcile(SWEEP, wake, || recovery::sweep(&background, &published)).await;
         });
-        Ok(Self {
-            host,
-            registry,
-            recovered,
-            tasks: vec![task],
-            _locks: locks,
-            _egress: egress,
-        })
+        Ok(Self { host, registry, recovered, tasks: vec![task], _locks: locks, _egress: egress })
     }
 
     /// Whether what an earlier server left has been taken over.
@@ -210,22 +193,16 @@ impl Engine {
     pub async fn evacuate(self) -> std::result::Result<(), EngineError> {
         self.wait_until_recovered().await.ok();
         for run in self.host.db.live_runs().await? {
-            let order = |reply| Order::Stop {
-                run: None,
-                reason: dormouse_provider::StopReason::Requested,
-                reply,
-            };
+            let order =
+                |reply| Order::Stop { run: None, reason: dormouse_provider::StopReason::Requested, reply };
             if let Err(error) = self.order(&run.sandbox_id, order).await {
                 tracing::error!(run = %run.id, error = %error.detail(), "stop");
             }
         }
         recovery::settle(&self.registry).await;
         self.detach();
-        let (kind, data_dir, numbering) = (
-            self.host.config.storage,
-            self.host.config.data_dir.clone(),
-            self.host.numbering,
-        );
+        let (kind, data_dir, numbering) =
+            (self.host.config.storage, self.host.config.data_dir.clone(), self.host.numbering);
         self.host.cgroups.close();
         drop(self);
         Network::release_host(numbering)?;
@@ -245,9 +222,7 @@ impl Engine {
         let waited = tokio::time::timeout(START_PATIENCE, recovered.wait_for(|done| *done)).await;
         match waited {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(ProviderError::Capacity(
-                "the server is still starting".to_owned(),
-            )),
+            _ => Err(ProviderError::Capacity("the server is still starting".to_owned())),
         }
     }
 
@@ -268,10 +243,7 @@ impl Engine {
             }
             // The task retired in this very moment: ask for its successor.
         }
-        Err(ProviderError::internal(
-            format!("order to {sandbox}"),
-            "its task does not answer",
-        ))
+        Err(ProviderError::internal(format!("order to {sandbox}"), "its task does not answer"))
     }
 }
 
@@ -280,17 +252,11 @@ fn lock(data_dir: &Path, instance: u8) -> std::result::Result<[OwnedFd; 2], Engi
     let take = |path: &Path, what: String| {
         sys::lock(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::WouldBlock => EngineError::Locked(what),
-            _ => EngineError::Host {
-                operation: format!("lock {}", path.display()),
-                source: error,
-            },
+            _ => EngineError::Host { operation: format!("lock {}", path.display()), source: error },
         })
     };
     Ok([
-        take(
-            &data_dir.join("lock"),
-            format!("uses {}", data_dir.display()),
-        )?,
+        take(&data_dir.join("lock"), format!("uses {}", data_dir.display()))?,
         take(
             Path::new(&format!("/run/dormouse-{instance}.lock")),
             format!("is instance {instance} of this host; set `instance`"),

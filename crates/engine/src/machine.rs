@@ -43,30 +43,17 @@ const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) enum Order {
     /// Bring up the pending run of a new sandbox.
-    Boot {
-        run: Box<RunRow>,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    Boot { run: Box<RunRow>, reply: oneshot::Sender<Result<()>> },
     /// Have a live run; `true` when this order started it.
-    Resume {
-        reply: oneshot::Sender<Result<bool>>,
-    },
+    Resume { reply: oneshot::Sender<Result<bool>> },
     /// Take over a run that a server before us started.
     Adopt { run: Box<RunRow> },
     /// End the live run; `None` means whichever it is.
-    Stop {
-        run: Option<RunId>,
-        reason: StopReason,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    Stop { run: Option<RunId>, reason: StopReason, reply: oneshot::Sender<Result<()>> },
     /// End the live run and forget the sandbox.
     Delete { reply: oneshot::Sender<Result<()>> },
     /// Move the hard end later.
-    Extend {
-        run: RunId,
-        by: Duration,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    Extend { run: RunId, by: Duration, reply: oneshot::Sender<Result<()>> },
 }
 
 /// A live run, as everybody may see it.
@@ -101,12 +88,7 @@ impl Machine {
         sandbox: SandboxId,
         mut orders: mpsc::Receiver<Order>,
     ) {
-        let mut machine = Self {
-            host,
-            registry,
-            sandbox,
-            live: None,
-        };
+        let mut machine = Self { host, registry, sandbox, live: None };
         loop {
             let ended = async {
                 match &machine.live {
@@ -152,12 +134,7 @@ impl Machine {
     }
 
     async fn row(&self) -> Result<SandboxRow> {
-        let row = self
-            .host
-            .db
-            .sandbox_by_id(&self.sandbox)
-            .await
-            .map_err(internal("read sandbox"))?;
+        let row = self.host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
         row.ok_or_else(|| ProviderError::NotFound("sandbox".to_owned()))
     }
 
@@ -166,11 +143,7 @@ impl Machine {
         if booted.is_err() {
             // A sandbox that never came up was never acknowledged.
             let now = self.host.clock.now();
-            self.host
-                .db
-                .delete_sandbox(&self.sandbox, now)
-                .await
-                .map_err(internal("delete sandbox"))?;
+            self.host.db.delete_sandbox(&self.sandbox, now).await.map_err(internal("delete sandbox"))?;
         }
         booted
     }
@@ -185,37 +158,20 @@ impl Machine {
         }
         let sandbox = self.row().await?;
         let config: RunConfig = parse(&sandbox.config)?;
-        let image = self
-            .host
-            .db
-            .image_by_id(&sandbox.image_id)
-            .await
-            .map_err(internal("read image"))?;
-        let image =
-            image.ok_or_else(|| ProviderError::NotFound(format!("image {}", config.image)))?;
+        let image = self.host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;
+        let image = image.ok_or_else(|| ProviderError::NotFound(format!("image {}", config.image)))?;
         let run = {
             let _layers_stay = self.host.layers.read().await;
             let layers = match &sandbox.current_snapshot {
                 None => image.layers,
                 Some(id) => {
-                    let found = self
-                        .host
-                        .db
-                        .snapshot(id)
-                        .await
-                        .map_err(internal("read snapshot"))?;
+                    let found = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
                     let found = found.filter(|snapshot| snapshot.status == "created");
-                    found
-                        .ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))?
-                        .layers
+                    found.ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))?.layers
                 }
             };
             let run = pending_run(&sandbox, &config, layers, self.host.clock.now());
-            self.host
-                .db
-                .insert_run(&run)
-                .await
-                .map_err(internal("insert run"))?;
+            self.host.db.insert_run(&run).await.map_err(internal("insert run"))?;
             run
         };
         self.start(run).await?;
@@ -232,11 +188,7 @@ impl Machine {
             tracing::error!(run = %run.id, sandbox = %run.sandbox_name, error = %error.detail(), "run did not start");
             let (failed, reason) = (RunStatus::Failed.as_str(), StopReason::StartFailed.as_str());
             let now = self.host.clock.now();
-            self.host
-                .db
-                .run_ended(&run.id, failed, reason, now)
-                .await
-                .map_err(internal("end run"))?;
+            self.host.db.run_ended(&run.id, failed, reason, now).await.map_err(internal("end run"))?;
         }
         self.registry.forget(&run.id, started.is_err());
         started
@@ -249,8 +201,7 @@ impl Machine {
         let expires_at = now.plus(Duration::from_millis(config.timeout_ms));
         let own = async {
             let pidfd = sys::watch_process(process.pid);
-            let pidfd =
-                pidfd.map_err(|e| ProviderError::internal(format!("watch run {}", run.id), e))?;
+            let pidfd = pidfd.map_err(|e| ProviderError::internal(format!("watch run {}", run.id), e))?;
             self.host
                 .db
                 .run_started(&run.id, &process, now, expires_at)
@@ -266,8 +217,7 @@ impl Machine {
             Err(error) => {
                 launch::remove(&self.host, &run.id, Some(slot)).await;
                 let discarded = self.host.storage.discard_run(&run.id);
-                discarded
-                    .map_err(|e| ProviderError::internal(format!("discard run {}", run.id), e))?;
+                discarded.map_err(|e| ProviderError::internal(format!("discard run {}", run.id), e))?;
                 Err(error)
             }
         }
@@ -287,12 +237,7 @@ impl Machine {
             config,
             agent: Agent::in_dir(&self.host.socket_dir(row.id.as_str())),
         });
-        self.live = Some(Owned {
-            row,
-            process,
-            pidfd,
-            expires_at,
-        });
+        self.live = Some(Owned { row, process, pidfd, expires_at });
     }
 
     async fn adopt(&mut self, run: RunRow) {
@@ -320,11 +265,7 @@ impl Machine {
     async fn delete(&mut self) -> Result<()> {
         self.end(StopReason::Deleted).await?;
         let now = self.host.clock.now();
-        self.host
-            .db
-            .delete_sandbox(&self.sandbox, now)
-            .await
-            .map_err(internal("delete sandbox"))
+        self.host.db.delete_sandbox(&self.sandbox, now).await.map_err(internal("delete sandbox"))
     }
 
     async fn extend(&mut self, run: &RunId, by: Duration) -> Result<()> {
@@ -336,17 +277,11 @@ impl Machine {
         let timeout = Duration::from_millis(u64::try_from(live.row.timeout_ms).unwrap_or(0)) + by;
         if timeout > most {
             let most = dormouse_types::format_duration(most);
-            return Err(ProviderError::Invalid(format!(
-                "the total timeout must not be over {most}"
-            )));
+            return Err(ProviderError::Invalid(format!("the total timeout must not be over {most}")));
         }
         let expires_at = live.expires_at.plus(by);
         let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
-        self.host
-            .db
-            .extend_run(run, timeout_ms, expires_at, now)
-            .await
-            .map_err(internal("extend run"))?;
+        self.host.db.extend_run(run, timeout_ms, expires_at, now).await.map_err(internal("extend run"))?;
         live.row.timeout_ms = timeout_ms;
         live.expires_at = expires_at;
         Ok(())
@@ -368,10 +303,7 @@ impl Machine {
         };
         let (host, run) = (&self.host, live.row.id.clone());
         self.registry.unpublish(&run);
-        host.db
-            .run_stopping(&run, host.clock.now())
-            .await
-            .map_err(internal("stop run"))?;
+        host.db.run_stopping(&run, host.clock.now()).await.map_err(internal("stop run"))?;
         end_processes(host, live, reason).await;
         finish(host, &live.row, reason).await?;
         let slot = live.process.slot;
@@ -394,30 +326,18 @@ fn has_ended(live: &Owned) -> bool {
 /// Gracefully, then by force. Returns when PID 1 is gone, and with it every
 /// process of its namespace.
 async fn end_processes(host: &Host, live: &Owned, reason: StopReason) {
-    let grace = if reason == StopReason::Deleted {
-        Duration::ZERO
-    } else {
-        host.config.stop_grace
-    };
+    let grace = if reason == StopReason::Deleted { Duration::ZERO } else { host.config.stop_grace };
     if !has_ended(live) {
         let agent = Agent::in_dir(&host.socket_dir(live.row.id.as_str()));
-        let shutdown = Request::Shutdown {
-            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(0),
-        };
+        let shutdown = Request::Shutdown { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(0) };
         if let Err(error) = agent.call_within(shutdown, grace + STOP_SLACK).await {
             tracing::warn!(run = %live.row.id, %error, "the agent did not end the run; killing it");
             let _ = sys::pidfd_kill(live.pidfd.get_ref());
         }
     }
-    if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await.is_err() {
         let _ = sys::pidfd_kill(live.pidfd.get_ref());
-        if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await.is_err() {
             tracing::error!(run = %live.row.id, "PID 1 does not end; its files are kept as they are");
         }
     }
@@ -426,28 +346,17 @@ async fn end_processes(host: &Host, live: &Owned, reason: StopReason) {
 /// Keeps or drops the files of a run whose processes are gone, and records its
 /// end. Done again after a crash, it finds what is left to do.
 pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, reason: StopReason) -> Result<()> {
-    let sandbox = host
-        .db
-        .sandbox_by_id(&run.sandbox_id)
-        .await
-        .map_err(internal("read sandbox"))?;
-    let keep =
-        reason != StopReason::Deleted && sandbox.as_ref().is_some_and(|sandbox| sandbox.persistent);
+    let sandbox = host.db.sandbox_by_id(&run.sandbox_id).await.map_err(internal("read sandbox"))?;
+    let keep = reason != StopReason::Deleted && sandbox.as_ref().is_some_and(|sandbox| sandbox.persistent);
     let now = host.clock.now();
     if !keep {
         let (storage, id) = (host.storage.clone(), run.id.clone());
         blocking("discard run", move || storage.discard_run(&id)).await?;
         let ended = RunStatus::Stopped.as_str();
-        host.db
-            .run_ended(&run.id, ended, reason.as_str(), now)
-            .await
-            .map_err(internal("end run"))?;
+        host.db.run_ended(&run.id, ended, reason.as_str(), now).await.map_err(internal("end run"))?;
         let ephemeral = parse::<RunConfig>(&run.config).is_ok_and(|config| config.ephemeral);
         if ephemeral && reason != StopReason::Deleted {
-            host.db
-                .delete_sandbox(&run.sandbox_id, now)
-                .await
-                .map_err(internal("delete sandbox"))?;
+            host.db.delete_sandbox(&run.sandbox_id, now).await.map_err(internal("delete sandbox"))?;
         }
         return Ok(());
     }
@@ -461,11 +370,7 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, reason: StopReason) -
     let Some(layer) = frozen else {
         let aborted = RunStatus::Aborted.as_str();
         tracing::error!(run = %run.id, "its files are gone");
-        return host
-            .db
-            .run_ended(&run.id, aborted, reason.as_str(), now)
-            .await
-            .map_err(internal("end run"));
+        return host.db.run_ended(&run.id, aborted, reason.as_str(), now).await.map_err(internal("end run"));
     };
     debug_assert_eq!(layer, layer_of(&run.id));
     let snapshot = SnapshotRow {
@@ -481,14 +386,8 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, reason: StopReason) -
         created_at: now,
         updated_at: now,
     };
-    host.db
-        .record_stop(&snapshot, &layer, reason.as_str())
-        .await
-        .map_err(internal("record stop"))?;
-    host.db
-        .sync()
-        .await
-        .map_err(|error| ProviderError::internal("sync the database", error))
+    host.db.record_stop(&snapshot, &layer, reason.as_str()).await.map_err(internal("record stop"))?;
+    host.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))
 }
 
 /// A run that is about to be made.
@@ -520,8 +419,7 @@ pub(crate) fn pending_run(
 }
 
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(config: &str) -> Result<T> {
-    serde_json::from_str(config)
-        .map_err(|error| ProviderError::internal("read stored configuration", error))
+    serde_json::from_str(config).map_err(|error| ProviderError::internal("read stored configuration", error))
 }
 
 pub(crate) fn internal(

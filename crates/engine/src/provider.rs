@@ -8,9 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_agent_protocol::{CommandStatus, Frame, MAX_DATA, Reply, Request, Spawn, StdinMode};
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, LogEvent, Namespace, NetworkPolicy,
-    Page, ProviderError, Resources, Result, Resumed, Run, RunRef, RunStatus, Sandbox, SandboxKey,
-    SandboxProvider, Snapshot, SnapshotKind, StdinSource, StopReason, Stopped,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, LogEvent, Namespace, NetworkPolicy, Page,
+    ProviderError, Resources, Result, Resumed, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider,
+    Snapshot, SnapshotKind, StdinSource, StopReason, Stopped,
 };
 use dormouse_store::{RunRow, SandboxRow, SnapshotRow};
 use dormouse_types::{CommandId, SandboxId, Timestamp};
@@ -28,22 +28,13 @@ const MAX_COMMAND_BYTES: usize = 512 << 10;
 impl Engine {
     async fn find(&self, key: &SandboxKey) -> Result<SandboxRow> {
         self.wait_until_recovered().await?;
-        let row = self
-            .host
-            .db
-            .sandbox(&key.namespace.0, &key.name)
-            .await
-            .map_err(internal("read sandbox"))?;
+        let row =
+            self.host.db.sandbox(&key.namespace.0, &key.name).await.map_err(internal("read sandbox"))?;
         row.ok_or_else(|| ProviderError::NotFound(format!("sandbox {}", key.name)))
     }
 
     async fn find_run(&self, run: &RunRef) -> Result<RunRow> {
-        let row = self
-            .host
-            .db
-            .run(&run.id)
-            .await
-            .map_err(internal("read run"))?;
+        let row = self.host.db.run(&run.id).await.map_err(internal("read run"))?;
         // Somebody else's run is no run at all.
         row.filter(|row| row.namespace == run.namespace.0)
             .ok_or_else(|| ProviderError::NotFound(format!("run {}", run.id)))
@@ -71,28 +62,14 @@ impl Engine {
     }
 
     async fn present(&self, row: &SandboxRow, resumed: bool) -> Result<Resumed> {
-        let run = self
-            .host
-            .db
-            .newest_run(&row.id)
-            .await
-            .map_err(internal("read newest run"))?;
+        let run = self.host.db.newest_run(&row.id).await.map_err(internal("read newest run"))?;
         let run = run.ok_or_else(|| ProviderError::NotFound(format!("run of {}", row.name)))?;
         let run = present_run(&run)?;
-        Ok(Resumed {
-            sandbox: present_sandbox(row, &run)?,
-            run,
-            resumed,
-        })
+        Ok(Resumed { sandbox: present_sandbox(row, &run)?, run, resumed })
     }
 
     async fn present_snapshot(&self, row: &SnapshotRow) -> Result<Snapshot> {
-        let size = self
-            .host
-            .db
-            .layers_size(&row.layers)
-            .await
-            .map_err(internal("size snapshot"))?;
+        let size = self.host.db.layers_size(&row.layers).await.map_err(internal("size snapshot"))?;
         Ok(Snapshot {
             id: row.id.clone(),
             source_run: row.source_run.clone(),
@@ -111,18 +88,15 @@ impl Engine {
         let limits = asked.unwrap_or(self.host.config.default_resources);
         let most = self.host.config.max_vcpus;
         if limits.vcpus == 0 || limits.vcpus > most {
-            return Err(ProviderError::Invalid(format!(
-                "resources.vcpus must be from 1 to {most}"
-            )));
+            return Err(ProviderError::Invalid(format!("resources.vcpus must be from 1 to {most}")));
         }
         if limits.memory_mib < 16 || limits.pids < 8 {
-            return Err(ProviderError::Invalid(
-                "a sandbox needs at least 16 MiB and 8 processes".to_owned(),
-            ));
+            return Err(ProviderError::Invalid("a sandbox needs at least 16 MiB and 8 processes".to_owned()));
         }
         if limits.disk_mib.is_some() && !self.host.storage.enforces_limits() {
             return Err(ProviderError::Invalid(
-                "this host's storage (plain) cannot limit disks; leave the disk limit out or use btrfs".to_owned(),
+                "this host's storage (plain) cannot limit disks; leave the disk limit out or use btrfs"
+                    .to_owned(),
             ));
         }
         Ok(limits)
@@ -133,9 +107,7 @@ impl Engine {
         let most = self.host.config.max_timeout;
         if timeout < Duration::from_secs(1) || timeout > most {
             let most = dormouse_types::format_duration(most);
-            return Err(ProviderError::Invalid(format!(
-                "timeout must be from 1s to {most}"
-            )));
+            return Err(ProviderError::Invalid(format!("timeout must be from 1s to {most}")));
         }
         Ok(timeout)
     }
@@ -145,26 +117,17 @@ impl Engine {
 impl SandboxProvider for Engine {
     async fn create(&self, request: CreateSandbox) -> Result<Resumed> {
         self.wait_until_recovered().await?;
-        let image_name = request
-            .image
-            .as_deref()
-            .unwrap_or(&self.host.config.default_image);
-        let image = self
-            .host
-            .db
-            .image(image_name)
-            .await
-            .map_err(internal("read image"))?;
-        let image = image
-            .ok_or_else(|| ProviderError::Invalid(format!("there is no image {image_name:?}")))?;
+        let image_name = request.image.as_deref().unwrap_or(&self.host.config.default_image);
+        let image = self.host.db.image(image_name).await.map_err(internal("read image"))?;
+        let image =
+            image.ok_or_else(|| ProviderError::Invalid(format!("there is no image {image_name:?}")))?;
         let config = RunConfig {
             resources: self.limits(request.resources)?,
             image: image.name.clone(),
             cwd: DEFAULT_CWD.to_owned(),
             env: request.env,
             tags: request.tags,
-            timeout_ms: u64::try_from(self.timeout(request.timeout)?.as_millis())
-                .unwrap_or(u64::MAX),
+            timeout_ms: u64::try_from(self.timeout(request.timeout)?.as_millis()).unwrap_or(u64::MAX),
             network: NetworkPolicy::default(),
             ephemeral: request.ephemeral,
         };
@@ -183,22 +146,13 @@ impl SandboxProvider for Engine {
         };
         let run = pending_run(&row, &config, image.layers, now);
         self.registry.begin(&run.id);
-        let inserted = self
-            .host
-            .db
-            .insert_sandbox(&row, &run)
-            .await
-            .map_err(internal("insert sandbox"));
+        let inserted = self.host.db.insert_sandbox(&row, &run).await.map_err(internal("insert sandbox"));
         if inserted.is_err() {
             self.registry.forget(&run.id, true);
         }
         inserted?;
         let boot = Box::new(run);
-        self.order(&row.id, |reply| Order::Boot {
-            run: boot.clone(),
-            reply,
-        })
-        .await?;
+        self.order(&row.id, |reply| Order::Boot { run: boot.clone(), reply }).await?;
         self.present(&row, true).await
     }
 
@@ -213,18 +167,10 @@ impl SandboxProvider for Engine {
         self.present(&self.find(key).await?, resumed).await
     }
 
-    async fn list(
-        &self,
-        namespace: &Namespace,
-        page: Page,
-    ) -> Result<(Vec<Sandbox>, Option<String>)> {
+    async fn list(&self, namespace: &Namespace, page: Page) -> Result<(Vec<Sandbox>, Option<String>)> {
         self.wait_until_recovered().await?;
         let limit = i64::from(page.limit);
-        let rows = self
-            .host
-            .db
-            .sandboxes_of(&namespace.0, page.cursor.as_deref(), limit + 1)
-            .await;
+        let rows = self.host.db.sandboxes_of(&namespace.0, page.cursor.as_deref(), limit + 1).await;
         let mut rows = rows.map_err(internal("list sandboxes"))?;
         let next = take_page(&mut rows, page.limit, |row| row.id.to_string());
         let mut sandboxes = Vec::with_capacity(rows.len());
@@ -255,11 +201,7 @@ impl SandboxProvider for Engine {
         page: Page,
     ) -> Result<(Vec<Run>, Option<String>)> {
         let limit = i64::from(page.limit);
-        let rows = self
-            .host
-            .db
-            .runs_of(&namespace.0, sandbox, page.cursor.as_deref(), limit + 1)
-            .await;
+        let rows = self.host.db.runs_of(&namespace.0, sandbox, page.cursor.as_deref(), limit + 1).await;
         let mut rows = rows.map_err(internal("list runs"))?;
         let next = take_page(&mut rows, page.limit, |row| row.id.to_string());
         Ok((rows.iter().map(present_run).collect::<Result<_>>()?, next))
@@ -268,32 +210,13 @@ impl SandboxProvider for Engine {
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped> {
         let row = self.find_run(run).await?;
         let id = run.id.clone();
-        self.order(&row.sandbox_id, |reply| Order::Stop {
-            run: Some(id.clone()),
-            reason,
-            reply,
-        })
-        .await?;
+        self.order(&row.sandbox_id, |reply| Order::Stop { run: Some(id.clone()), reason, reply }).await?;
         let run = present_run(&self.find_run(run).await?)?;
-        let sandbox = self
-            .host
-            .db
-            .sandbox_by_id(&row.sandbox_id)
-            .await
-            .map_err(internal("read sandbox"))?;
-        let mut stopped = Stopped {
-            run,
-            sandbox: None,
-            snapshot: None,
-        };
+        let sandbox = self.host.db.sandbox_by_id(&row.sandbox_id).await.map_err(internal("read sandbox"))?;
+        let mut stopped = Stopped { run, sandbox: None, snapshot: None };
         if let Some(sandbox) = sandbox {
             if let Some(id) = &sandbox.current_snapshot
-                && let Some(snapshot) = self
-                    .host
-                    .db
-                    .snapshot(id)
-                    .await
-                    .map_err(internal("read snapshot"))?
+                && let Some(snapshot) = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?
                 && snapshot.source_run == row.id
             {
                 stopped.snapshot = Some(self.present_snapshot(&snapshot).await?);
@@ -306,12 +229,7 @@ impl SandboxProvider for Engine {
     async fn extend(&self, run: &RunRef, by: Duration) -> Result<Run> {
         let row = self.find_run(run).await?;
         let id = run.id.clone();
-        self.order(&row.sandbox_id, |reply| Order::Extend {
-            run: id.clone(),
-            by,
-            reply,
-        })
-        .await?;
+        self.order(&row.sandbox_id, |reply| Order::Extend { run: id.clone(), by, reply }).await?;
         SandboxProvider::run(self, run).await
     }
 
@@ -326,11 +244,7 @@ impl SandboxProvider for Engine {
 
     async fn command(&self, run: &RunRef, id: &CommandId) -> Result<Command> {
         let live = self.live(run).await?;
-        match live
-            .agent
-            .call(Request::Inspect { id: id.to_string() })
-            .await?
-        {
+        match live.agent.call(Request::Inspect { id: id.to_string() }).await? {
             Reply::Command(status) => Ok(command(&live, id, &status)),
             other => Err(unexpected(&other)),
         }
@@ -349,13 +263,7 @@ impl SandboxProvider for Engine {
 
     async fn wait(&self, run: &RunRef, id: &CommandId) -> Result<Command> {
         let live = self.live(run).await?;
-        let mut dialogue = live
-            .agent
-            .open(Request::Follow {
-                id: id.to_string(),
-                output: false,
-            })
-            .await?;
+        let mut dialogue = live.agent.open(Request::Follow { id: id.to_string(), output: false }).await?;
         match dialogue.expect().await {
             Ok(Frame::Reply(Reply::Exited(status))) => Ok(command(&live, id, &status)),
             Ok(other) => Err(unexpected(&other)),
@@ -365,36 +273,19 @@ impl SandboxProvider for Engine {
 
     async fn logs(&self, run: &RunRef, id: &CommandId) -> Result<BoxStream<LogEvent>> {
         let live = self.live(run).await?;
-        let dialogue = live
-            .agent
-            .open(Request::Follow {
-                id: id.to_string(),
-                output: true,
-            })
-            .await?;
+        let dialogue = live.agent.open(Request::Follow { id: id.to_string(), output: true }).await?;
         Ok(first_or_error(events(live, dialogue, id.clone(), None)).await?)
     }
 
-    async fn exec(
-        &self,
-        run: &RunRef,
-        id: CommandId,
-        spec: CommandSpec,
-    ) -> Result<BoxStream<LogEvent>> {
+    async fn exec(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<BoxStream<LogEvent>> {
         let live = self.live(run).await?;
-        let dialogue = live
-            .agent
-            .open(start_request(&live, &id, &spec, true)?)
-            .await?;
+        let dialogue = live.agent.open(start_request(&live, &id, &spec, true)?).await?;
         Ok(first_or_error(events(live, dialogue, id, Some(spec))).await?)
     }
 
     async fn stdin(&self, run: &RunRef, id: &CommandId, mut body: BodyStream) -> Result<()> {
         let live = self.live(run).await?;
-        let mut dialogue = live
-            .agent
-            .open(Request::Stdin { id: id.to_string() })
-            .await?;
+        let mut dialogue = live.agent.open(Request::Stdin { id: id.to_string() }).await?;
         // The command may end before its input does: then the agent says so
         // and reads no more.
         let fed = send_body(&mut dialogue, &mut body).await;
@@ -408,33 +299,16 @@ impl SandboxProvider for Engine {
 
     async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command> {
         let live = self.live(run).await?;
-        match live
-            .agent
-            .call(Request::Signal {
-                id: id.to_string(),
-                signal,
-            })
-            .await?
-        {
+        match live.agent.call(Request::Signal { id: id.to_string(), signal }).await? {
             Reply::Command(status) => Ok(command(&live, id, &status)),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn write_files(
-        &self,
-        run: &RunRef,
-        cwd: &str,
-        gzip: bool,
-        mut body: BodyStream,
-    ) -> Result<()> {
+    async fn write_files(&self, run: &RunRef, cwd: &str, gzip: bool, mut body: BodyStream) -> Result<()> {
         let live = self.live(run).await?;
         let cwd = absolute(&live.config.cwd, cwd)?;
-        let request = Request::WriteTar {
-            cwd,
-            gzip,
-            user: DEFAULT_USER.to_owned(),
-        };
+        let request = Request::WriteTar { cwd, gzip, user: DEFAULT_USER.to_owned() };
         let mut dialogue = live.agent.open(request).await?;
         let sent = send_body(&mut dialogue, &mut body).await;
         match dialogue.expect().await {
@@ -445,19 +319,10 @@ impl SandboxProvider for Engine {
         }
     }
 
-    async fn read_file(
-        &self,
-        run: &RunRef,
-        path: &str,
-        cwd: Option<&str>,
-    ) -> Result<BoxStream<Bytes>> {
+    async fn read_file(&self, run: &RunRef, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
         let live = self.live(run).await?;
         let cwd = absolute(&live.config.cwd, cwd.unwrap_or("."))?;
-        let request = Request::ReadFile {
-            path: path_text(path)?,
-            cwd,
-            user: DEFAULT_USER.to_owned(),
-        };
+        let request = Request::ReadFile { path: path_text(path)?, cwd, user: DEFAULT_USER.to_owned() };
         let dialogue = live.agent.open(request).await?;
         let frames = futures::stream::unfold(Some(dialogue), |dialogue| async {
             let mut dialogue = dialogue?;
@@ -471,21 +336,11 @@ impl SandboxProvider for Engine {
         Ok(first_or_error(Box::pin(frames)).await?)
     }
 
-    async fn mkdir(
-        &self,
-        run: &RunRef,
-        path: &str,
-        cwd: Option<&str>,
-        recursive: bool,
-    ) -> Result<()> {
+    async fn mkdir(&self, run: &RunRef, path: &str, cwd: Option<&str>, recursive: bool) -> Result<()> {
         let live = self.live(run).await?;
         let cwd = absolute(&live.config.cwd, cwd.unwrap_or("."))?;
-        let request = Request::Mkdir {
-            path: path_text(path)?,
-            cwd,
-            recursive,
-            user: DEFAULT_USER.to_owned(),
-        };
+        let request =
+            Request::Mkdir { path: path_text(path)?, cwd, recursive, user: DEFAULT_USER.to_owned() };
         let mut dialogue = live.agent.open(request).await?;
         match dialogue.expect().await? {
             Frame::End => Ok(()),
@@ -504,8 +359,8 @@ fn cut_off(error: AgentError) -> ProviderError {
 
 async fn send_body(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<()> {
     while let Some(chunk) = body.next().await {
-        let chunk = chunk
-            .map_err(|error| ProviderError::Invalid(format!("the body ended early: {error}")))?;
+        let chunk =
+            chunk.map_err(|error| ProviderError::Invalid(format!("the body ended early: {error}")))?;
         for part in chunk.chunks(MAX_DATA) {
             dialogue.send(&Frame::Data(part.to_vec())).await?;
         }
@@ -557,9 +412,7 @@ fn events(
 
 fn start_request(live: &Live, id: &CommandId, spec: &CommandSpec, follow: bool) -> Result<Request> {
     if spec.argv.first().is_none_or(String::is_empty) {
-        return Err(ProviderError::Invalid(
-            "command must not be empty".to_owned(),
-        ));
+        return Err(ProviderError::Invalid("command must not be empty".to_owned()));
     }
     let mut env = live.config.env.clone();
     if spec.sudo {
@@ -567,19 +420,14 @@ fn start_request(live: &Live, id: &CommandId, spec: &CommandSpec, follow: bool) 
     }
     env.extend(spec.env.clone());
     let size: usize = spec.argv.iter().map(String::len).sum::<usize>()
-        + env
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum::<usize>();
+        + env.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
     if size > MAX_COMMAND_BYTES {
         return Err(ProviderError::Invalid(format!(
             "args and env must not be over {MAX_COMMAND_BYTES} bytes"
         )));
     }
     if let Some(key) = env.keys().find(|key| key.is_empty() || key.contains('=')) {
-        return Err(ProviderError::Invalid(format!(
-            "env has a name that no environment can hold: {key:?}"
-        )));
+        return Err(ProviderError::Invalid(format!("env has a name that no environment can hold: {key:?}")));
     }
     Ok(Request::Start {
         spawn: Spawn {
@@ -592,9 +440,7 @@ fn start_request(live: &Live, id: &CommandId, spec: &CommandSpec, follow: bool) 
                 StdinSource::Empty => StdinMode::Null,
                 StdinSource::Stream => StdinMode::Pipe,
             },
-            timeout_ms: spec
-                .timeout
-                .map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: spec.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         },
         follow,
     })
@@ -602,9 +448,7 @@ fn start_request(live: &Live, id: &CommandId, spec: &CommandSpec, follow: bool) 
 
 fn path_text(path: &str) -> Result<String> {
     if path.is_empty() || path.contains('\0') {
-        return Err(ProviderError::Invalid(
-            "path must not be empty or contain a NUL".to_owned(),
-        ));
+        return Err(ProviderError::Invalid("path must not be empty or contain a NUL".to_owned()));
     }
     Ok(path.to_owned())
 }
@@ -635,11 +479,7 @@ fn command(live: &Live, id: &CommandId, status: &CommandStatus) -> Command {
 
 fn started(live: &Live, id: &CommandId, spec: &CommandSpec, status: &CommandStatus) -> Command {
     let cwd = spec.cwd.clone().unwrap_or_else(|| live.config.cwd.clone());
-    Command {
-        argv: spec.argv.clone(),
-        cwd,
-        ..command(live, id, status)
-    }
+    Command { argv: spec.argv.clone(), cwd, ..command(live, id, status) }
 }
 
 fn unexpected(answer: &impl std::fmt::Debug) -> ProviderError {
@@ -658,9 +498,8 @@ fn present_run(row: &RunRow) -> Result<Run> {
     Ok(Run {
         id: row.id.clone(),
         sandbox: row.sandbox_name.clone(),
-        status: RunStatus::from_word(&row.status).ok_or_else(|| {
-            ProviderError::internal("read run", format!("unknown status {}", row.status))
-        })?,
+        status: RunStatus::from_word(&row.status)
+            .ok_or_else(|| ProviderError::internal("read run", format!("unknown status {}", row.status)))?,
         resources: config.resources,
         timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or(0)),
         cwd: config.cwd,

@@ -29,12 +29,7 @@ pub(crate) fn task_queue(
     sandbox: &SandboxId,
 ) -> mpsc::Sender<Order> {
     registry.queue(sandbox, |orders| {
-        tokio::spawn(Machine::run(
-            host.clone(),
-            registry.clone(),
-            sandbox.clone(),
-            orders,
-        ));
+        tokio::spawn(Machine::run(host.clone(), registry.clone(), sandbox.clone(), orders));
     })
 }
 
@@ -70,30 +65,16 @@ pub(crate) async fn recover(host: &Arc<Host>, registry: &Arc<Registry>) {
 
 /// Returns whether nothing of the run is left on the host.
 async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) -> bool {
-    let same_boot = run
-        .process
-        .as_ref()
-        .is_some_and(|process| process.boot_id == host.boot_id);
-    let alive = same_boot
-        && run
-            .process
-            .as_ref()
-            .is_some_and(|p| host::start_time(p.pid) == Some(p.start_time));
+    let same_boot = run.process.as_ref().is_some_and(|process| process.boot_id == host.boot_id);
+    let alive =
+        same_boot && run.process.as_ref().is_some_and(|p| host::start_time(p.pid) == Some(p.start_time));
     if alive && run.status == RunStatus::Running.as_str() {
         let queue = task_queue(host, registry, &run.sandbox_id);
-        let adopted = queue
-            .send(Order::Adopt {
-                run: Box::new(run.clone()),
-            })
-            .await;
+        let adopted = queue.send(Order::Adopt { run: Box::new(run.clone()) }).await;
         // The task publishes the run when it takes the order.
         while adopted.is_ok() && registry.live(&run.id).is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            if !run
-                .process
-                .as_ref()
-                .is_some_and(|p| host::start_time(p.pid) == Some(p.start_time))
-            {
+            if !run.process.as_ref().is_some_and(|p| host::start_time(p.pid) == Some(p.start_time)) {
                 break;
             }
         }
@@ -114,9 +95,7 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
             (true, true) => StopReason::Died,
             (true, false) => StopReason::Requested,
         };
-        finish(host, &run, reason)
-            .await
-            .map_err(|error| error.detail())
+        finish(host, &run, reason).await.map_err(|error| error.detail())
     };
     match ended {
         Ok(()) => tracing::info!(run = %run.id, "ended"),
@@ -128,28 +107,14 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
 /// A run that never took a command: nothing was acknowledged, so nothing stays,
 /// the sandbox included if this was to be its first run.
 async fn abandon(host: &Arc<Host>, run: &RunRow) -> Result<(), String> {
-    host.storage
-        .discard_run(&run.id)
-        .map_err(|error| error.to_string())?;
+    host.storage.discard_run(&run.id).map_err(|error| error.to_string())?;
     let now = host.clock.now();
     let (failed, reason) = (RunStatus::Failed.as_str(), StopReason::StartFailed.as_str());
-    host.db
-        .run_ended(&run.id, failed, reason, now)
-        .await
-        .map_err(|error| error.to_string())?;
-    let runs = host
-        .db
-        .runs_of(&run.namespace, Some(run.sandbox_name.as_str()), None, 2)
-        .await;
-    let first = runs
-        .map_err(|error| error.to_string())?
-        .iter()
-        .all(|other| other.id == run.id);
+    host.db.run_ended(&run.id, failed, reason, now).await.map_err(|error| error.to_string())?;
+    let runs = host.db.runs_of(&run.namespace, Some(run.sandbox_name.as_str()), None, 2).await;
+    let first = runs.map_err(|error| error.to_string())?.iter().all(|other| other.id == run.id);
     if first {
-        host.db
-            .delete_sandbox(&run.sandbox_id, now)
-            .await
-            .map_err(|error| error.to_string())?;
+        host.db.delete_sandbox(&run.sandbox_id, now).await.map_err(|error| error.to_string())?;
     }
     Ok(())
 }
@@ -164,11 +129,7 @@ pub(crate) async fn sweep(host: &Arc<Host>, registry: &Arc<Registry>) {
         }
     }
     // Sockets.
-    for entry in std::fs::read_dir(host.sockets())
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir(host.sockets()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !registry.owns(&name) {
             launch::remove_named(host, &name).await;
@@ -189,10 +150,7 @@ pub(crate) async fn sweep(host: &Arc<Host>, registry: &Arc<Registry>) {
         };
         if ended && !registry.owns(&name) {
             let (storage, id) = (host.storage.clone(), run.clone());
-            report(
-                "discard disk",
-                tokio::task::spawn_blocking(move || storage.discard_run(&id)).await,
-            );
+            report("discard disk", tokio::task::spawn_blocking(move || storage.discard_run(&id)).await);
         }
     }
     housekeeping(host).await;
@@ -219,19 +177,14 @@ async fn housekeeping(host: &Arc<Host>) {
         Ok(layers) => {
             for layer in layers {
                 let storage = host.storage.clone();
-                let done =
-                    tokio::task::spawn_blocking(move || storage.discard_layer(layer.as_str()))
-                        .await;
+                let done = tokio::task::spawn_blocking(move || storage.discard_layer(layer.as_str())).await;
                 report("discard layer", done);
             }
         }
         Err(error) => tracing::warn!(%error, "forget unused layers"),
     }
     let storage = host.storage.clone();
-    report(
-        "empty trash",
-        tokio::task::spawn_blocking(move || storage.empty_trash()).await,
-    );
+    report("empty trash", tokio::task::spawn_blocking(move || storage.empty_trash()).await);
     for layer in host.db.uncounted_layers(16).await.unwrap_or_default() {
         let (storage, id) = (host.storage.clone(), layer.clone());
         if let Ok(Ok(size)) = tokio::task::spawn_blocking(move || storage.layer_size(&id)).await {
@@ -245,24 +198,11 @@ async fn housekeeping(host: &Arc<Host>) {
 
 async fn squash_deep(host: &Arc<Host>) -> Result<(), String> {
     let depth = i64::from(host.config.squash_depth);
-    for snapshot in host
-        .db
-        .deep_snapshots(depth, 4)
-        .await
-        .map_err(|e| e.to_string())?
-    {
+    for snapshot in host.db.deep_snapshots(depth, 4).await.map_err(|e| e.to_string())? {
         // The base image's layers are shared: only what lies above is merged.
-        let sandbox = host
-            .db
-            .sandbox_by_id(&snapshot.sandbox_id)
-            .await
-            .map_err(|e| e.to_string())?;
+        let sandbox = host.db.sandbox_by_id(&snapshot.sandbox_id).await.map_err(|e| e.to_string())?;
         let Some(sandbox) = sandbox else { continue };
-        let image = host
-            .db
-            .image_by_id(&sandbox.image_id)
-            .await
-            .map_err(|e| e.to_string())?;
+        let image = host.db.image_by_id(&sandbox.image_id).await.map_err(|e| e.to_string())?;
         let base = image.map_or(0, |image| image.layers.len());
         if snapshot.layers.len() < base + 2 {
             continue;
@@ -272,19 +212,12 @@ async fn squash_deep(host: &Arc<Host>) -> Result<(), String> {
         let (storage, id) = (host.storage.clone(), layer.clone());
         let done = tokio::task::spawn_blocking(move || {
             // A half-made layer is an orphan that start-up drops; drop it now.
-            storage
-                .squash(&id, &sources)
-                .inspect_err(|_| drop(storage.discard_layer(id.as_str())))
+            storage.squash(&id, &sources).inspect_err(|_| drop(storage.discard_layer(id.as_str())))
         });
-        done.await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| format!("merge {}: {e}", snapshot.id))?;
+        done.await.map_err(|e| e.to_string())?.map_err(|e| format!("merge {}: {e}", snapshot.id))?;
         let layers: Vec<LayerId> = kept.iter().cloned().chain([layer.clone()]).collect();
         let now = host.clock.now();
-        let replaced = host
-            .db
-            .replace_layers(&snapshot, &layers, &layer, now)
-            .await;
+        let replaced = host.db.replace_layers(&snapshot, &layers, &layer, now).await;
         let replaced = replaced.map_err(|e| e.to_string())?;
         tracing::info!(snapshot = %snapshot.id, from = snapshot.layers.len(), replaced, "squashed");
     }
@@ -298,11 +231,7 @@ async fn drop_orphan_layers(host: &Arc<Host>) -> std::io::Result<()> {
         let Ok(layer) = name.parse::<LayerId>() else {
             continue;
         };
-        let known = host
-            .db
-            .has_layer(&layer)
-            .await
-            .map_err(std::io::Error::other)?;
+        let known = host.db.has_layer(&layer).await.map_err(std::io::Error::other)?;
         let path = host.storage.layer_path(&layer);
         let young = std::fs::metadata(path.parent().unwrap_or(&path))
             .and_then(|found| found.modified())

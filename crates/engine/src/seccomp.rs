@@ -99,14 +99,8 @@ const DENIED: &[(i64, u32)] = &[
 
 /// `CLONE_NEW*` of `clone(2)` and `unshare(2)`: time, mount, cgroup, uts, ipc,
 /// user, pid, net.
-const NEW_NAMESPACES: u32 = 0x80
-    | 0x2_0000
-    | 0x200_0000
-    | 0x400_0000
-    | 0x800_0000
-    | 0x1000_0000
-    | 0x2000_0000
-    | 0x4000_0000;
+const NEW_NAMESPACES: u32 =
+    0x80 | 0x2_0000 | 0x200_0000 | 0x400_0000 | 0x800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000;
 
 /// Address families that a sandbox may use: unix, inet, inet6. Netlink (16)
 /// only with protocol 0, routing, which libc asks for interface lists.
@@ -225,10 +219,8 @@ mod tests {
         data.extend_from_slice(&number.to_ne_bytes());
         data.extend_from_slice(&arch.to_ne_bytes());
         data.extend_from_slice(&[0; 8]);
-        args.iter()
-            .for_each(|arg| data.extend_from_slice(&arg.to_ne_bytes()));
-        let word =
-            |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        args.iter().for_each(|arg| data.extend_from_slice(&arg.to_ne_bytes()));
+        let word = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
         let (mut pc, mut a) = (0, 0);
         loop {
             let i = &program[pc * 8..pc * 8 + 8];
@@ -259,30 +251,16 @@ mod tests {
 
     #[test]
     fn everyday_calls_pass() {
-        for call in [
-            libc::SYS_read,
-            libc::SYS_execve,
-            libc::SYS_futex,
-            libc::SYS_openat2,
-            libc::SYS_ptrace,
-        ] {
+        for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_futex, libc::SYS_openat2, libc::SYS_ptrace] {
             assert_eq!(answer(call, &[]), ALLOW);
         }
         assert_eq!(answer(libc::SYS_clone, &[0x3d_0f00]), ALLOW, "a thread");
         assert_eq!(answer(libc::SYS_clone, &[17]), ALLOW, "a fork");
-        assert_eq!(
-            answer(libc::SYS_unshare, &[0x200]),
-            ALLOW,
-            "own working directory"
-        );
+        assert_eq!(answer(libc::SYS_unshare, &[0x200]), ALLOW, "own working directory");
         for family in [1, 2, 10] {
             assert_eq!(answer(libc::SYS_socket, &[family, 1, 0]), ALLOW);
         }
-        assert_eq!(
-            answer(libc::SYS_socket, &[16, 3, 0]),
-            ALLOW,
-            "routing netlink"
-        );
+        assert_eq!(answer(libc::SYS_socket, &[16, 3, 0]), ALLOW, "routing netlink");
         assert_eq!(answer(libc::SYS_ioctl, &[0, 0x5413]), ALLOW);
     }
 
@@ -295,21 +273,8 @@ mod tests {
 
     #[test]
     fn every_namespace_flag_is_refused() {
-        for bit in [
-            0x80_u64,
-            1 << 17,
-            1 << 25,
-            1 << 26,
-            1 << 27,
-            1 << 28,
-            1 << 29,
-            1 << 30,
-        ] {
-            assert_eq!(
-                answer(libc::SYS_clone, &[bit | 17]),
-                ERRNO | EPERM,
-                "{bit:#x}"
-            );
+        for bit in [0x80_u64, 1 << 17, 1 << 25, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30] {
+            assert_eq!(answer(libc::SYS_clone, &[bit | 17]), ERRNO | EPERM, "{bit:#x}");
             assert_eq!(answer(libc::SYS_unshare, &[bit]), ERRNO | EPERM, "{bit:#x}");
         }
     }
@@ -317,25 +282,11 @@ mod tests {
     #[test]
     fn odd_sockets_and_terminals_are_refused() {
         for family in [0, 3, 5, 17, 29, 38, 40, 44] {
-            assert_eq!(
-                answer(libc::SYS_socket, &[family, 3, 0]),
-                ERRNO | EAFNOSUPPORT,
-                "{family}"
-            );
+            assert_eq!(answer(libc::SYS_socket, &[family, 3, 0]), ERRNO | EAFNOSUPPORT, "{family}");
         }
-        assert_eq!(
-            answer(libc::SYS_socket, &[16, 3, 12]),
-            ERRNO | EPERM,
-            "netfilter netlink"
-        );
-        assert_eq!(
-            answer(libc::SYS_ioctl, &[0, u64::from(TIOCSTI)]),
-            ERRNO | EPERM
-        );
-        assert_eq!(
-            answer(libc::SYS_ioctl, &[0, u64::from(TIOCLINUX)]),
-            ERRNO | EPERM
-        );
+        assert_eq!(answer(libc::SYS_socket, &[16, 3, 12]), ERRNO | EPERM, "netfilter netlink");
+        assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(TIOCSTI)]), ERRNO | EPERM);
+        assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(TIOCLINUX)]), ERRNO | EPERM);
     }
 
     #[test]

@@ -8,16 +8,11 @@ use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 use tokio::io::unix::AsyncFd;
 
 fn check(result: i64) -> io::Result<i64> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn owned(result: i64) -> io::Result<OwnedFd> {
-    let fd =
-        i32::try_from(check(result)?).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    let fd = i32::try_from(check(result)?).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     // SAFETY: the kernel has just returned this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -33,16 +28,11 @@ struct VolArgs {
 }
 
 fn subvolume(parent: &impl AsRawFd, name: &str, request: c_ulong) -> io::Result<()> {
-    let mut args = VolArgs {
-        fd: 0,
-        name: [0; 4088],
-    };
+    let mut args = VolArgs { fd: 0, name: [0; 4088] };
     let bytes = name.as_bytes();
     // The last byte stays zero, as the kernel wants.
     let target = args.name[..4087].get_mut(..bytes.len());
-    target
-        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?
-        .copy_from_slice(bytes);
+    target.ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?.copy_from_slice(bytes);
     // SAFETY: `args` has the layout of struct btrfs_ioctl_vol_args.
     check(unsafe { libc::ioctl(parent.as_raw_fd(), request, &raw const args) }.into()).map(drop)
 }
@@ -176,13 +166,9 @@ pub(crate) fn setns(ns: &OwnedFd) -> io::Result<()> {
 /// A routing netlink socket of this thread's network namespace.
 pub(crate) fn netlink_socket() -> io::Result<OwnedFd> {
     // SAFETY: plain integers.
-    let socket = owned(
-        unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }.into(),
-    )?;
-    let patience = libc::timeval {
-        tv_sec: 5,
-        tv_usec: 0,
-    };
+    let socket =
+        owned(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }.into())?;
+    let patience = libc::timeval { tv_sec: 5, tv_usec: 0 };
     let size = size_of::<libc::timeval>() as libc::socklen_t;
     // SAFETY: pointer and size of one struct.
     check(
@@ -202,30 +188,19 @@ pub(crate) fn netlink_socket() -> io::Result<OwnedFd> {
 
 pub(crate) fn send(socket: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
     // SAFETY: pointer and length of one slice.
-    check(unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) } as i64)
-        .map(drop)
+    check(unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) } as i64).map(drop)
 }
 
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: pointer and length of one slice.
-    let read = check(unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            0,
-        )
-    } as i64)?;
+    let read =
+        check(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) } as i64)?;
     Ok(usize::try_from(read).unwrap_or(0))
 }
 
 /// Takes the lock file `path`, which stays locked until the descriptor closes.
 pub(crate) fn lock(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)?;
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
     // SAFETY: plain integers.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
     Ok(file.into())
@@ -241,41 +216,22 @@ pub(crate) fn make_whiteout(path: &std::path::Path) -> io::Result<()> {
 }
 
 /// Reads an extended attribute of the name itself, not of what a link means.
-pub(crate) fn lgetxattr(
-    path: &std::ffi::CStr,
-    name: &std::ffi::CStr,
-    value: &mut [u8],
-) -> io::Result<usize> {
+pub(crate) fn lgetxattr(path: &std::ffi::CStr, name: &std::ffi::CStr, value: &mut [u8]) -> io::Result<usize> {
     // SAFETY: live C strings, pointer and length of one slice.
-    let length = check(unsafe {
-        libc::lgetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    } as i64)?;
+    let length =
+        check(
+            unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) }
+                as i64,
+        )?;
     Ok(usize::try_from(length).unwrap_or(0))
 }
 
 /// Writes an extended attribute of the name itself.
-pub(crate) fn lsetxattr(
-    path: &std::ffi::CStr,
-    name: &std::ffi::CStr,
-    value: &[u8],
-) -> io::Result<()> {
+pub(crate) fn lsetxattr(path: &std::ffi::CStr, name: &std::ffi::CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: live C strings, pointer and length of one slice.
     check(
-        unsafe {
-            libc::lsetxattr(
-                path.as_ptr(),
-                name.as_ptr(),
-                value.as_ptr().cast(),
-                value.len(),
-                0,
-            )
-        }
-        .into(),
+        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
+            .into(),
     )
     .map(drop)
 }
@@ -284,10 +240,7 @@ pub(crate) fn lsetxattr(
 pub(crate) fn llistxattr(path: &std::ffi::CStr, names: &mut [u8]) -> io::Result<usize> {
     // SAFETY: live C string, pointer and length of one slice.
     let length =
-        check(
-            unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) }
-                as i64,
-        )?;
+        check(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) } as i64)?;
     Ok(usize::try_from(length).unwrap_or(0))
 }
 

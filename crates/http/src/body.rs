@@ -16,7 +16,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         if let Some(kind) = request.headers().get(header::CONTENT_TYPE) {
-            let kind = kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+            let kind =
+                kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
             if kind != "application/json" && !kind.ends_with("+json") {
                 return Err(ApiError::new(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -35,8 +36,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
         })?;
         let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes };
         // Two steps, so that "not JSON" and "not what was asked for" differ.
-        let value: serde_json::Value =
-            serde_json::from_slice(text).map_err(|error| ApiError::bad_request(format!("malformed JSON body: {error}")))?;
+        let value: serde_json::Value = serde_json::from_slice(text)
+            .map_err(|error| ApiError::bad_request(format!("malformed JSON body: {error}")))?;
         if !value.is_object() {
             return Err(ApiError::bad_request("the body must be a JSON object"));
         }

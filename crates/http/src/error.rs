@@ -46,7 +46,9 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Conflict(subject) => Self::new(StatusCode::CONFLICT, format!("{subject} exists already")),
+            StoreError::Conflict(subject) => {
+                Self::new(StatusCode::CONFLICT, format!("{subject} exists already"))
+            }
             other => {
                 tracing::error!(error = chain(&other), "store");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "The database is not available; try again")
@@ -69,7 +71,10 @@ impl From<SessionError> for ApiError {
             SessionError::NoSandbox(_) => StatusCode::NOT_FOUND,
             SessionError::Clone { .. } => StatusCode::BAD_GATEWAY,
             SessionError::Provider(ProviderError::Capacity(reason)) => {
-                return Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("No room for another sandbox now: {reason}"));
+                return Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("No room for another sandbox now: {reason}"),
+                );
             }
             SessionError::Provider(error) => {
                 tracing::error!(error = error.detail(), "provider");
@@ -98,7 +103,10 @@ pub(crate) async fn no_route() -> ApiError {
 }
 
 pub(crate) async fn no_method() -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method; see GET /openapi.json")
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this path does not take this method; see GET /openapi.json",
+    )
 }
 
 pub(crate) fn panicked(_: Box<dyn Any + Send>) -> Response {

@@ -76,7 +76,10 @@ impl JwtVerifier {
             }
             Err(error) => {
                 tracing::error!(error = chain(&error), "fetch JWKS");
-                Err(ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "the token issuer cannot be reached"))
+                Err(ApiError::new(
+                    axum::http::StatusCode::SERVICE_UNAVAILABLE,
+                    "the token issuer cannot be reached",
+                ))
             }
         }
     }

@@ -12,13 +12,18 @@ pub fn document() -> OpenApi {
     info = info.description(Some("A Linux sandbox for every agent session."));
     let mut document = OpenApiBuilder::new().info(info.build()).build().merge_from(routes);
     let components = document.components.get_or_insert_with(Default::default);
-    components.add_security_scheme("ApiKeyAuth", SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("x-api-key"))));
+    components.add_security_scheme(
+        "ApiKeyAuth",
+        SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("x-api-key"))),
+    );
     components.add_security_scheme(
         "BearerAuth",
         SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()),
     );
     let none = Vec::<String>::new;
-    document.security =
-        Some(vec![SecurityRequirement::new("ApiKeyAuth", none()), SecurityRequirement::new("BearerAuth", none())]);
+    document.security = Some(vec![
+        SecurityRequirement::new("ApiKeyAuth", none()),
+        SecurityRequirement::new("BearerAuth", none()),
+    ]);
     document
 }

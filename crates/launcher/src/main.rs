@@ -66,8 +66,8 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     let agent = sys::open_exec(&spec.agent).context_with(|| format!("open agent {}", spec.agent))?;
     let listener = sys::listen_in(&spec.socket_dir)
         .context_with(|| format!("listen on agent.sock in {}", spec.socket_dir))?;
-    let filter = std::fs::read(&spec.seccomp)
-        .context_with(|| format!("read seccomp filter {}", spec.seccomp))?;
+    let filter =
+        std::fs::read(&spec.seccomp).context_with(|| format!("read seccomp filter {}", spec.seccomp))?;
     child::check_host_devices()?;
     if let Some(netns) = &spec.netns {
         let ns = sys::open_path(netns).context_with(|| format!("open netns {netns}"))?;

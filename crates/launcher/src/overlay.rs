@@ -42,9 +42,8 @@ pub(crate) fn mount(spec: &Spec, userns: &OwnedFd) -> Result<OwnedFd, Error> {
         sys::fsconfig_create(&fs)
     })();
     sys::restore_fs_owner();
-    created.context_with(|| {
-        format!("create overlay of {} layers: {}", spec.lowers.len(), sys::fs_log(&fs))
-    })?;
+    created
+        .context_with(|| format!("create overlay of {} layers: {}", spec.lowers.len(), sys::fs_log(&fs)))?;
     sys::fsmount(&fs, sys::ATTR_NODEV).context("fsmount overlay")
 }
 

@@ -42,9 +42,8 @@ impl Spec {
             let Some((key, value)) = arg.split_once('=') else {
                 return Err(Error::reported(format!("argument {arg:?} is not key=value")));
             };
-            let number = || {
-                value.parse::<u64>().map_err(|_| Error::reported(format!("{key}={value}: not a number")))
-            };
+            let number =
+                || value.parse::<u64>().map_err(|_| Error::reported(format!("{key}={value}: not a number")));
             match key {
                 "agent" => value.clone_into(&mut spec.agent),
                 "socket-dir" => value.clone_into(&mut spec.socket_dir),

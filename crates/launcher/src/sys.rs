@@ -85,8 +85,10 @@ pub(crate) fn listen_in(dir: &str) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}/agent.sock", dir.as_raw_fd());
     // SAFETY: plain integers.
     let socket = owned(
-        unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) }
-            .into(),
+        unsafe {
+            libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        }
+        .into(),
     )?;
     // SAFETY: an all-zero sockaddr_un is valid.
     let mut address: libc::sockaddr_un = unsafe { zeroed() };
@@ -143,7 +145,8 @@ pub(crate) fn clone_into_namespaces(cgroup: Option<&OwnedFd>) -> io::Result<Opti
     }
     // SAFETY: without CLONE_VM this is a fork of a process with one thread, so
     // no lock can be held by a thread that does not exist in the child.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
     Ok(i32::try_from(pid).ok().filter(|pid| *pid != 0))
 }
 
@@ -181,9 +184,9 @@ pub(crate) fn receive_fd(channel: &OwnedFd) -> io::Result<OwnedFd> {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = control.len();
     // SAFETY: everything that `message` points to is alive and writable.
-    let received = check(
-        unsafe { libc::recvmsg(channel.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) } as i64,
-    )?;
+    let received = check(unsafe {
+        libc::recvmsg(channel.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC)
+    } as i64)?;
     // SAFETY: the kernel filled `control` up to msg_controllen.
     let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     if received != 1 || header.is_null() {
@@ -224,7 +227,6 @@ pub(crate) fn exit_now(code: c_int) -> ! {
     // SAFETY: ends the process without running the parent's exit handlers.
     unsafe { libc::_exit(code) }
 }
-
 
 pub(crate) fn open_tree_clone(path: &str) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
@@ -283,7 +285,13 @@ pub(crate) fn fsopen(name: &CStr) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_fsopen, name.as_ptr(), FSOPEN_CLOEXEC) })
 }
 
-fn fsconfig(fs: &OwnedFd, command: c_uint, key: *const c_char, value: *const c_void, aux: c_int) -> io::Result<()> {
+fn fsconfig(
+    fs: &OwnedFd,
+    command: c_uint,
+    key: *const c_char,
+    value: *const c_void,
+    aux: c_int,
+) -> io::Result<()> {
     // SAFETY: the callers below pass live C strings or null.
     check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, aux) }).map(drop)
 }
@@ -359,8 +367,10 @@ pub(crate) fn attach_at_path(mount: &OwnedFd, path: &CStr) -> io::Result<()> {
 pub(crate) fn make_private() -> io::Result<()> {
     // SAFETY: live C string and nulls.
     check(
-        unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()) }
-            .into(),
+        unsafe {
+            libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null())
+        }
+        .into(),
     )
     .map(drop)
 }
@@ -382,7 +392,6 @@ pub(crate) fn pivot_into_cwd() -> io::Result<()> {
     }
     Ok(())
 }
-
 
 fn openat2(dir: &OwnedFd, name: &CStr, flags: c_int) -> io::Result<OwnedFd> {
     // SAFETY: an all-zero open_how is valid.
@@ -426,7 +435,6 @@ pub(crate) fn symlink_at(target: &CStr, dir: &OwnedFd, name: &CStr) -> io::Resul
     // SAFETY: live C strings.
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }.into()).map(drop)
 }
-
 
 #[repr(C)]
 struct CapHeader {

@@ -11,9 +11,8 @@ use std::pin::Pin;
 
 pub use error::{ProviderError, Result};
 pub use model::{
-    Command, CommandSpec, CreateSandbox, LogEvent, Namespace, NetworkPolicy, Page,
-    Resources, Resumed, Run, RunRef, RunStatus, Sandbox, SandboxKey, Snapshot, SnapshotKind, StdinSource,
-    StopReason, Stopped,
+    Command, CommandSpec, CreateSandbox, LogEvent, Namespace, NetworkPolicy, Page, Resources, Resumed, Run,
+    RunRef, RunStatus, Sandbox, SandboxKey, Snapshot, SnapshotKind, StdinSource, StopReason, Stopped,
 };
 
 use async_trait::async_trait;

@@ -148,7 +148,8 @@ impl Sessions {
     pub(crate) async fn live_run(&self, row: &SessionRow) -> Option<RunRef> {
         let key = Self::key(row, row.sandbox_name.as_ref()?);
         let found = self.provider.get(&key).await.ok()?;
-        (found.run.status == RunStatus::Running).then(|| RunRef { namespace: key.namespace, id: found.run.id })
+        (found.run.status == RunStatus::Running)
+            .then(|| RunRef { namespace: key.namespace, id: found.run.id })
     }
 
     /// Puts the session's sandbox to sleep. The caller holds the slot. Each

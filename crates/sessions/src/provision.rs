@@ -4,9 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{
-    CommandSpec, CreateSandbox, LogEvent, ProviderError, RunRef, SandboxKey,
-};
+use dormouse_provider::{CommandSpec, CreateSandbox, LogEvent, ProviderError, RunRef, SandboxKey};
 use dormouse_store::SessionRow;
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
@@ -252,9 +250,11 @@ impl Sessions {
     /// Git identity of an account (session contract, section 7).
     async fn identity(&self, account: &AccountId) -> Result<Identity> {
         let row = self.db.account(account).await?;
-        let plain = |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
+        let plain =
+            |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
         let name = row.as_ref().map(|row| plain(&row.name)).filter(|name| !name.is_empty());
-        let email = row.and_then(|row| row.email).map(|email| plain(&email)).filter(|email| !email.is_empty());
+        let email =
+            row.and_then(|row| row.email).map(|email| plain(&email)).filter(|email| !email.is_empty());
         Ok(Identity {
             name: name.unwrap_or_else(|| "dormouse".to_owned()),
             email: email.unwrap_or_else(|| format!("{account}@users.noreply.dormouse.invalid")),

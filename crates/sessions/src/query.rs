@@ -114,7 +114,12 @@ impl Sessions {
     }
 
     /// Changes a session. Archiving puts its sandbox to sleep first.
-    pub async fn patch(self: &Arc<Self>, account: &AccountId, id: &SessionId, patch: SessionPatch) -> Result<SessionRow> {
+    pub async fn patch(
+        self: &Arc<Self>,
+        account: &AccountId,
+        id: &SessionId,
+        patch: SessionPatch,
+    ) -> Result<SessionRow> {
         let _slot = self.slots.take(id).await;
         let mut row = self.owned(account, id).await?;
         let archives = patch.status.as_deref() == Some("archived") && row.status != "archived";
@@ -239,7 +244,11 @@ impl Sessions {
     }
 
     /// Puts the sandbox to sleep. Returns its name, by which it comes back.
-    pub async fn pause(&self, account: &AccountId, id: &SessionId) -> Result<(Option<SandboxName>, Timestamp)> {
+    pub async fn pause(
+        &self,
+        account: &AccountId,
+        id: &SessionId,
+    ) -> Result<(Option<SandboxName>, Timestamp)> {
         let _slot = self.slots.take(id).await;
         let row = self.owned(account, id).await?;
         if row.status == "archived" {
@@ -247,14 +256,20 @@ impl Sessions {
         }
         let row = match LifecycleState::of(&row) {
             LifecycleState::Hibernated => row,
-            _ if row.sandbox_name.is_none() => return Err(SessionError::NoSandbox("Sandbox not initialized")),
+            _ if row.sandbox_name.is_none() => {
+                return Err(SessionError::NoSandbox("Sandbox not initialized"));
+            }
             _ => self.hibernate(row, StopReason::Requested).await?,
         };
         Ok((row.sandbox_name, row.updated_at))
     }
 
     /// Wakes a sleeping sandbox. `true`: it ran already.
-    pub async fn wake_up(self: &Arc<Self>, account: &AccountId, id: &SessionId) -> Result<(bool, SandboxName)> {
+    pub async fn wake_up(
+        self: &Arc<Self>,
+        account: &AccountId,
+        id: &SessionId,
+    ) -> Result<(bool, SandboxName)> {
         let row = self.owned(account, id).await?;
         let (Some(name), Some(repo)) =
             (row.sandbox_name.clone(), row.clone_url.as_deref().and_then(|url| url.parse().ok()))
@@ -265,7 +280,9 @@ impl Sessions {
             return Ok((true, name));
         }
         if let Err(ProviderError::NotFound(_)) = self.provider.get(&Self::key(&row, &name)).await {
-            return Err(SessionError::NoSandbox("Saved sandbox is no longer available. Create a new sandbox."));
+            return Err(SessionError::NoSandbox(
+                "Saved sandbox is no longer available. Create a new sandbox.",
+            ));
         }
         self.provision(account.clone(), Some(id.clone()), repo).await?;
         Ok((false, name))

@@ -55,11 +55,7 @@ impl Db {
     }
 
     /// The account behind a token issuer's subject.
-    pub async fn account_of_identity(
-        &self,
-        issuer: &str,
-        subject: &str,
-    ) -> crate::Result<Option<AccountId>> {
+    pub async fn account_of_identity(&self, issuer: &str, subject: &str) -> crate::Result<Option<AccountId>> {
         let found: Option<(String,)> =
             sqlx::query_as("SELECT account_id FROM identities WHERE issuer = $1 AND subject = $2")
                 .bind(issuer)

@@ -246,7 +246,13 @@ impl Db {
     }
 
     /// Moves the hard end of a live run.
-    pub async fn extend_run(&self, id: &RunId, timeout_ms: i64, expires_at: Timestamp, now: Timestamp) -> crate::Result<()> {
+    pub async fn extend_run(
+        &self,
+        id: &RunId,
+        timeout_ms: i64,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> crate::Result<()> {
         let mut tx = self.write().await?;
         sqlx::query(
             "UPDATE runs SET timeout_ms = $1, expires_at = $2, updated_at = $3
@@ -263,7 +269,13 @@ impl Db {
     }
 
     /// The run has ended, with nothing kept.
-    pub async fn run_ended(&self, id: &RunId, status: &str, reason: &str, now: Timestamp) -> crate::Result<()> {
+    pub async fn run_ended(
+        &self,
+        id: &RunId,
+        status: &str,
+        reason: &str,
+        now: Timestamp,
+    ) -> crate::Result<()> {
         let mut tx = self.write().await?;
         ended(&mut tx, id, status, reason, now).await?;
         commit(tx, "end run").await

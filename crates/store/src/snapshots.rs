@@ -56,18 +56,21 @@ impl Db {
     /// snapshot, the sandbox that now starts from it, the run with its reason.
     /// The automatic snapshot that this one replaces is deleted. Doing it
     /// again after a crash changes nothing more.
-    pub async fn record_stop(&self, snapshot: &SnapshotRow, layer: &LayerId, reason: &str) -> crate::Result<()> {
+    pub async fn record_stop(
+        &self,
+        snapshot: &SnapshotRow,
+        layer: &LayerId,
+        reason: &str,
+    ) -> crate::Result<()> {
         let now = snapshot.updated_at;
         let mut tx = self.write().await?;
         let failed = |what: &str| StoreError::database(format!("{what} of run {}", snapshot.source_run));
-        sqlx::query(
-            "INSERT INTO layers (id, created_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(layer.as_str())
-        .bind(now.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("insert layer"))?;
+        sqlx::query("INSERT INTO layers (id, created_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
+            .bind(layer.as_str())
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("insert layer"))?;
         sqlx::query(
             "INSERT INTO snapshots (id, namespace, sandbox_id, sandbox_name, source_run, kind, status,
              layers, parent, created_at, updated_at) VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)",

@@ -8,8 +8,7 @@ use std::time::Duration;
 pub struct DurationError(String);
 
 /// Units and their length in milliseconds, longest first.
-const UNITS: [(&str, u64); 5] =
-    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Reads numbers with the units `d`, `h`, `m`, `s`, `ms`, added up.
 ///

@@ -9,8 +9,8 @@ mod time;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use github::{GithubRepo, RepoError};
 pub use id::{
-    AccountId, CommandId, IdError, ImageId, KeyId, LayerId, OrgId, RunId, SandboxId, SandboxName,
-    SessionId, SnapshotId,
+    AccountId, CommandId, IdError, ImageId, KeyId, LayerId, OrgId, RunId, SandboxId, SandboxName, SessionId,
+    SnapshotId,
 };
 pub use time::Timestamp;
 

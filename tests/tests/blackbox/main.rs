@@ -1,1 +1,110 @@
+//! Black-box tests: the real binary, a real git server, a real kernel. They
+//! need root and fail without it.
+//!
+//! A scenario is a function over a [`World`]; scenarios of one world share its
+//! server and run one after the other. `cargo test -p dormouse-tests -- WORD`
+//! runs those whose name has the word.
 
+mod api;
+mod commands;
+mod crash;
+mod isolation;
+mod lifecycle;
+mod limits;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use world::World;
+
+type Scenario = (&'static str, fn(&World) -> anyhow::Result<()>);
+
+/// Scenarios of the first world: defaults, with a small disk and shallow
+/// stacks so that both limits are reached.
+const SHARED: &[Scenario] = &[
+    ("api::main_job", api::main_job),
+    ("api::branches", api::branches),
+    ("api::bad_input", api::bad_input),
+    ("api::credentials", api::credentials),
+    ("api::failed_clone_leaves_nothing", api::failed_clone_leaves_nothing),
+    ("api::ephemeral", api::ephemeral),
+    ("api::siblings", api::siblings),
+    ("api::one_session_200_posts", api::one_session_200_posts),
+    ("api::fifty_sessions", api::fifty_sessions),
+    ("commands::exit_codes", commands::exit_codes),
+    ("commands::streams", commands::streams),
+    ("commands::timeout_and_signals", commands::timeout_and_signals),
+    ("commands::files", commands::files),
+    ("isolation::identity", isolation::identity),
+    ("isolation::syscalls", isolation::syscalls),
+    ("isolation::kernel_files", isolation::kernel_files),
+    ("isolation::agent", isolation::agent),
+    ("isolation::network", isolation::network),
+    ("isolation::two_sandboxes", isolation::two_sandboxes),
+    ("isolation::hostile_image", isolation::hostile_image),
+    ("limits::processes", limits::processes),
+    ("limits::memory", limits::memory),
+    ("limits::disk", limits::disk),
+    ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),
+    ("lifecycle::deep_stacks_are_squashed", lifecycle::deep_stacks_are_squashed),
+    ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
+];
+
+/// Scenarios of a world whose sandboxes fall asleep after two seconds.
+const SLEEPY: &[Scenario] = &[
+    ("lifecycle::idle_sandboxes_sleep", lifecycle::idle_sandboxes_sleep),
+    ("lifecycle::a_running_command_defers_sleep", lifecycle::a_running_command_defers_sleep),
+    ("crash::kill_at_any_moment", crash::kill_at_any_moment),
+];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+    let (mut passed, mut failed) = (0, 0);
+    let worlds = [
+        (14, "[sandbox]\ndisk_mib = 256\nsquash_depth = 4\n", SHARED),
+        (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", SLEEPY),
+    ];
+    for (instance, config, scenarios) in worlds {
+        let scenarios: Vec<_> = scenarios.iter().filter(|(name, _)| runs(name)).collect();
+        if scenarios.is_empty() {
+            continue;
+        }
+        let before = world::Footprint::take(instance);
+        let world = match World::start(instance, config) {
+            Ok(world) => world,
+            Err(error) => {
+                eprintln!("world {instance} does not start: {error:#}");
+                failed += scenarios.len();
+                continue;
+            }
+        };
+        for (name, scenario) in scenarios {
+            let started = Instant::now();
+            match scenario(&world) {
+                Ok(()) => {
+                    passed += 1;
+                    eprintln!("ok    {name} ({:.1} s)", started.elapsed().as_secs_f32());
+                }
+                Err(error) => {
+                    failed += 1;
+                    eprintln!("FAIL  {name}: {error:#}\n{}", world.log_tail(15));
+                }
+            }
+        }
+        let left = world.finish().map(|()| world::Footprint::take(instance));
+        match left {
+            Ok(after) if after == before => {
+                passed += 1;
+                eprintln!("ok    world {instance} left nothing behind");
+            }
+            other => {
+                failed += 1;
+                eprintln!("FAIL  world {instance} left something behind: before {before:?}, after {other:?}");
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

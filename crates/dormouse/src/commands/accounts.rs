@@ -23,13 +23,17 @@ async fn open(data: &DataArgs) -> anyhow::Result<Db> {
 async fn existing_account(db: &Db, id: &str) -> anyhow::Result<AccountId> {
     let id: AccountId = id.parse()?;
     let found = db.account(&id).await?;
-    found.map(|row| row.id).ok_or_else(|| hint(format!("there is no account {id}"), "`dormouse account create NAME` makes one"))
+    found
+        .map(|row| row.id)
+        .ok_or_else(|| hint(format!("there is no account {id}"), "`dormouse account create NAME` makes one"))
 }
 
 async fn existing_org(db: &Db, id: &str) -> anyhow::Result<OrgId> {
     let id: OrgId = id.parse()?;
     let found = db.org(&id).await?;
-    found.map(|row| row.id).ok_or_else(|| hint(format!("there is no organization {id}"), "`dormouse org create NAME` makes one"))
+    found
+        .map(|row| row.id)
+        .ok_or_else(|| hint(format!("there is no organization {id}"), "`dormouse org create NAME` makes one"))
 }
 
 pub(crate) async fn account(action: AccountAction, output: &Output) -> anyhow::Result<ExitCode> {
@@ -113,7 +117,8 @@ pub(crate) async fn org(action: OrgAction, output: &Output) -> anyhow::Result<Ex
 
 /// `owner/repo` or `owner/*`, in lower case.
 fn claim(pattern: &str) -> anyhow::Result<String> {
-    let stand_in = pattern.strip_suffix("/*").map_or_else(|| pattern.to_owned(), |owner| format!("{owner}/any"));
+    let stand_in =
+        pattern.strip_suffix("/*").map_or_else(|| pattern.to_owned(), |owner| format!("{owner}/any"));
     format!("https://github.com/{stand_in}")
         .parse::<GithubRepo>()
         .map_err(|_| anyhow::anyhow!("{pattern:?} is neither owner/repo nor owner/*"))?;
@@ -124,7 +129,8 @@ pub(crate) async fn session(action: SessionAction, output: &Output) -> anyhow::R
     let SessionAction::Create { data, account, repo, title } = action;
     let db = open(&data).await?;
     let account_id = existing_account(&db, &account).await?;
-    let repo = repo.map(|url| url.parse::<GithubRepo>().map_err(|e| anyhow::anyhow!("--repo {e}"))).transpose()?;
+    let repo =
+        repo.map(|url| url.parse::<GithubRepo>().map_err(|e| anyhow::anyhow!("--repo {e}"))).transpose()?;
     let now = Clock::system().now();
     let row = SessionRow {
         id: SessionId::generate(),

@@ -118,7 +118,8 @@ fn command(program: &str, args: &[&str]) -> bool {
 fn tool(name: &'static str, program: &str, remedy: &'static str) -> Finding {
     let path = std::env::var("PATH").unwrap_or_default();
     let place = path.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.is_file());
-    let found = place.as_ref().map_or_else(|| format!("{program} not found"), |path| path.display().to_string());
+    let found =
+        place.as_ref().map_or_else(|| format!("{program} not found"), |path| path.display().to_string());
     Finding { name, ok: place.is_some(), found, remedy }
 }
 

@@ -46,13 +46,17 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
                 shown.set_message(step.to_owned());
                 if plain {
                     // No terminal: a line for each step keeps a log alive.
-                    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("image: {step}\n").as_bytes());
+                    let _ = std::io::Write::write_all(
+                        &mut std::io::stderr(),
+                        format!("image: {step}\n").as_bytes(),
+                    );
                 }
             };
             let image = images.build(&name, source, Clock::system().now(), progress).await?;
             bar.finish_and_clear();
             let mib = image.size_bytes >> 20;
-            let json = json!({"id": image.id, "name": image.name, "sizeBytes": image.size_bytes, "built": true});
+            let json =
+                json!({"id": image.id, "name": image.name, "sizeBytes": image.size_bytes, "built": true});
             output.data(&json, &format!("{} {} ({mib} MiB)", image.id, image.name));
         }
         ImageAction::List { data } => {
@@ -65,7 +69,14 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
                 .collect();
             let rows: Vec<_> = images
                 .iter()
-                .map(|i| vec![i.name.clone(), i.id.to_string(), format!("{} MiB", i.size_bytes >> 20), i.source.clone()])
+                .map(|i| {
+                    vec![
+                        i.name.clone(),
+                        i.id.to_string(),
+                        format!("{} MiB", i.size_bytes >> 20),
+                        i.source.clone(),
+                    ]
+                })
                 .collect();
             output.table(&json!({"images": json}), &["NAME", "ID", "SIZE", "SOURCE"], &rows);
         }

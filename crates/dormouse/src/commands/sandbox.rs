@@ -19,7 +19,11 @@ use crate::output::Output;
 /// Sandboxes on one page.
 const PAGE: &str = "100";
 
-pub(crate) async fn run(remote: &RemoteArgs, action: SandboxAction, output: &Output) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(
+    remote: &RemoteArgs,
+    action: SandboxAction,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
     let client = Client::new(remote)?;
     match action {
         SandboxAction::List => list(&client, output).await?,
@@ -94,7 +98,8 @@ fn environment(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     pairs
         .iter()
         .map(|pair| {
-            let (name, value) = pair.split_once('=').with_context(|| format!("{pair:?} is not NAME=VALUE"))?;
+            let (name, value) =
+                pair.split_once('=').with_context(|| format!("{pair:?} is not NAME=VALUE"))?;
             Ok((name.to_owned(), value.to_owned()))
         })
         .collect()
@@ -196,7 +201,8 @@ async fn upload(client: &Client, from: &Path, name: &str, to: &str) -> anyhow::R
     let (Some(parent), Some(file)) = (to.parent(), to.file_name()) else {
         anyhow::bail!("{} names no file", to.display());
     };
-    let mut archive = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    let mut archive =
+        tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     archive.follow_symlinks(false);
     let packed = if from.is_dir() {
         archive.append_dir_all(Path::new(file), from)

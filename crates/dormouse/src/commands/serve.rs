@@ -32,7 +32,12 @@ async fn start(config: &Config) -> anyhow::Result<(Db, Engine)> {
     let db = Db::open(&config.database()).await.context("open the database")?;
     let engine = Engine::start(config.engine()?, db.clone(), Clock::system()).await.map_err(|error| {
         hint(
-            anyhow::Error::new(error).context("start the engine").chain().map(ToString::to_string).collect::<Vec<_>>().join(": "),
+            anyhow::Error::new(error)
+                .context("start the engine")
+                .chain()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(": "),
             "`dormouse doctor` says what this host lacks",
         )
     })?;
@@ -53,7 +58,10 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let lifecycle = tokio::spawn(sessions.clone().run_lifecycle());
     if db.image(&config.sandbox.image).await?.is_none() {
-        tracing::warn!(image = config.sandbox.image, "there is no such base image yet; run `dormouse image build`");
+        tracing::warn!(
+            image = config.sandbox.image,
+            "there is no such base image yet; run `dormouse image build`"
+        );
     }
     let app = App { db: db.clone(), sessions, provider, clock, jwt };
     tracing::info!(listen = %listener.local_addr()?, data_dir = %config.data_dir.display(), "ready");

@@ -37,11 +37,7 @@ struct Platform {
 }
 
 /// Unpacks the image of the layout at `path` into `target`.
-pub(super) fn unpack_layout(
-    path: &Path,
-    target: &Path,
-    progress: &dyn Fn(&str),
-) -> Result<(), ImageError> {
+pub(super) fn unpack_layout(path: &Path, target: &Path, progress: &dyn Fn(&str)) -> Result<(), ImageError> {
     let mut index: Index = document(&path.join("index.json"))?;
     let manifest = loop {
         let chosen = choose(index.manifests)?;
@@ -58,70 +54,45 @@ pub(super) fn unpack_layout(
         let blob = verified(path, &layer.digest)?;
         let file = File::open(&blob).map_err(io_error(format!("open {}", blob.display())))?;
         let reader = decompressed(file).map_err(io_error(format!("read {}", blob.display())))?;
-        unpack::unpack(reader, target, progress)
-            .map_err(io_error(format!("unpack {}", layer.digest)))?;
+        unpack::unpack(reader, target, progress).map_err(io_error(format!("unpack {}", layer.digest)))?;
     }
     Ok(())
 }
 
 /// The manifest for this machine, or the only one.
 fn choose(manifests: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
-    let fits = |d: &Descriptor| {
-        d.platform
-            .as_ref()
-            .is_none_or(|p| p.architecture == "amd64" && p.os == "linux")
-    };
+    let fits =
+        |d: &Descriptor| d.platform.as_ref().is_none_or(|p| p.architecture == "amd64" && p.os == "linux");
     let found = manifests.into_iter().find(fits);
     found.ok_or_else(|| ImageError::Invalid("the image has no manifest for linux/amd64".to_owned()))
 }
 
 fn document<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ImageError> {
     let file = File::open(path).map_err(io_error(format!("open {}", path.display())))?;
-    serde_json::from_reader(io::Read::take(file, MAX_DOCUMENT)).map_err(|error| {
-        ImageError::Invalid(format!(
-            "{} is not an OCI document: {error}",
-            path.display()
-        ))
-    })
+    serde_json::from_reader(io::Read::take(file, MAX_DOCUMENT))
+        .map_err(|error| ImageError::Invalid(format!("{} is not an OCI document: {error}", path.display())))
 }
 
 /// Path of a blob whose content matches its digest.
 fn verified(layout: &Path, digest: &str) -> Result<PathBuf, ImageError> {
     let hex = digest.strip_prefix("sha256:").filter(|hex| {
-        hex.len() == 64
-            && hex
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     });
-    let hex =
-        hex.ok_or_else(|| ImageError::Invalid(format!("{digest:?} is not a sha256 digest")))?;
+    let hex = hex.ok_or_else(|| ImageError::Invalid(format!("{digest:?} is not a sha256 digest")))?;
     let path = layout.join("blobs/sha256").join(hex);
     let metadata = fs::metadata(&path).map_err(io_error(format!("look at {}", path.display())))?;
     if !metadata.is_file() {
-        return Err(ImageError::Invalid(format!(
-            "{} is not a file",
-            path.display()
-        )));
+        return Err(ImageError::Invalid(format!("{} is not a file", path.display())));
     }
     let mut hash = Sha256::new();
     let mut file = File::open(&path).map_err(io_error(format!("open {}", path.display())))?;
     let mut buffer = vec![0; 256 << 10];
     loop {
-        match io::Read::read(&mut file, &mut buffer)
-            .map_err(io_error(format!("read {}", path.display())))?
-        {
+        match io::Read::read(&mut file, &mut buffer).map_err(io_error(format!("read {}", path.display())))? {
             0 => break,
             read => hash.update(&buffer[..read]),
         }
     }
-    let found: String = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if found == hex {
-        Ok(path)
-    } else {
-        Err(ImageError::Invalid(format!("blob {digest} is damaged")))
-    }
+    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if found == hex { Ok(path) } else { Err(ImageError::Invalid(format!("blob {digest} is damaged"))) }
 }

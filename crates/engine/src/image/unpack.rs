@@ -35,9 +35,8 @@ pub(super) fn unpack(archive: impl Read, target: &Path, progress: &dyn Fn(&str))
             progress(&format!("unpacking: {count} files"));
         }
         let name = relative(&entry.path()?);
-        let placed = place(&root, &mut entry, &name).map_err(|error| {
-            io::Error::new(error.kind(), format!("{}: {error}", name.display()))
-        })?;
+        let placed = place(&root, &mut entry, &name)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", name.display())))?;
         directories.extend(placed.map(|modified| (name, modified)));
     }
     for (name, modified) in directories {
@@ -84,11 +83,7 @@ fn place(
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             remove(&path)?;
             let mut options = OpenOptions::new();
-            options
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW);
+            options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
             let mut file = options.open(&path)?;
             io::copy(entry, &mut file)?;
             lchown(&path, Some(uid), Some(gid))?;
@@ -118,15 +113,9 @@ fn place(
 }
 
 fn narrow(id: u64) -> io::Result<u32> {
-    u32::try_from(id)
-        .ok()
-        .filter(|id| *id < 65_536)
-        .ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("owner {id} is outside of 0 to 65535"),
-            )
-        })
+    u32::try_from(id).ok().filter(|id| *id < 65_536).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("owner {id} is outside of 0 to 65535"))
+    })
 }
 
 /// The name without a leading slash; `..` goes no higher than the root.
@@ -186,37 +175,19 @@ pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
     let root = OwnedFd::from(File::open(target)?);
     let etc = open_dir(&root, Path::new("etc"))?;
     let passwd = read(&below(&etc, OsStr::new("passwd")))?;
-    if !passwd
-        .lines()
-        .any(|line| line.starts_with(&format!("{DEFAULT_USER}:")))
-    {
+    if !passwd.lines().any(|line| line.starts_with(&format!("{DEFAULT_USER}:"))) {
         let home = format!("/home/{DEFAULT_USER}");
-        let shell = if sys::open_in_root(&root, c"bin/bash").is_ok() {
-            "/bin/bash"
-        } else {
-            "/bin/sh"
-        };
-        append(
-            &etc,
-            "passwd",
-            &format!("{DEFAULT_USER}:x:1000:1000::{home}:{shell}\n"),
-        )?;
+        let shell = if sys::open_in_root(&root, c"bin/bash").is_ok() { "/bin/bash" } else { "/bin/sh" };
+        append(&etc, "passwd", &format!("{DEFAULT_USER}:x:1000:1000::{home}:{shell}\n"))?;
         append(&etc, "group", &format!("{DEFAULT_USER}:x:1000:\n"))?;
-        append(
-            &etc,
-            "shadow",
-            &format!("{DEFAULT_USER}:!:19000:0:99999:7:::\n"),
-        )?;
+        append(&etc, "shadow", &format!("{DEFAULT_USER}:!:19000:0:99999:7:::\n"))?;
         owned(&open_dir(&root, Path::new(&home[1..]))?)?;
     }
     if sys::open_in_root(&root, c"usr/bin/sudo").is_ok() {
         let sudoers = open_dir(&root, Path::new("etc/sudoers.d"))?;
         let path = below(&sudoers, OsStr::new("dormouse"));
         if fs::symlink_metadata(&path).is_err() {
-            fs::write(
-                &path,
-                format!("{DEFAULT_USER} ALL=(ALL:ALL) NOPASSWD:ALL\n"),
-            )?;
+            fs::write(&path, format!("{DEFAULT_USER} ALL=(ALL:ALL) NOPASSWD:ALL\n"))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o440))?;
         }
     }
@@ -224,19 +195,11 @@ pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
 }
 
 fn owned(dir: &OwnedFd) -> io::Result<()> {
-    std::os::unix::fs::chown(
-        format!("/proc/self/fd/{}", dir.as_raw_fd()),
-        Some(1000),
-        Some(1000),
-    )
+    std::os::unix::fs::chown(format!("/proc/self/fd/{}", dir.as_raw_fd()), Some(1000), Some(1000))
 }
 
 fn read(path: &Path) -> io::Result<String> {
-    match OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-    {
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
         Ok(file) => {
             let mut text = String::new();
             file.take(1 << 20).read_to_string(&mut text)?;
@@ -249,14 +212,8 @@ fn read(path: &Path) -> io::Result<String> {
 
 fn append(etc: &OwnedFd, file: &str, line: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options
-        .append(true)
-        .create(true)
-        .mode(0o644)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    options
-        .open(below(etc, OsStr::new(file)))?
-        .write_all(line.as_bytes())
+    options.append(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(below(etc, OsStr::new(file)))?.write_all(line.as_bytes())
 }
 
 #[cfg(test)]
@@ -275,8 +232,7 @@ mod tests {
             // Names that the builder itself would refuse.
             header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
             if matches!(kind, EntryType::Symlink | EntryType::Link) {
-                header.as_gnu_mut().unwrap().linkname[..content.len()]
-                    .copy_from_slice(content.as_bytes());
+                header.as_gnu_mut().unwrap().linkname[..content.len()].copy_from_slice(content.as_bytes());
                 header.set_cksum();
                 builder.append(&header, io::empty()).unwrap();
             } else {
@@ -312,10 +268,7 @@ mod tests {
         assert_eq!(fs::read_to_string(target.join("direct")).unwrap(), "5");
 
         let stolen = archive(&[("stolen", EntryType::Link, out)]);
-        assert!(
-            unpack(stolen.as_slice(), &target, &|_| {}).is_err(),
-            "a link out of the layer"
-        );
+        assert!(unpack(stolen.as_slice(), &target, &|_| {}).is_err(), "a link out of the layer");
     }
 
     #[test]
@@ -326,10 +279,8 @@ mod tests {
             ("a/y", EntryType::Regular, "1"),
             ("b/z", EntryType::Regular, "1"),
         ]);
-        let second = archive(&[
-            ("a/.wh.x", EntryType::Regular, ""),
-            ("b/.wh..wh..opq", EntryType::Regular, ""),
-        ]);
+        let second =
+            archive(&[("a/.wh.x", EntryType::Regular, ""), ("b/.wh..wh..opq", EntryType::Regular, "")]);
         unpack(first.as_slice(), dir.path(), &|_| {}).unwrap();
         unpack(second.as_slice(), dir.path(), &|_| {}).unwrap();
         assert!(!dir.path().join("a/x").exists() && dir.path().join("a/y").exists());

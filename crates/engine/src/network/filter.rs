@@ -36,9 +36,7 @@ pub(super) fn load(numbering: Numbering, dns: u16, tcp: u16) -> Result<(), Filte
 /// Removes the instance's table.
 pub(super) fn unload(numbering: Numbering) -> Result<(), FilterError> {
     let table = numbering.table();
-    run(&format!(
-        "add table inet {table}\ndelete table inet {table}\n"
-    ))
+    run(&format!("add table inet {table}\ndelete table inet {table}\n"))
 }
 
 fn rules(numbering: Numbering, dns: u16, tcp: u16) -> String {
@@ -47,12 +45,7 @@ fn rules(numbering: Numbering, dns: u16, tcp: u16) -> String {
     let mut slots = String::new();
     for slot in 0..SLOTS {
         // Writing to a String cannot fail.
-        let _ = write!(
-            slots,
-            "\"{}\" . {}, ",
-            numbering.link(slot),
-            numbering.address(slot)
-        );
+        let _ = write!(slots, "\"{}\" . {}, ", numbering.link(slot), numbering.address(slot));
     }
     format!(
         r#"add table inet {table}
@@ -102,8 +95,6 @@ fn run(script: &str) -> Result<(), FilterError> {
     if output.status.success() {
         Ok(())
     } else {
-        Err(FilterError::Refused(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ))
+        Err(FilterError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 }

@@ -35,9 +35,7 @@ impl Numbering {
     /// The numbering of an instance below [`INSTANCES`].
     #[must_use]
     pub fn new(instance: u8) -> Self {
-        Self {
-            instance: instance % INSTANCES,
-        }
+        Self { instance: instance % INSTANCES }
     }
 
     fn network(self) -> u32 {

@@ -26,8 +26,7 @@ impl Batch {
         self.count += 1;
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes
-            .extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
+        self.bytes.extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
         self.bytes.extend_from_slice(&self.count.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(header);
@@ -83,9 +82,7 @@ impl Batch {
                     }
                     answered += 1;
                 }
-                rest = rest
-                    .get(length.next_multiple_of(4).max(20)..)
-                    .unwrap_or(&[]);
+                rest = rest.get(length.next_multiple_of(4).max(20)..).unwrap_or(&[]);
             }
         }
         Ok(())
@@ -135,9 +132,7 @@ pub(super) fn add_link(
     batch.attribute(1, b"veth\0");
     let data = batch.open(2);
     let peer = batch.open(1);
-    batch
-        .bytes
-        .extend_from_slice(&link_header(INSIDE_INDEX, 0, 0));
+    batch.bytes.extend_from_slice(&link_header(INSIDE_INDEX, 0, 0));
     batch.attribute(3, b"eth0\0");
     batch.attribute(28, &inside.as_raw_fd().to_ne_bytes());
     batch.close(peer);
@@ -152,21 +147,13 @@ pub(super) fn add_link(
 const INSIDE_INDEX: i32 = 2;
 
 /// Inside: loopback up, the address, up, the default route.
-pub(super) fn set_up_inside(
-    socket: &OwnedFd,
-    address: Ipv4Addr,
-    gateway: Ipv4Addr,
-) -> io::Result<()> {
+pub(super) fn set_up_inside(socket: &OwnedFd, address: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
     add_address(&mut batch, INSIDE_INDEX, address, 30, CREATE_EXCLUSIVE);
     batch.begin(NEW_LINK, 0, &link_header(INSIDE_INDEX, UP, UP));
     // struct rtmsg: table main (254), protocol static (4), universe, unicast.
-    batch.begin(
-        NEW_ROUTE,
-        CREATE_EXCLUSIVE,
-        &[libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0],
-    );
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
     batch.attribute(5, &gateway.octets());
     batch.run(socket)
 }

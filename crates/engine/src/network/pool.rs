@@ -45,18 +45,9 @@ pub(crate) struct Network {
 impl Network {
     /// Starts the pool, which keeps `wanted` networks ready and leaves the
     /// slots in `taken` alone.
-    pub(crate) fn start(
-        numbering: Numbering,
-        wanted: usize,
-        taken: &BTreeSet<u32>,
-    ) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(numbering: Numbering, wanted: usize, taken: &BTreeSet<u32>) -> io::Result<Arc<Self>> {
         let free = (0..SLOTS).filter(|slot| !taken.contains(slot)).collect();
-        let state = State {
-            ready: VecDeque::new(),
-            free,
-            wanted,
-            closed: false,
-        };
+        let state = State { ready: VecDeque::new(), free, wanted, closed: false };
         let network = Arc::new(Self {
             numbering,
             state: Mutex::new(state),
@@ -64,9 +55,7 @@ impl Network {
             available: tokio::sync::Notify::new(),
         });
         let maker = network.clone();
-        std::thread::Builder::new()
-            .name("dormouse-net".to_owned())
-            .spawn(move || maker.make())?;
+        std::thread::Builder::new().name("dormouse-net".to_owned()).spawn(move || maker.make())?;
         Ok(network)
     }
 
@@ -85,8 +74,8 @@ impl Network {
     pub(crate) fn release_host(numbering: Numbering) -> Result<(), FilterError> {
         filter::unload(numbering)?;
         // Never there is as good as gone.
-        let _ = sys::netlink_socket()
-            .and_then(|s| netlink::remove_loopback_address(&s, numbering.listener()));
+        let _ =
+            sys::netlink_socket().and_then(|s| netlink::remove_loopback_address(&s, numbering.listener()));
         Ok(())
     }
 
@@ -124,12 +113,10 @@ impl Network {
     }
 
     fn make(&self) {
-        let sockets = File::open("/proc/thread-self/ns/net")
-            .map(OwnedFd::from)
-            .and_then(|home| {
-                let socket = sys::netlink_socket()?;
-                Ok((home, socket))
-            });
+        let sockets = File::open("/proc/thread-self/ns/net").map(OwnedFd::from).and_then(|home| {
+            let socket = sys::netlink_socket()?;
+            Ok((home, socket))
+        });
         let (home, socket) = match sockets {
             Ok(sockets) => sockets,
             Err(error) => {
@@ -149,10 +136,7 @@ impl Network {
                     {
                         break slot;
                     }
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             };
             match self.make_one(slot, &home, &socket) {
@@ -177,8 +161,8 @@ impl Network {
         let (gateway, address) = (self.numbering.gateway(slot), self.numbering.address(slot));
         netlink::add_link(socket, &self.numbering.link(slot), index, &netns, gateway)?;
         sys::setns(&netns)?;
-        let inside = sys::netlink_socket()
-            .and_then(|inside| netlink::set_up_inside(&inside, address, gateway));
+        let inside =
+            sys::netlink_socket().and_then(|inside| netlink::set_up_inside(&inside, address, gateway));
         sys::setns(home)?;
         inside?;
         Ok(netns)

@@ -68,17 +68,8 @@ impl Storage {
         for part in ["runs", "layers", "trash"] {
             fs::create_dir_all(root.join(part))?;
         }
-        let (runs, layers) = (
-            File::open(root.join("runs"))?,
-            File::open(root.join("layers"))?,
-        );
-        Ok(Self {
-            kind,
-            root,
-            runs,
-            layers,
-            counter: AtomicU64::new(0),
-        })
+        let (runs, layers) = (File::open(root.join("runs"))?, File::open(root.join("layers"))?);
+        Ok(Self { kind, root, runs, layers, counter: AtomicU64::new(0) })
     }
 
     /// Unmounts the pool. Nothing may live on it.
@@ -95,10 +86,7 @@ impl Storage {
 
     pub(crate) fn usage(&self) -> io::Result<PoolUsage> {
         let (_, total_bytes, free_bytes) = sys::statfs(&self.root)?;
-        Ok(PoolUsage {
-            total_bytes,
-            free_bytes,
-        })
+        Ok(PoolUsage { total_bytes, free_bytes })
     }
 
     /// Directory with the upper and work directory of a run.
@@ -173,10 +161,7 @@ impl Storage {
             StorageKind::Btrfs => sys::subvolume_delete(parent, name),
             StorageKind::Plain => {
                 let place = self.counter.fetch_add(1, Ordering::Relaxed);
-                let trash = self
-                    .root
-                    .join("trash")
-                    .join(format!("{name}.{}.{place}", std::process::id()));
+                let trash = self.root.join("trash").join(format!("{name}.{}.{place}", std::process::id()));
                 fs::rename(path, trash)
             }
         }
@@ -232,9 +217,7 @@ impl Storage {
 pub(crate) fn layer_of(run: &RunId) -> LayerId {
     let number = run.as_str().trim_start_matches("sbx_");
     // A run id with its prefix changed is a layer id.
-    format!("lay_{number}")
-        .parse()
-        .unwrap_or_else(|_| LayerId::generate())
+    format!("lay_{number}").parse().unwrap_or_else(|_| LayerId::generate())
 }
 
 /// Sum of allocated bytes below `path`, links counted once each.

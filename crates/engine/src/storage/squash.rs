@@ -97,23 +97,12 @@ fn is_whiteout(metadata: &fs::Metadata) -> bool {
 }
 
 fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
-    if metadata.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    }
+    if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    let mut source = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(from)?;
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)?;
+    let mut source = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(from)?;
+    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     // Sharing blocks costs nothing; where the file system cannot, copy.
     if sys::reflink(&source, &target).is_err() {
         io::copy(&mut source, &mut target)?;
@@ -124,16 +113,10 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
 fn make_special(path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
     if metadata.file_type().is_fifo() {
         let status = std::process::Command::new("mkfifo").arg(path).status()?;
-        return if status.success() {
-            Ok(())
-        } else {
-            Err(io::Error::other("mkfifo failed"))
-        };
+        return if status.success() { Ok(()) } else { Err(io::Error::other("mkfifo failed")) };
     }
     // A socket is of no use without its process, but its name may be.
-    std::os::unix::net::UnixListener::bind(path)
-        .map(drop)
-        .or(Ok(()))
+    std::os::unix::net::UnixListener::bind(path).map(drop).or(Ok(()))
 }
 
 fn copy_metadata(from: &Path, to: &Path, metadata: &fs::Metadata) -> io::Result<()> {
@@ -148,9 +131,7 @@ fn copy_metadata(from: &Path, to: &Path, metadata: &fs::Metadata) -> io::Result<
         }
     }
     if let (Ok(modified), Ok(accessed)) = (metadata.modified(), metadata.accessed()) {
-        let times = fs::FileTimes::new()
-            .set_modified(modified)
-            .set_accessed(accessed);
+        let times = fs::FileTimes::new().set_modified(modified).set_accessed(accessed);
         // Directories open for reading, files too; FIFOs and sockets do not.
         if metadata.is_file() || metadata.is_dir() {
             File::open(to)?.set_times(times)?;
@@ -174,9 +155,7 @@ fn xattr_get(path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
             value.truncate(length);
             Ok(Some(value))
         }
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
-            Ok(None)
-        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -206,15 +185,7 @@ mod tests {
     fn hidden_names_stay_hidden_and_new_ones_win() {
         let dir = tempfile::tempdir().unwrap();
         let (lower, upper) = (dir.path().join("l"), dir.path().join("u"));
-        for path in [
-            "l/kept",
-            "l/gone",
-            "l/opaque/old",
-            "u/opaque/new",
-            "u/kept",
-            "l/whited",
-            "u/whited",
-        ] {
+        for path in ["l/kept", "l/gone", "l/opaque/old", "u/opaque/new", "u/kept", "l/whited", "u/whited"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
         fs::remove_dir(lower.join("whited")).unwrap();
@@ -231,25 +202,11 @@ mod tests {
 
         assert_eq!(fs::read_to_string(lower.join("kept/a")).unwrap(), "1");
         assert_eq!(fs::read_to_string(lower.join("kept/b")).unwrap(), "2");
-        assert!(is_whiteout(
-            &fs::symlink_metadata(lower.join("gone")).unwrap()
-        ));
+        assert!(is_whiteout(&fs::symlink_metadata(lower.join("gone")).unwrap()));
         assert!(!lower.join("opaque/old").exists() && lower.join("opaque/new").exists());
-        assert_eq!(
-            xattr_get(&lower.join("opaque"), OPAQUE).unwrap().unwrap(),
-            b"y"
-        );
-        assert_eq!(
-            xattr_get(&lower.join("whited"), OPAQUE).unwrap().unwrap(),
-            b"y"
-        );
-        assert_eq!(
-            fs::read_link(lower.join("link")).unwrap(),
-            Path::new("/etc/passwd")
-        );
-        assert_eq!(
-            fs::metadata(lower.join("kept")).unwrap().mode() & 0o7777,
-            0o2750
-        );
+        assert_eq!(xattr_get(&lower.join("opaque"), OPAQUE).unwrap().unwrap(), b"y");
+        assert_eq!(xattr_get(&lower.join("whited"), OPAQUE).unwrap().unwrap(), b"y");
+        assert_eq!(fs::read_link(lower.join("link")).unwrap(), Path::new("/etc/passwd"));
+        assert_eq!(fs::metadata(lower.join("kept")).unwrap().mode() & 0o7777, 0o2750);
     }
 }

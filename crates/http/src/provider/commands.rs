@@ -127,7 +127,13 @@ fn incomplete_suffix(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let byte = bytes[bytes.len() - back];
         if byte & 0xc0 == 0xc0 {
-            let length = if byte >= 0xf0 { 4 } else if byte >= 0xe0 { 3 } else { 2 };
+            let length = if byte >= 0xf0 {
+                4
+            } else if byte >= 0xe0 {
+                3
+            } else {
+                2
+            };
             return if back < length { back } else { 0 };
         }
         if byte & 0x80 == 0 {
@@ -174,7 +180,9 @@ fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) -> Response {
                 vec![line(&wire::LogLine { stream: "error".to_owned(), data: detail })]
             }
         };
-        futures::future::ready(Some(futures::stream::iter(lines.into_iter().map(Ok::<_, std::convert::Infallible>))))
+        futures::future::ready(Some(futures::stream::iter(
+            lines.into_iter().map(Ok::<_, std::convert::Infallible>),
+        )))
     });
     let mut response = Response::new(Body::from_stream(lines.flatten()));
     response.headers_mut().insert(header::CONTENT_TYPE, NDJSON);

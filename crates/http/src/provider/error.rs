@@ -60,7 +60,9 @@ impl From<ProviderError> for WireError {
     fn from(error: ProviderError) -> Self {
         let message = error.to_string();
         let (status, code) = match &error {
-            ProviderError::Invalid(_) | ProviderError::Refused { .. } => (StatusCode::BAD_REQUEST, "bad_request"),
+            ProviderError::Invalid(_) | ProviderError::Refused { .. } => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
             ProviderError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             ProviderError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
             ProviderError::Stopped => (StatusCode::GONE, "sandbox_stopped"),

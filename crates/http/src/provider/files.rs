@@ -45,7 +45,9 @@ pub(crate) async fn write(
     let gzip = match headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) {
         Some("application/gzip" | "application/x-gzip") => true,
         Some("application/x-tar") => false,
-        _ => return Err(WireError::bad_request("content-type must be application/gzip or application/x-tar")),
+        _ => {
+            return Err(WireError::bad_request("content-type must be application/gzip or application/x-tar"));
+        }
     };
     let cwd = headers.get("x-cwd").and_then(|value| value.to_str().ok()).unwrap_or(".");
     let body = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other));

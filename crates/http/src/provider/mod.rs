@@ -60,8 +60,8 @@ impl FromRequestParts<App> for Scope {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, WireError> {
         let Caller(account) = Caller::from_request_parts(parts, app).await?;
         let query = axum::extract::Query::<ScopeQuery>::from_request_parts(parts, app).await;
-        let axum::extract::Query(query) =
-            query.map_err(|rejection| WireError::bad_request(format!("wrong query: {}", rejection.body_text())))?;
+        let axum::extract::Query(query) = query
+            .map_err(|rejection| WireError::bad_request(format!("wrong query: {}", rejection.body_text())))?;
         let own = |id: &String| id == account.as_str();
         if query.team_id.as_ref().or(query.slug.as_ref()).is_some_and(|id| !own(id)) {
             return Err(WireError::forbidden("teamId is not your account"));
@@ -91,7 +91,8 @@ impl FromRequestParts<App> for RunScope {
         let missing = || WireError::not_found(format!("session {id} not found"));
         let id: RunId = id.parse().map_err(|_| missing())?;
         let row = app.db.run(&id).await.map_err(crate::error::ApiError::from)?;
-        let row = row.filter(|row| row.namespace.split_once('/').is_some_and(|(owner, _)| owner == account.as_str()));
+        let row = row
+            .filter(|row| row.namespace.split_once('/').is_some_and(|(owner, _)| owner == account.as_str()));
         let row = row.ok_or_else(missing)?;
         // What is done in a session's sandbox is use of that session.
         if let Some(session) = row.sandbox_name.session()

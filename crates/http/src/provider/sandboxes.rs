@@ -54,7 +54,8 @@ pub(crate) async fn list_sessions(
 }
 
 fn key(namespace: dormouse_provider::Namespace, name: &str) -> WireResult<SandboxKey> {
-    let name: SandboxName = name.parse().map_err(|_| WireError::not_found(format!("sandbox {name} not found")))?;
+    let name: SandboxName =
+        name.parse().map_err(|_| WireError::not_found(format!("sandbox {name} not found")))?;
     Ok(SandboxKey { namespace, name })
 }
 

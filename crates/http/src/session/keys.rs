@@ -127,5 +127,8 @@ pub(crate) async fn delete(
         return Err(ApiError::new(StatusCode::FORBIDDEN, "Access denied"));
     }
     app.db.revoke_key(&id, app.clock.now()).await?;
-    Ok(Json(DeleteKeyReply { status: "success".to_owned(), message: "API key deleted successfully".to_owned() }))
+    Ok(Json(DeleteKeyReply {
+        status: "success".to_owned(),
+        message: "API key deleted successfully".to_owned(),
+    }))
 }

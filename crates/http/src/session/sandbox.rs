@@ -94,7 +94,10 @@ pub(crate) struct Timing {
         (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 403, body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 415, body = ErrorBody), (status = 502, body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub(crate) async fn create(State(app): State<App>, request: Request) -> ApiResult<Json<CreateSandboxResponse>> {
+pub(crate) async fn create(
+    State(app): State<App>,
+    request: Request,
+) -> ApiResult<Json<CreateSandboxResponse>> {
     // The clock starts before anything is looked at.
     let received = Instant::now();
     let (mut parts, body) = request.into_parts();
@@ -104,7 +107,9 @@ pub(crate) async fn create(State(app): State<App>, request: Request) -> ApiResul
     let url = match body.repo_url {
         Field::Missing => return Err(ApiError::bad_request("repoUrl is required")),
         Field::NotText => return Err(ApiError::bad_request("repoUrl must be a string")),
-        Field::Text(url) if url.trim().is_empty() => return Err(ApiError::bad_request("repoUrl cannot be empty")),
+        Field::Text(url) if url.trim().is_empty() => {
+            return Err(ApiError::bad_request("repoUrl cannot be empty"));
+        }
         Field::Text(url) => url,
     };
     let repo: GithubRepo = url.parse().map_err(|error| ApiError::bad_request(format!("repoUrl {error}")))?;

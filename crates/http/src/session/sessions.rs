@@ -153,7 +153,8 @@ pub(crate) async fn list(
         Some(_) => return Err(ApiError::bad_request("status must be all, active or archived")),
     };
     let limit = number(query.limit.as_deref(), 50).filter(|n| (1..=MAX_PAGE).contains(n));
-    let limit = limit.ok_or_else(|| ApiError::bad_request(format!("limit must be a number from 1 to {MAX_PAGE}")))?;
+    let limit =
+        limit.ok_or_else(|| ApiError::bad_request(format!("limit must be a number from 1 to {MAX_PAGE}")))?;
     let offset = number(query.offset.as_deref(), 0).filter(|n| (0..1_000_000_000).contains(n));
     let offset = offset.ok_or_else(|| ApiError::bad_request("offset must be a number from 0"))?;
     let (mut rows, archived_count) = app.sessions.list(&account, filter, limit + 1, offset).await?;

@@ -1,0 +1,47 @@
+# The commands of this repository. `make test` and `make demo` do all their own
+# set-up on Debian 12 with the Rust toolchain, git and make; both need root.
+
+SHELL := /bin/bash
+TOOLS := $(CURDIR)/target/tools/bin
+CACHE := $(CURDIR)/target/image-cache
+
+.PHONY: test demo bench setup tools lint unit blackbox fmt audit
+
+test: setup lint unit blackbox
+
+## What the tests and the demo need from Debian.
+setup:
+	@scripts/setup
+
+## cargo-deny, built once.
+tools: $(TOOLS)/cargo-deny
+
+$(TOOLS)/cargo-deny:
+	cargo install cargo-deny --version 0.20.2 --locked --root target/tools
+
+lint: tools
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(TOOLS)/cargo-deny check bans licenses sources
+
+unit:
+	cargo test --workspace --exclude dormouse-tests --locked
+
+blackbox:
+	cargo build --workspace --locked
+	DORMOUSE_TEST_CACHE=$(CACHE) cargo test --package dormouse-tests --locked -- --test-threads=1
+
+demo: setup
+	cargo build --locked --package dormouse --package dormouse-tests
+	DORMOUSE_IMAGES__CACHE=$(CACHE) scripts/demo
+
+bench: setup
+	cargo build --release --locked --package dormouse --package dormouse-tests
+	DORMOUSE_IMAGES__CACHE=$(CACHE) target/release/dormouse-bench
+
+## Security advisories; needs the network.
+audit: tools
+	$(TOOLS)/cargo-deny check advisories
+
+fmt:
+	cargo fmt --all

@@ -1,0 +1,83 @@
+//! Sleep, waking, restarts.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use reqwest::Method;
+
+use crate::world::{World, cgroups, eventually};
+
+fn state(w: &World, session: &str) -> anyhow::Result<String> {
+    let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
+    Ok(status["lifecycle"]["state"].as_str().unwrap_or_default().to_owned())
+}
+
+pub(crate) fn stop_ends_everything(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    w.ok(&name, "setsid sh -c 'trap \"\" TERM; sleep 1000' >/dev/null 2>&1 & (setsid sleep 1000 &) ; echo")?;
+    w.stop(&name)?;
+    eventually("its cgroup is gone", Duration::from_secs(10), || Ok(cgroups(w.instance).is_empty()))?;
+    w.delete(&name)
+}
+
+pub(crate) fn deep_stacks_are_squashed(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "mkdir d; echo 1 > d/a; echo 1 > gone; ln -s d link; chmod 2750 d; sudo chown root d/a")?;
+    for round in 0..6 {
+        w.ok(
+            &name,
+            &format!(
+                "echo {round} > round; rm -f gone; rm -rf old; mkdir -p old; echo {round} > old/{round}"
+            ),
+        )?;
+        w.stop(&name)?;
+        if round == 4 {
+            eventually("the stack is squashed", Duration::from_secs(40), || {
+                Ok(w.log().contains("squashed"))
+            })?;
+        }
+        w.post(&session)?;
+    }
+    let seen = w.ok(&name, "cat round d/a; ls old; readlink link; stat -c '%a %U' d d/a; ls gone 2>/dev/null || echo hidden; git status --short | wc -l")?;
+    ensure!(seen == "5\n1\n5\nd\n2750 ubuntu\n644 root\nhidden\n4", "{seen}");
+    ensure!(w.ok(&name, "git log -1 --format=%s; sudo id -un")? == "commit 3\nroot");
+    w.delete(&name)
+}
+
+pub(crate) fn restart_keeps_sandboxes(w: &World) -> anyhow::Result<()> {
+    for signal in ["-TERM", "-KILL"] {
+        let (session, name) = w.sandbox()?;
+        let run = |w: &World| -> anyhow::Result<String> {
+            let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+            Ok(found["session"]["id"].as_str().context("id")?.to_owned())
+        };
+        let before = run(w)?;
+        w.ok(&name, "nohup sleep 1000 >/dev/null 2>&1 & echo x > /tmp/x")?;
+        w.end_server(signal)?;
+        w.serve()?;
+        ensure!(w.ok(&name, "pgrep -c sleep; cat /tmp/x")? == "1\nx", "after {signal}");
+        ensure!(run(w)? == before, "the run went on");
+        ensure!(state(w, &session)? == "active");
+        w.stop(&name)?;
+        w.post(&session)?;
+        ensure!(w.ok(&name, "cat /tmp/x")? == "x");
+        w.delete(&name)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn idle_sandboxes_sleep(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "echo kept > /tmp/kept")?;
+    eventually("it falls asleep", Duration::from_secs(20), || Ok(state(w, &session)? == "hibernated"))?;
+    w.post(&session)?;
+    ensure!(w.ok(&name, "cat /tmp/kept")? == "kept");
+    w.delete(&name)
+}
+
+pub(crate) fn a_running_command_defers_sleep(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    ensure!(w.ok(&name, "sleep 7; echo finished")? == "finished", "cut off by sleep");
+    eventually("then it falls asleep", Duration::from_secs(20), || Ok(state(w, &session)? == "hibernated"))?;
+    w.delete(&name)
+}

@@ -1,0 +1,377 @@
+//! A world: a data directory with a base image, a git server, a server, two
+//! accounts. And what a world must not leave behind.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+/// The repository that scenarios clone.
+pub(crate) const REPO: &str = "https://github.com/acme/widgets";
+
+pub(crate) struct World {
+    pub(crate) dir: PathBuf,
+    pub(crate) instance: u8,
+    pub(crate) base: String,
+    pub(crate) account: String,
+    pub(crate) key: String,
+    pub(crate) other_key: String,
+    runtime: tokio::runtime::Runtime,
+    pub(crate) http: reqwest::Client,
+    server: RefCell<Option<Child>>,
+    git: RefCell<Child>,
+    finished: Cell<bool>,
+}
+
+fn binary(name: &str) -> PathBuf {
+    // The tests lie in target/PROFILE/deps, the binaries one up.
+    let here = std::env::current_exe().unwrap_or_default();
+    here.ancestors().nth(2).unwrap_or(Path::new(".")).join(name)
+}
+
+fn sh(script: &str, dir: &Path) -> anyhow::Result<()> {
+    let status = Command::new("bash").args(["-euc", script]).current_dir(dir).status()?;
+    ensure!(status.success(), "set-up script failed");
+    Ok(())
+}
+
+impl World {
+    pub(crate) fn start(instance: u8, config: &str) -> anyhow::Result<Self> {
+        let dir = PathBuf::from(format!("/tmp/dormouse-test-{instance}-{}", std::process::id()));
+        fs::create_dir_all(dir.join("git/acme"))?;
+        sh(
+            "git init -q --bare -b main git/acme/empty.git
+             git init -q --bare -b unborn git/acme/unborn.git
+             for branch in main trunk; do
+               git init -q -b $branch work-$branch; cd work-$branch
+               git config user.name Test; git config user.email test@example.test
+               for i in 1 2 3; do echo $i > file$i; git add .; git commit -qm \"commit $i\"; done
+               cd ..
+             done
+             git clone -q --bare work-main git/acme/widgets.git
+             git clone -q --bare work-trunk git/acme/trunk.git",
+            &dir,
+        )?;
+        let mut git = Command::new(binary("git-http"))
+            .arg(dir.join("git"))
+            .stdout(fs::File::create(dir.join("git.url"))?)
+            .spawn()
+            .context("start git-http (cargo build --workspace)")?;
+        let mut url = String::new();
+        while url.is_empty() {
+            ensure!(git.try_wait()?.is_none(), "git-http ended");
+            std::thread::sleep(Duration::from_millis(10));
+            url = fs::read_to_string(dir.join("git.url"))?;
+        }
+        let listen = format!("127.0.0.1:{}", 7700 + u16::from(instance));
+        let mirror = format!("[[git.mirrors]]\nfrom = \"https://github.com/\"\nto = \"{}\"\n", url.trim());
+        let head = format!("listen = \"{listen}\"\ninstance = {instance}\nstorage.pool_gib = 8\n");
+        fs::write(dir.join("config.toml"), format!("{head}{config}{mirror}"))?;
+        let mut world = Self {
+            instance,
+            base: format!("http://{listen}"),
+            account: String::new(),
+            key: String::new(),
+            other_key: String::new(),
+            runtime: tokio::runtime::Runtime::new()?,
+            http: reqwest::Client::builder().timeout(Duration::from_secs(120)).build()?,
+            server: RefCell::new(None),
+            git: RefCell::new(git),
+            finished: Cell::new(false),
+            dir,
+        };
+        world.cli(&["image", "build"])?;
+        world.account = world.id(&["account", "create", "Ada", "--email", "ada@example.test"])?;
+        world.key = world.text(&["key", "create", "--account", &world.account])?;
+        let other = world.id(&["account", "create", "Mallory"])?;
+        world.other_key = world.text(&["key", "create", "--account", &other])?;
+        world.serve()?;
+        Ok(world)
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("dormouse"));
+        let takes_data = !matches!(args.first(), Some(&"sandbox"));
+        command.args(args);
+        if takes_data {
+            command
+                .arg("--config")
+                .arg(self.dir.join("config.toml"))
+                .arg("--data-dir")
+                .arg(self.dir.join("data"));
+        }
+        let cache =
+            std::env::var("DORMOUSE_TEST_CACHE").unwrap_or_else(|_| "/var/cache/dormouse-test".to_owned());
+        command
+            .env("DORMOUSE_IMAGES__CACHE", cache)
+            .env("DORMOUSE_SERVER", &self.base)
+            .env("DORMOUSE_KEY", &self.key);
+        command
+    }
+
+    /// Runs the command line; its output if it succeeds.
+    pub(crate) fn cli(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let output = self.command(args).stdin(Stdio::null()).output()?;
+        ensure!(
+            output.status.success(),
+            "dormouse {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(output)
+    }
+
+    fn text(&self, args: &[&str]) -> anyhow::Result<String> {
+        Ok(String::from_utf8(self.cli(args)?.stdout)?.trim().to_owned())
+    }
+
+    fn id(&self, args: &[&str]) -> anyhow::Result<String> {
+        let args: Vec<&str> = args.iter().copied().chain(["--output", "json"]).collect();
+        let reply: Value = serde_json::from_slice(&self.cli(&args)?.stdout)?;
+        Ok(reply["id"].as_str().context("no id")?.to_owned())
+    }
+
+    pub(crate) fn new_session(&self) -> anyhow::Result<String> {
+        self.id(&["session", "create", "--account", &self.account])
+    }
+
+    /// Starts the server and waits until it answers.
+    pub(crate) fn serve(&self) -> anyhow::Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("server.log"))?;
+        let child = self.command(&["serve"]).stdin(Stdio::null()).stderr(log).spawn()?;
+        *self.server.borrow_mut() = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.call(Method::GET, "/healthz", None, None).is_err() {
+            let mut server = self.server.borrow_mut();
+            let ended = server.as_mut().context("no server")?.try_wait()?;
+            ensure!(ended.is_none(), "the server ended: {ended:?}");
+            ensure!(Instant::now() < deadline, "the server does not answer");
+            drop(server);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Ends the server with a signal and waits for it.
+    pub(crate) fn end_server(&self, signal: &str) -> anyhow::Result<()> {
+        if let Some(mut child) = self.server.borrow_mut().take() {
+            Command::new("kill").args([signal, &child.id().to_string()]).status()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// One request; status and JSON body.
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Option<Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(key) = key {
+            request = request.header("x-api-key", key);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    pub(crate) fn call(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Option<Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        self.block_on(self.ask(method, path, key, body))
+    }
+
+    /// [`World::call`] with the first account's key, and success expected.
+    pub(crate) fn good(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
+        let (status, reply) = self.call(method.clone(), path, Some(&self.key), body)?;
+        ensure!(status == StatusCode::OK, "{method} {path}: {status} {reply}");
+        Ok(reply)
+    }
+
+    pub(crate) fn post(&self, session: &str) -> anyhow::Result<Value> {
+        self.good(Method::POST, "/api/sandbox", Some(json!({"repoUrl": REPO, "sessionId": session})))
+    }
+
+    /// A session with a ready sandbox; session id and sandbox name.
+    pub(crate) fn sandbox(&self) -> anyhow::Result<(String, String)> {
+        let session = self.new_session()?;
+        self.post(&session)?;
+        let name = format!("session-{session}");
+        Ok((session, name))
+    }
+
+    /// A shell script inside, as the default user: exit code, stdout, stderr.
+    pub(crate) fn shell(&self, name: &str, script: &str) -> anyhow::Result<(i32, String, String)> {
+        self.exec(name, &[], &["bash", "-c", script])
+    }
+
+    /// The same as root.
+    pub(crate) fn root_shell(&self, name: &str, script: &str) -> anyhow::Result<(i32, String, String)> {
+        self.exec(name, &["--sudo"], &["bash", "-c", script])
+    }
+
+    pub(crate) fn exec(
+        &self,
+        name: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> anyhow::Result<(i32, String, String)> {
+        let args: Vec<&str> =
+            ["sandbox", "exec", name].iter().chain(options).chain(&["--"]).chain(command).copied().collect();
+        let output = self.command(&args).stdin(Stdio::null()).output()?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
+    }
+
+    /// Success expected; what it printed.
+    pub(crate) fn ok(&self, name: &str, script: &str) -> anyhow::Result<String> {
+        let (code, out, err) = self.shell(name, script)?;
+        ensure!(code == 0, "{script:?} exited {code}: {out}{err}");
+        Ok(out.trim().to_owned())
+    }
+
+    pub(crate) fn stop(&self, name: &str) -> anyhow::Result<()> {
+        self.cli(&["sandbox", "stop", name]).map(drop)
+    }
+
+    pub(crate) fn delete(&self, name: &str) -> anyhow::Result<()> {
+        self.cli(&["sandbox", "delete", name]).map(drop)
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("server.log")).unwrap_or_default()
+    }
+
+    pub(crate) fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// Ends everything; nothing may be left.
+    pub(crate) fn finish(&self) -> anyhow::Result<()> {
+        self.finished.set(true);
+        self.end_server("-TERM")?;
+        self.cli(&["evacuate"])?;
+        let mut git = self.git.borrow_mut();
+        git.kill()?;
+        git.wait()?;
+        fs::remove_dir_all(&self.dir)?;
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !self.finished.get()
+            && let Err(error) = self.finish()
+        {
+            eprintln!("clean up {}: {error:#}", self.dir.display());
+        }
+    }
+}
+
+/// What an instance has on the host.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    mounts: usize,
+    cgroups: usize,
+    links: usize,
+    agents: usize,
+    tables: usize,
+}
+
+impl Footprint {
+    pub(crate) fn take(instance: u8) -> Self {
+        // Links go in the background when their namespace does.
+        let mut footprint = Self::look(instance);
+        for _ in 0..100 {
+            if footprint.links == 0 && footprint.agents == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            footprint = Self::look(instance);
+        }
+        footprint
+    }
+
+    pub(crate) fn look(instance: u8) -> Self {
+        let count = |text: String, word: &str| text.lines().filter(|line| line.contains(word)).count();
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let tables =
+            Command::new("nft").args(["list", "tables"]).output().map(|o| o.stdout).unwrap_or_default();
+        Self {
+            mounts: count(read("/proc/self/mounts"), &format!("dormouse-test-{instance}-")),
+            cgroups: cgroups(instance).len(),
+            links: count(read("/proc/net/dev"), &format!("dm{instance}x")),
+            agents: agents(instance),
+            tables: count(String::from_utf8_lossy(&tables).into_owned(), &format!("dormouse{instance}")),
+        }
+    }
+
+    pub(crate) fn live(&self) -> (usize, usize) {
+        (self.cgroups, self.agents)
+    }
+}
+
+/// Cgroups of runs.
+pub(crate) fn cgroups(instance: u8) -> Vec<String> {
+    ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
+        .iter()
+        .filter_map(|root| fs::read_dir(format!("{root}/dormouse-{instance}")).ok())
+        .flat_map(Iterator::flatten)
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Processes in cgroups of runs.
+fn agents(instance: u8) -> usize {
+    cgroups(instance)
+        .iter()
+        .map(|run| {
+            ["memory/", ""]
+                .iter()
+                .map(|part| format!("/sys/fs/cgroup/{part}dormouse-{instance}/{run}/cgroup.procs"))
+                .filter_map(|path| fs::read_to_string(path).ok())
+                .map(|text| text.lines().count())
+                .sum::<usize>()
+        })
+        .sum()
+}
+
+/// Waits for something to become true.
+pub(crate) fn eventually(
+    what: &str,
+    limit: Duration,
+    mut holds: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
+    while !holds()? {
+        if Instant::now() > deadline {
+            bail!("{what}: not within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
