@@ -29,7 +29,7 @@ unit:
 
 blackbox:
 	cargo build --workspace --locked
-	DORMOUSE_TEST_CACHE=$(CACHE) cargo test --package dormouse-tests --locked -- --test-threads=1
+	TEST_IMAGE_CACHE=$(CACHE) cargo test --package dormouse-tests --locked -- --test-threads=1
 
 demo: setup
 	cargo build --locked --package dormouse --package dormouse-tests

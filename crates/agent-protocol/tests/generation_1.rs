@@ -1,6 +1,8 @@
 //! Freezes generation 1 of the wire byte by byte, and attacks the decoder.
 //! A failing case here means that running agents would stop understanding us.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use dormouse_agent_protocol::*;
 use proptest::prelude::*;
 

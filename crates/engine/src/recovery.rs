@@ -74,7 +74,7 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
         // The task publishes the run when it takes the order.
         while adopted.is_ok() && registry.live(&run.id).is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            if !run.process.as_ref().is_some_and(|p| host::start_time(p.pid) == Some(p.start_time)) {
+            if run.process.as_ref().is_none_or(|p| host::start_time(p.pid) != Some(p.start_time)) {
                 break;
             }
         }

@@ -170,19 +170,10 @@ pub(crate) fn netlink_socket() -> io::Result<OwnedFd> {
         owned(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }.into())?;
     let patience = libc::timeval { tv_sec: 5, tv_usec: 0 };
     let size = size_of::<libc::timeval>() as libc::socklen_t;
+    let (fd, level) = (socket.as_raw_fd(), libc::SOL_SOCKET);
     // SAFETY: pointer and size of one struct.
-    check(
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVTIMEO,
-                (&raw const patience).cast(),
-                size,
-            )
-        }
-        .into(),
-    )?;
+    let set = unsafe { libc::setsockopt(fd, level, libc::SO_RCVTIMEO, (&raw const patience).cast(), size) };
+    check(set.into())?;
     Ok(socket)
 }
 

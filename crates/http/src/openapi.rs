@@ -27,3 +27,25 @@ pub fn document() -> OpenApi {
     ]);
     document
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// The checked-in document is the one that the handlers make.
+    /// `UPDATE_OPENAPI=1` writes it anew.
+    #[test]
+    fn the_document_is_checked_in() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/session-api.json");
+        let made = format!("{}\n", super::document().to_pretty_json().unwrap());
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &made).unwrap();
+        }
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            kept == made,
+            "openapi/session-api.json is stale: UPDATE_OPENAPI=1 cargo test -p dormouse-http"
+        );
+    }
+}

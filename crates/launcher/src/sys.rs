@@ -111,13 +111,9 @@ pub(crate) fn setns_net(ns: &OwnedFd) -> io::Result<()> {
 
 pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
     // SAFETY: `fds` has room for two descriptors.
-    check(
-        unsafe {
-            libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr())
-        }
-        .into(),
-    )?;
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) }.into())?;
     Ok((owned(fds[0].into())?, owned(fds[1].into())?))
 }
 
@@ -320,11 +316,13 @@ pub(crate) fn fsconfig_create(fs: &OwnedFd) -> io::Result<()> {
 pub(crate) fn fs_log(fs: &OwnedFd) -> String {
     let mut log = Vec::new();
     let mut line = [0_u8; 256];
-    // SAFETY: `line` has room for its length.
-    while let Ok(read @ 1..) =
-        check(unsafe { libc::read(fs.as_raw_fd(), line.as_mut_ptr().cast(), line.len()) } as i64)
-    {
-        log.extend_from_slice(&line[..usize::try_from(read).unwrap_or(0)]);
+    loop {
+        // SAFETY: `line` has room for its length.
+        let read = unsafe { libc::read(fs.as_raw_fd(), line.as_mut_ptr().cast(), line.len()) };
+        match usize::try_from(read) {
+            Ok(read @ 1..) => log.extend_from_slice(&line[..read]),
+            _ => break,
+        }
     }
     String::from_utf8_lossy(&log).trim().replace('\n', "; ")
 }

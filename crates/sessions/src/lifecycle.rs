@@ -149,7 +149,7 @@ impl Sessions {
         let key = Self::key(row, row.sandbox_name.as_ref()?);
         let found = self.provider.get(&key).await.ok()?;
         (found.run.status == RunStatus::Running)
-            .then(|| RunRef { namespace: key.namespace, id: found.run.id })
+            .then_some(RunRef { namespace: key.namespace, id: found.run.id })
     }
 
     /// Puts the session's sandbox to sleep. The caller holds the slot. Each

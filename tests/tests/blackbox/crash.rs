@@ -1,7 +1,7 @@
 //! kill -9 of the server at random moments under load. Afterwards: what was
 //! acknowledged is there, one run a sandbox, and nothing that nobody owns.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::ensure;
 use reqwest::{Method, StatusCode};
@@ -9,12 +9,18 @@ use serde_json::json;
 
 use crate::world::{Footprint, REPO, World, cgroups, eventually};
 
-/// Kills, unless `DORMOUSE_TEST_KILLS` says another number.
+/// Where the random moments start; `TEST_SEED` repeats a run.
+fn first_seed() -> u32 {
+    let given = std::env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(|| std::process::id().wrapping_mul(2_654_435_761) | 1)
+}
+
+/// Kills, unless `TEST_KILLS` says another number.
 const KILLS: u32 = 30;
 
 pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
-    let kills = std::env::var("DORMOUSE_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
-    let mut seed = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos() | 1;
+    let kills = std::env::var("TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
+    let mut seed = first_seed();
     eprintln!("      {kills} kills, seed {seed}");
     let sessions = (0..6).map(|_| w.new_session()).collect::<anyhow::Result<Vec<_>>>()?;
     let (kept, kept_name) = w.sandbox()?;

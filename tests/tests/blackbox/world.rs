@@ -106,7 +106,7 @@ impl World {
                 .arg(self.dir.join("data"));
         }
         let cache =
-            std::env::var("DORMOUSE_TEST_CACHE").unwrap_or_else(|_| "/var/cache/dormouse-test".to_owned());
+            std::env::var("TEST_IMAGE_CACHE").unwrap_or_else(|_| "/var/cache/dormouse-test".to_owned());
         command
             .env("DORMOUSE_IMAGES__CACHE", cache)
             .env("DORMOUSE_SERVER", &self.base)
