@@ -36,7 +36,7 @@ demo: setup
 	DORMOUSE_IMAGES__CACHE=$(CACHE) scripts/demo
 
 bench: setup
-	cargo build --release --locked --package dormouse --package dormouse-tests
+	cargo build --release --locked --package dormouse-bench --package dormouse-tests
 	DORMOUSE_IMAGES__CACHE=$(CACHE) target/release/dormouse-bench
 
 ## Security advisories; needs the network.

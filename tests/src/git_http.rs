@@ -59,6 +59,7 @@ async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> 
         .env("GIT_PROTOCOL", header("git-protocol"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .context("run git http-backend")?;

@@ -209,8 +209,14 @@ impl Server {
     /// Moves a connection one step. `false`: it is gone.
     fn advance(&mut self, connection: &mut Connection) -> bool {
         loop {
-            let wants_frames = matches!(connection.state, State::Greeting)
-                || matches!(&connection.state, State::Feeding { waiting, .. } if waiting.is_empty());
+            // First what waits, since frames behind it may be here already and
+            // no event would tell of them again.
+            self.feed(connection);
+            let wants_frames = match &connection.state {
+                State::Greeting => true,
+                State::Feeding { waiting, .. } => waiting.is_empty(),
+                _ => false,
+            };
             if !wants_frames {
                 break;
             }
@@ -223,9 +229,7 @@ impl Server {
                 }
                 Err(error) => connection.fail(libc::EPROTO, error.to_string()),
             }
-            self.feed(connection);
         }
-        self.feed(connection);
         self.follow(connection);
         connection.flush();
         true

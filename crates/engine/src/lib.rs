@@ -182,6 +182,7 @@ impl Engine {
     /// Lets go of the host without ending a sandbox.
     pub fn detach(&self) {
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.registry.close();
         self.host.network.close();
     }
 

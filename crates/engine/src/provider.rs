@@ -342,9 +342,12 @@ impl SandboxProvider for Engine {
         let request =
             Request::Mkdir { path: path_text(path)?, cwd, recursive, user: DEFAULT_USER.to_owned() };
         let mut dialogue = live.agent.open(request).await?;
-        match dialogue.expect().await? {
-            Frame::End => Ok(()),
-            other => Err(unexpected(&other)),
+        match dialogue.expect().await.map_err(ProviderError::from) {
+            Ok(Frame::End) => Ok(()),
+            Ok(other) => Err(unexpected(&other)),
+            // What is missing is the parent: the request is wrong, not lost.
+            Err(ProviderError::NotFound(message)) => Err(ProviderError::Invalid(message)),
+            Err(error) => Err(error),
         }
     }
 }

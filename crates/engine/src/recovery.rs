@@ -29,7 +29,7 @@ pub(crate) fn task_queue(
     sandbox: &SandboxId,
 ) -> mpsc::Sender<Order> {
     registry.queue(sandbox, |orders| {
-        tokio::spawn(Machine::run(host.clone(), registry.clone(), sandbox.clone(), orders));
+        tokio::spawn(Machine::run(host.clone(), registry.clone(), sandbox.clone(), orders)).abort_handle()
     })
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_types::{RunId, SandboxId};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::machine::{Live, Order};
 
@@ -14,6 +15,7 @@ struct Inner {
     /// Runs that are being made or tidied: the sweeper leaves them alone.
     busy: HashSet<RunId>,
     queues: HashMap<SandboxId, mpsc::Sender<Order>>,
+    tasks: HashMap<SandboxId, AbortHandle>,
 }
 
 /// What the tasks publish.
@@ -58,6 +60,13 @@ impl Registry {
         }
     }
 
+    /// Ends every task; runs go on without an owner.
+    pub(crate) fn close(&self) {
+        let mut inner = self.lock();
+        inner.queues.clear();
+        inner.tasks.drain().for_each(|(_, task)| task.abort());
+    }
+
     /// Whether any run is being made or tidied.
     pub(crate) fn is_busy(&self) -> bool {
         !self.lock().busy.is_empty()
@@ -76,7 +85,7 @@ impl Registry {
     pub(crate) fn queue(
         &self,
         sandbox: &SandboxId,
-        start: impl FnOnce(mpsc::Receiver<Order>),
+        start: impl FnOnce(mpsc::Receiver<Order>) -> AbortHandle,
     ) -> mpsc::Sender<Order> {
         let mut inner = self.lock();
         if let Some(queue) = inner.queues.get(sandbox).filter(|queue| !queue.is_closed()) {
@@ -84,7 +93,7 @@ impl Registry {
         }
         let (sender, receiver) = mpsc::channel(64);
         inner.queues.insert(sandbox.clone(), sender.clone());
-        start(receiver);
+        inner.tasks.insert(sandbox.clone(), start(receiver));
         sender
     }
 
@@ -96,6 +105,7 @@ impl Registry {
         let idle = orders.is_empty();
         if idle {
             inner.queues.remove(sandbox);
+            inner.tasks.remove(sandbox);
         }
         idle
     }

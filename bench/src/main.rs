@@ -1,0 +1,264 @@
+//! Times the engine and the main job on this host, in process, and prints
+//! medians and 95th percentiles in milliseconds, with the ratio of a sandbox
+//! with a clone to a bare `git clone` of the same repository in the same run.
+//!
+//! It wants root, a repository in the current
+//! directory, and `git-http` beside itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use dormouse_egress::Mirror;
+use dormouse_engine::{Engine, EngineConfig, ImageSource, Images, StorageKind};
+use dormouse_jobs::Clock;
+use dormouse_provider::{
+    CommandSpec, CreateSandbox, LogEvent, Namespace, Resources, RunRef, SandboxKey, SandboxProvider,
+    StopReason,
+};
+use dormouse_sessions::{LifecycleConfig, NewSession, Sessions};
+use dormouse_store::{AccountRow, Db};
+use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName};
+use futures::StreamExt as _;
+
+/// Operations of each kind at each width.
+const COUNT: usize = 64;
+
+/// How many at once.
+const WIDTHS: [usize; 3] = [1, 8, 32];
+
+/// Idle sandboxes whose memory is weighed.
+const IDLE: usize = 200;
+
+fn main() -> anyhow::Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok().context("install TLS")?;
+    tokio::runtime::Runtime::new()?.block_on(run())
+}
+
+async fn run() -> anyhow::Result<()> {
+    let dir = PathBuf::from(format!("/tmp/dormouse-bench-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("git/dormouse"))?;
+    let bare = dir.join("git/dormouse/dormouse.git");
+    let cloned = Command::new("git").args(["clone", "--quiet", "--bare", "."]).arg(&bare).status()?;
+    ensure!(cloned.success(), "clone this repository");
+    let exe = std::env::current_exe()?;
+    let url_file = dir.join("git.url");
+    let mut git = Command::new(exe.with_file_name("git-http"))
+        .arg(dir.join("git"))
+        .stdout(std::fs::File::create(&url_file)?)
+        .spawn()
+        .context("start git-http")?;
+    let mut url = String::new();
+    while url.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        url = std::fs::read_to_string(&url_file)?;
+    }
+    let measured = measure(&dir, url.trim()).await;
+    git.kill()?;
+    git.wait()?;
+    std::fs::remove_dir_all(&dir)?;
+    measured
+}
+
+async fn measure(dir: &Path, url: &str) -> anyhow::Result<()> {
+    let data = dir.join("data");
+    std::fs::create_dir_all(&data)?;
+    let db = Db::open(&data.join("dormouse.db")).await?;
+    let clock = Clock::system();
+    let cache = std::env::var("DORMOUSE_IMAGES__CACHE").map_or_else(|_| data.join("cache"), PathBuf::from);
+    let images = Images::open(StorageKind::Btrfs, &data, 16 << 30, &cache, db.clone())?;
+    images.build("default", ImageSource::Recipe, clock.now(), |_| {}).await?;
+    let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);
+    println!("{:<28} {:>5} {:>10} {:>10}", "operation", "width", "median ms", "p95 ms");
+    let done = async {
+        engine_operations(&engine).await?;
+        main_job(&engine, &db, &clock, url, dir).await?;
+        idle_memory(&engine).await
+    };
+    let measured = done.await;
+    Arc::into_inner(engine).context("the engine is still in use")?.evacuate().await?;
+    measured
+}
+
+fn config(data: &Path, url: &str) -> EngineConfig {
+    EngineConfig {
+        data_dir: data.to_owned(),
+        instance: 12,
+        storage: StorageKind::Btrfs,
+        pool_size: 16 << 30,
+        default_image: "default".to_owned(),
+        default_resources: Resources { vcpus: 2, memory_mib: 2048, pids: 512, disk_mib: None },
+        max_vcpus: 8,
+        default_timeout: Duration::from_secs(3600),
+        max_timeout: Duration::from_secs(7200),
+        stop_grace: Duration::from_secs(3),
+        network_pool: 32,
+        squash_depth: 20,
+        dns_upstream: None,
+        mirrors: vec![Mirror { from: "https://github.com/".to_owned(), to: url.to_owned() }],
+    }
+}
+
+fn key(name: &str, number: usize) -> anyhow::Result<SandboxKey> {
+    let name: SandboxName = format!("{name}-{number}").parse()?;
+    Ok(SandboxKey { namespace: Namespace("bench/default".to_owned()), name })
+}
+
+async fn create(engine: &Engine, key: &SandboxKey) -> anyhow::Result<RunRef> {
+    let request = CreateSandbox {
+        key: key.clone(),
+        persistent: true,
+        image: None,
+        resources: None,
+        timeout: None,
+        env: std::collections::BTreeMap::default(),
+        tags: std::collections::BTreeMap::default(),
+        ephemeral: false,
+    };
+    let made = engine.create(request).await?;
+    Ok(RunRef { namespace: key.namespace.clone(), id: made.run.id })
+}
+
+async fn round_trip(engine: &Engine, run: &RunRef) -> anyhow::Result<()> {
+    let mut events = engine.exec(run, CommandId::generate(), CommandSpec::new(["true"])).await?;
+    while let Some(event) = events.next().await {
+        if let LogEvent::Exited(command) = event? {
+            ensure!(command.exit_code == Some(0), "true failed");
+        }
+    }
+    Ok(())
+}
+
+/// Runs `COUNT` operations, `width` at once; prints and returns the median.
+async fn timed<F, Fut>(name: &str, width: usize, count: usize, operation: F) -> anyhow::Result<Duration>
+where
+    F: Fn(usize) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let mut times: Vec<Duration> = futures::stream::iter(0..count)
+        .map(|number| {
+            let work = operation(number);
+            async move {
+                let started = Instant::now();
+                work.await.map(|()| started.elapsed())
+            }
+        })
+        .buffer_unordered(width)
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .collect::<anyhow::Result<_>>()?;
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    let ms = |d: Duration| d.as_secs_f64() * 1000.0;
+    println!("{name:<28} {width:>5} {:>10.2} {:>10.2}", ms(at(50)), ms(at(95)));
+    Ok(at(50))
+}
+
+async fn engine_operations(engine: &Engine) -> anyhow::Result<()> {
+    for width in WIDTHS {
+        let keys = (0..COUNT).map(|n| key(&format!("w{width}"), n)).collect::<anyhow::Result<Vec<_>>>()?;
+        timed("create, no repository", width, COUNT, |n| {
+            let key = &keys[n];
+            async move { create(engine, key).await.map(drop) }
+        })
+        .await?;
+        let mut runs = Vec::new();
+        for key in &keys {
+            runs.push(RunRef { namespace: key.namespace.clone(), id: engine.get(key).await?.run.id });
+        }
+        timed("command round trip", width, COUNT * 4, |n| round_trip(engine, &runs[n % COUNT])).await?;
+        timed("stop", width, COUNT, |n| {
+            let run = &runs[n];
+            async move { Ok(engine.stop(run, StopReason::Requested).await.map(drop)?) }
+        })
+        .await?;
+        timed("resume", width, COUNT, |n| {
+            let key = &keys[n];
+            async move { Ok(engine.resume(key).await.map(drop)?) }
+        })
+        .await?;
+        timed("delete", width, COUNT, |n| {
+            let key = &keys[n];
+            async move { Ok(engine.delete(key).await.map(drop)?) }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: &Path) -> anyhow::Result<()> {
+    let lifecycle = LifecycleConfig {
+        idle_timeout: Duration::from_secs(1800),
+        max_lifetime: Duration::from_secs(3600),
+        clone_timeout: Duration::from_secs(600),
+    };
+    let account = AccountRow {
+        id: AccountId::generate(),
+        name: "Bench".to_owned(),
+        email: None,
+        created_at: clock.now(),
+    };
+    db.insert_account(&account).await?;
+    let provider: Arc<dyn SandboxProvider> = engine.clone();
+    let sessions = Arc::new(Sessions::new(db.clone(), provider, clock.clone(), lifecycle));
+    let repo: GithubRepo = "https://github.com/dormouse/dormouse".parse()?;
+    for width in WIDTHS {
+        let count = 24.max(width);
+        let mut ids = Vec::new();
+        for _ in 0..count {
+            ids.push(sessions.create(&account.id, NewSession { title: None, repo: None }).await?.id);
+        }
+        let ours = timed("create with clone", width, count, |n| {
+            let (sessions, account, id, repo) = (&sessions, account.id.clone(), ids[n].clone(), repo.clone());
+            async move { Ok(sessions.provision(account, Some(id), repo).await.map(drop)?) }
+        })
+        .await?;
+        let bare = timed("bare git clone on the host", width, count, |n| {
+            let target = dir.join(format!("bare-{width}-{n}"));
+            async move {
+                let mut command = tokio::process::Command::new("git");
+                command.args(["clone", "--quiet", "--depth=1"]).arg(format!("{url}dormouse/dormouse"));
+                let status = command.arg(&target).stdin(Stdio::null()).status().await?;
+                ensure!(status.success(), "bare clone failed");
+                Ok(())
+            }
+        })
+        .await?;
+        println!(
+            "{:<28} {width:>5} {:>10.2}",
+            "ratio, with clone to bare",
+            ours.as_secs_f64() / bare.as_secs_f64()
+        );
+        for id in &ids {
+            sessions.delete(&account.id, id).await?;
+        }
+    }
+    Ok(())
+}
+
+fn available_kib() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:")).context("MemAvailable")?;
+    Ok(line.split_whitespace().nth(1).context("MemAvailable")?.parse()?)
+}
+
+async fn idle_memory(engine: &Engine) -> anyhow::Result<()> {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = available_kib()?;
+    let mut keys = Vec::new();
+    for number in 0..IDLE {
+        let key = key("idle", number)?;
+        create(engine, &key).await?;
+        keys.push(key);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let each = before.saturating_sub(available_kib()?) / IDLE as u64;
+    println!("{:<28} {IDLE:>5} {each:>7} KiB each", "memory of idle sandboxes");
+    for key in &keys {
+        engine.delete(key).await?;
+    }
+    Ok(())
+}
