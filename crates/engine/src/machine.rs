@@ -156,6 +156,14 @@ impl Machine {
             // Its processes died and the news is still on its way.
             self.end(StopReason::Died).await?;
         }
+        let newest = self.host.db.newest_run(&self.sandbox).await.map_err(internal("read newest run"))?;
+        if let Some(run) = newest
+            && !RunStatus::from_word(&run.status).is_some_and(RunStatus::is_ended)
+        {
+            // Its end failed half-way, and nobody owns it: finish that first.
+            launch::remove(&self.host, &run.id, None).await;
+            finish(&self.host, &run, StopReason::Died).await?;
+        }
         let sandbox = self.row().await?;
         let config: RunConfig = parse(&sandbox.config)?;
         let image = self.host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;

@@ -59,7 +59,7 @@ async fn authenticate(headers: &HeaderMap, app: &App) -> Result<AccountId, ApiEr
                 .ok_or_else(|| ApiError::unauthorized("Unauthorized"))
         }
         Credential::Token(token) => match &app.jwt {
-            Some(verifier) => verifier.account(&token, app).await,
+            Some(verifier) => verifier.account(&token, &app.db, &app.clock).await,
             None => Err(ApiError::unauthorized("Unauthorized")),
         },
     }

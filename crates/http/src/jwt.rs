@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dormouse_store::AccountRow;
+use dormouse_jobs::Clock;
+use dormouse_store::{AccountRow, Db};
 use dormouse_types::AccountId;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use tokio::sync::Mutex;
 
-use crate::App;
 use crate::error::{ApiError, chain};
 
 /// How long fetched keys are believed.
@@ -85,7 +85,7 @@ impl JwtVerifier {
     }
 
     /// The account that the token speaks for.
-    pub(crate) async fn account(&self, token: &str, app: &App) -> Result<AccountId, ApiError> {
+    pub(crate) async fn account(&self, token: &str, db: &Db, clock: &Clock) -> Result<AccountId, ApiError> {
         let refused = || ApiError::unauthorized("Unauthorized");
         let header = jsonwebtoken::decode_header(token).map_err(|_| refused())?;
         if !self.config.algorithms.contains(&header.alg) {
@@ -103,7 +103,7 @@ impl JwtVerifier {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
         let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| refused())?.claims;
-        if let Some(account) = app.db.account_of_identity(&self.config.issuer, &claims.sub).await? {
+        if let Some(account) = db.account_of_identity(&self.config.issuer, &claims.sub).await? {
             return Ok(account);
         }
         if !self.config.create_accounts {
@@ -113,8 +113,11 @@ impl JwtVerifier {
             id: AccountId::generate(),
             name: claims.name.or_else(|| claims.email.clone()).unwrap_or_else(|| claims.sub.clone()),
             email: claims.email,
-            created_at: app.clock.now(),
+            created_at: clock.now(),
         };
-        Ok(app.db.account_for_identity(&self.config.issuer, &claims.sub, &account).await?)
+        Ok(db.account_for_identity(&self.config.issuer, &claims.sub, &account).await?)
     }
 }
+
+#[cfg(test)]
+mod tests;

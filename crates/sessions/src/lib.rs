@@ -5,12 +5,13 @@
 //! clock; it knows nothing of namespaces, overlays or HTTP.
 //!
 //! ```text
-//!              provision            idle or lifetime          provision
-//! provisioning ────────► active ───► hibernating ───► hibernated ───► restoring ─┐
-//!      ▲  │                ▲ └───────── failed (healed by the next provision)    │
-//!      │  └ failure: nothing is left                                             │
-//!      └ create            └─────────────────────────────────────────────────────┘
-//!                 archive: any state ───► archived ───► (unarchive) hibernated
+//!  create ─► provisioning ──provision──► restoring ──ready──► active
+//!                  ▲                      │   ▲                 │ idle, lifetime, pause
+//!                  └── failure, crash ────┘   │                 ▼
+//!                      (nothing is left)      └─provision── hibernated ◄── hibernating
+//!
+//!  failed: the last change failed; the next provision heals it
+//!  any ──archive──► archived ──unarchive──► hibernated, or provisioning without a sandbox
 //! ```
 
 mod error;

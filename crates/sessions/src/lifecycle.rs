@@ -27,7 +27,7 @@ pub enum LifecycleState {
     Hibernating,
     /// Asleep; everything is kept.
     Hibernated,
-    /// On its way back.
+    /// Being made, or on its way back.
     Restoring,
     /// Put away by its owner.
     Archived,
@@ -110,6 +110,14 @@ impl Sessions {
             return Ok(());
         }
         match LifecycleState::of(&row) {
+            LifecycleState::Restoring if row.sandbox_name.is_none() => {
+                // A crash cut the first provisioning off: what it made was
+                // never acknowledged.
+                self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
+                let mut row = row;
+                LifecycleState::Provisioning.put(&mut row);
+                self.write(row).await.map(drop)
+            }
             LifecycleState::Restoring => {
                 // A crash cut the resume off: whatever runs is found by the
                 // next provision; until then it sleeps.

@@ -94,7 +94,8 @@ impl Sessions {
         let name = SandboxName::for_session(session);
         let key = Self::key(&row, &name);
         let before = LifecycleState::of(&row);
-        if row.sandbox_name.is_some() && before != LifecycleState::Active {
+        if row.sandbox_name.is_none() || before != LifecycleState::Active {
+            // A crash from here on leaves a trace that the reconciler finds.
             row = self.change(row, |row| LifecycleState::Restoring.put(row)).await?;
         }
         let ready = match self.bring_up(&key, &row, account, repo).await {

@@ -154,7 +154,7 @@ impl Sessions {
         Ok(())
     }
 
-    async fn delete_sandbox(&self, key: &SandboxKey) -> Result<()> {
+    pub(crate) async fn delete_sandbox(&self, key: &SandboxKey) -> Result<()> {
         match self.provider.delete(key).await {
             Ok(_) | Err(ProviderError::NotFound(_)) => Ok(()),
             Err(error) => Err(error.into()),

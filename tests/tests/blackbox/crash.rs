@@ -16,7 +16,7 @@ fn first_seed() -> u32 {
 }
 
 /// Kills, unless `TEST_KILLS` says another number.
-const KILLS: u32 = 30;
+const KILLS: u32 = 100;
 
 pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
     let kills = std::env::var("TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);

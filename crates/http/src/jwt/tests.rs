@@ -1,0 +1,86 @@
+//! Real keys, a real key server, and every way in which a token can be wrong.
+
+use axum::Json;
+use axum::Router;
+use axum::routing::get;
+use dormouse_jobs::Clock;
+use dormouse_store::Db;
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+
+use super::{JwtConfig, JwtVerifier};
+
+const ISSUER: &str = "https://issuer.test";
+
+fn signer(kid: &str) -> (EncodingKey, Jwk) {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let key = EncodingKey::from_ec_der(pair.serialized_der());
+    let mut jwk = Jwk::from_encoding_key(&key, Algorithm::ES256).unwrap();
+    jwk.common.key_id = Some(kid.to_owned());
+    (key, jwk)
+}
+
+fn token(key: &EncodingKey, kid: &str, change: impl FnOnce(&mut Value)) -> String {
+    #[expect(clippy::disallowed_methods, reason = "the library compares with the host's clock")]
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let mut claims =
+        json!({"iss": ISSUER, "aud": "dormouse", "sub": "u1", "exp": now + 600, "email": "u@x.test"});
+    change(&mut claims);
+    let mut header = Header::new(Algorithm::ES256);
+    header.kid = Some(kid.to_owned());
+    encode(&header, &claims, key).unwrap()
+}
+
+#[tokio::test]
+async fn only_the_right_tokens_get_in() {
+    let (key, jwk) = signer("k1");
+    let (stranger, _) = signer("k1");
+    let keys = JwkSet { keys: vec![jwk] };
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let jwks_url = format!("http://{}/jwks", server.local_addr().unwrap());
+    let routes = Router::new().route("/jwks", get(move || async move { Json(keys) }));
+    tokio::spawn(async move { axum::serve(server, routes).await });
+    let config = |create_accounts| JwtConfig {
+        jwks_url: jwks_url.clone(),
+        issuer: ISSUER.to_owned(),
+        audience: vec!["dormouse".to_owned()],
+        algorithms: vec![Algorithm::ES256],
+        create_accounts,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&dir.path().join("db")).await.unwrap();
+    let clock = Clock::system();
+    let verifier = JwtVerifier::new(config(true)).unwrap();
+
+    let good = token(&key, "k1", |_| {});
+    let first = verifier.account(&good, &db, &clock).await.unwrap();
+    assert_eq!(verifier.account(&good, &db, &clock).await.unwrap(), first, "one subject, one account");
+    let other = token(&key, "k1", |claims| claims["sub"] = json!("u2"));
+    assert_ne!(verifier.account(&other, &db, &clock).await.unwrap(), first);
+
+    let mut wrong = vec![
+        token(&stranger, "k1", |_| {}),
+        token(&key, "unknown", |_| {}),
+        token(&key, "k1", |claims| claims["iss"] = json!("https://evil.test")),
+        token(&key, "k1", |claims| claims["aud"] = json!("other")),
+        token(&key, "k1", |claims| claims["exp"] = json!(1000)),
+        token(&key, "k1", |claims| drop(claims.as_object_mut().unwrap().remove("exp"))),
+        token(&key, "k1", |claims| drop(claims.as_object_mut().unwrap().remove("aud"))),
+        "a.b.c".to_owned(),
+        String::new(),
+    ];
+    // Signed with "no algorithm", or with the public key as a shared secret.
+    let (_, body) = good.split_once('.').unwrap();
+    wrong.push(format!("eyJhbGciOiJub25lIiwia2lkIjoiazEifQ.{}.", body.split('.').next().unwrap()));
+    let mut header = Header::new(Algorithm::HS256);
+    header.kid = Some("k1".to_owned());
+    wrong.push(encode(&header, &json!({"sub": "u1"}), &EncodingKey::from_secret(b"x")).unwrap());
+    for token in wrong {
+        assert!(verifier.account(&token, &db, &clock).await.is_err(), "{token}");
+    }
+    let closed = JwtVerifier::new(config(false)).unwrap();
+    assert!(closed.account(&good, &db, &clock).await.is_ok(), "known subjects stay welcome");
+    let unknown = token(&key, "k1", |claims| claims["sub"] = json!("u3"));
+    assert!(closed.account(&unknown, &db, &clock).await.is_err());
+}
