@@ -70,6 +70,8 @@ async fn measure(dir: &Path, url: &str) -> anyhow::Result<()> {
     let cache = std::env::var("DORMOUSE_IMAGES__CACHE").map_or_else(|_| data.join("cache"), PathBuf::from);
     let images = Images::open(StorageKind::Btrfs, &data, 16 << 30, &cache, db.clone())?;
     images.build("default", ImageSource::Recipe, clock.now(), |_| {}).await?;
+    // It holds the pool open.
+    drop(images);
     let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);
     println!("{:<28} {:>5} {:>10} {:>10}", "operation", "width", "median ms", "p95 ms");
     let done = async {

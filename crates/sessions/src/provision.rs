@@ -24,19 +24,25 @@ const TRIES: usize = 5;
 /// Only the URL that was validated goes in, as an argument. Hooks and local
 /// or foreign transports are off while nobody has looked at the repository;
 /// submodules stay out. The clone is shallow; `git fetch --unshallow` gets the
-/// rest. An empty repository is fine: its branch is the one that HEAD names.
+/// rest, and the added refspec makes other branches fetchable. An empty
+/// repository is fine: its branch is the one that HEAD names. What the shell
+/// can do itself it does: each further process would cost as much as the
+/// sandbox.
 const CLONE: &str = r#"set -e
 export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
 git -c core.hooksPath=/dev/null -c init.defaultBranch=main -c advice.detachedHead=false \
-    clone --quiet --depth=1 --no-recurse-submodules -- "$1" . >&2
-git config user.name "$2"
-git config user.email "$3"
-git config remote.origin.fetch '+refs/heads/*:refs/remotes/origin/*'
-git symbolic-ref --short HEAD 2>/dev/null || git rev-parse HEAD
+    clone --quiet --depth=1 --no-recurse-submodules -c "user.name=$2" -c "user.email=$3" -- "$1" . >&2
+printf '[remote "origin"]\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' >> .git/config
+read -r head < .git/HEAD
+printf '%s\n' "${head#ref: refs/heads/}"
 "#;
 
-/// Prints what is checked out.
-const BRANCH: &str = "git symbolic-ref --short HEAD 2>/dev/null || git rev-parse HEAD 2>/dev/null || true";
+/// Prints what is checked out: a branch, or a commit; nothing without a
+/// repository.
+const BRANCH: &str = r#"if [ -f .git/HEAD ]; then
+    read -r head < .git/HEAD
+    printf '%s\n' "${head#ref: refs/heads/}"
+fi"#;
 
 /// A sandbox that is ready.
 #[derive(Debug, Clone)]
