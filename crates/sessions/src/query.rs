@@ -31,6 +31,33 @@ pub struct NewSession {
     pub repo: Option<GithubRepo>,
 }
 
+impl NewSession {
+    /// The row of a new session of `account`.
+    #[must_use]
+    pub fn row(self, account: &AccountId, now: Timestamp) -> SessionRow {
+        let title = self.title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
+        SessionRow {
+            id: SessionId::generate(),
+            account_id: account.clone(),
+            title: title.unwrap_or_else(|| "New session".to_owned()),
+            status: "running".to_owned(),
+            clone_url: self.repo.map(|repo| repo.url()),
+            branch: None,
+            sandbox_name: None,
+            lifecycle_state: Some(LifecycleState::Provisioning.as_str().to_owned()),
+            lifecycle_version: 0,
+            lifecycle_error: None,
+            last_activity_at: None,
+            hibernate_after: None,
+            sandbox_expires_at: None,
+            lines_added: None,
+            lines_removed: None,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
 /// What may change in a session.
 #[derive(Debug, Clone, Default)]
 pub struct SessionPatch {
@@ -71,27 +98,7 @@ pub enum Probe {
 impl Sessions {
     /// Makes a session.
     pub async fn create(&self, account: &AccountId, new: NewSession) -> Result<SessionRow> {
-        let now = self.now();
-        let title = new.title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
-        let row = SessionRow {
-            id: SessionId::generate(),
-            account_id: account.clone(),
-            title: title.unwrap_or_else(|| "New session".to_owned()),
-            status: "running".to_owned(),
-            clone_url: new.repo.map(|repo| repo.url()),
-            branch: None,
-            sandbox_name: None,
-            lifecycle_state: Some(LifecycleState::Provisioning.as_str().to_owned()),
-            lifecycle_version: 0,
-            lifecycle_error: None,
-            last_activity_at: None,
-            hibernate_after: None,
-            sandbox_expires_at: None,
-            lines_added: None,
-            lines_removed: None,
-            created_at: now,
-            updated_at: now,
-        };
+        let row = new.row(account, self.now());
         self.db.insert_session(&row).await?;
         Ok(row)
     }

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use dormouse_jobs::Clock;
-use dormouse_sessions::LifecycleState;
-use dormouse_store::{AccountRow, ApiKey, Db, KeyRow, OrgRow, SessionRow, hash_secret};
-use dormouse_types::{AccountId, GithubRepo, KeyId, OrgId, SessionId, parse_duration};
+use dormouse_sessions::NewSession;
+use dormouse_store::{AccountRow, ApiKey, Db, KeyRow, OrgRow, hash_secret};
+use dormouse_types::{AccountId, GithubRepo, KeyId, OrgId, parse_duration};
 use serde_json::json;
 
 use crate::cli::{AccountAction, DataArgs, KeyAction, OrgAction, SessionAction};
@@ -131,26 +131,7 @@ pub(crate) async fn session(action: SessionAction, output: &Output) -> anyhow::R
     let account_id = existing_account(&db, &account).await?;
     let repo =
         repo.map(|url| url.parse::<GithubRepo>().map_err(|e| anyhow::anyhow!("--repo {e}"))).transpose()?;
-    let now = Clock::system().now();
-    let row = SessionRow {
-        id: SessionId::generate(),
-        account_id,
-        title: title.unwrap_or_else(|| "New session".to_owned()),
-        status: "running".to_owned(),
-        clone_url: repo.map(|repo| repo.url()),
-        branch: None,
-        sandbox_name: None,
-        lifecycle_state: Some(LifecycleState::Provisioning.as_str().to_owned()),
-        lifecycle_version: 0,
-        lifecycle_error: None,
-        last_activity_at: None,
-        hibernate_after: None,
-        sandbox_expires_at: None,
-        lines_added: None,
-        lines_removed: None,
-        created_at: now,
-        updated_at: now,
-    };
+    let row = NewSession { title, repo }.row(&account_id, Clock::system().now());
     db.insert_session(&row).await?;
     output.data(&json!({"id": row.id}), row.id.as_str());
     Ok(ExitCode::SUCCESS)
