@@ -5,9 +5,9 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test demo bench setup tools lint unit blackbox fmt audit
+.PHONY: test demo bench setup tools lint unit blackbox fuzz fmt audit
 
-test: setup lint unit blackbox
+test: setup lint unit blackbox fuzz
 
 ## What the tests and the demo need from Debian.
 setup:
@@ -30,6 +30,11 @@ unit:
 blackbox:
 	cargo build --workspace --locked
 	TEST_IMAGE_CACHE=$(CACHE) cargo test --package dormouse-tests --locked -- --test-threads=1
+
+## Generated input against the session API's own document.
+fuzz:
+	cargo build --package dormouse --locked
+	scripts/fuzz-api
 
 demo: setup
 	cargo build --locked --package dormouse --package dormouse-tests

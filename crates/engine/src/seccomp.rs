@@ -284,7 +284,7 @@ mod tests {
         for family in [0, 3, 5, 17, 29, 38, 40, 44] {
             assert_eq!(answer(libc::SYS_socket, &[family, 3, 0]), ERRNO | EAFNOSUPPORT, "{family}");
         }
-        assert_eq!(answer(libc::SYS_socket, &[16, 3, 12]), ERRNO | EPERM, "netfilter netlink");
+        assert_eq!(answer(libc::SYS_socket, &[16, 3, 12]), ERRNO | EPROTONOSUPPORT, "netfilter netlink");
         assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(TIOCSTI)]), ERRNO | EPERM);
         assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(TIOCLINUX)]), ERRNO | EPERM);
     }

@@ -141,7 +141,10 @@ fn open_dir(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
         let name = CString::new(so_far.as_os_str().as_bytes())?;
         dir = match sys::open_in_root(root, &name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(below(&dir, part.as_os_str()))?;
+                // Nothing there, or a link to nothing: a directory takes its place.
+                let missing = below(&dir, part.as_os_str());
+                remove(&missing)?;
+                fs::create_dir(missing)?;
                 sys::open_in_root(root, &name)?
             }
             other => other?,
