@@ -38,7 +38,7 @@ pub enum ImageSource {
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// Reading the source or writing the layer failed.
-    #[error("{operation}: {source}")]
+    #[error("{operation}")]
     Io {
         /// What was done, on what.
         operation: String,

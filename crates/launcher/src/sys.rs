@@ -296,16 +296,13 @@ pub(crate) fn fsconfig_string(fs: &OwnedFd, key: &CStr, value: &CStr) -> io::Res
     fsconfig(fs, FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr().cast(), 0)
 }
 
-/// Names a directory by descriptor. Kernels before 6.13 want a path for
-/// layers: there `/proc/self/fd/N` says the same.
 pub(crate) fn fsconfig_fd(fs: &OwnedFd, key: &CStr, fd: BorrowedFd<'_>) -> io::Result<()> {
-    let by_fd = fsconfig(fs, FSCONFIG_SET_FD, key.as_ptr(), ptr::null(), fd.as_raw_fd());
-    match by_fd {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            fsconfig_string(fs, key, &c_path(&format!("/proc/self/fd/{}", fd.as_raw_fd()))?)
-        }
-        other => other,
-    }
+    fsconfig(fs, FSCONFIG_SET_FD, key.as_ptr(), ptr::null(), fd.as_raw_fd())
+}
+
+/// Names a directory by the path that stands for its descriptor.
+pub(crate) fn fsconfig_fd_path(fs: &OwnedFd, key: &CStr, fd: BorrowedFd<'_>) -> io::Result<()> {
+    fsconfig_string(fs, key, &c_path(&format!("/proc/self/fd/{}", fd.as_raw_fd()))?)
 }
 
 pub(crate) fn fsconfig_create(fs: &OwnedFd) -> io::Result<()> {
@@ -463,7 +460,7 @@ fn capget() -> io::Result<[CapData; 2]> {
 }
 
 /// Takes `id` as file-system uid and gid and raises the capabilities that the
-/// kernel lowers with that..
+/// kernel lowers with that.
 pub(crate) fn become_fs_owner(id: u32) -> io::Result<()> {
     // SAFETY: plain integers; setfsuid concerns this thread, the only one.
     unsafe {
@@ -497,6 +494,11 @@ pub(crate) fn become_root() -> io::Result<()> {
         libc::umask(0);
     }
     Ok(())
+}
+
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into()).map(drop)
 }
 
 pub(crate) fn unshare_cgroup() -> io::Result<()> {

@@ -14,6 +14,8 @@ use crate::output::Output;
 struct Finding {
     name: &'static str,
     ok: bool,
+    /// Whether the server cannot do without.
+    needed: bool,
     found: String,
     remedy: &'static str,
 }
@@ -21,15 +23,19 @@ struct Finding {
 pub(crate) fn run(args: &DataArgs, output: &Output) -> anyhow::Result<ExitCode> {
     let config = Config::load_data(args)?;
     let findings = examine(&config);
-    let healthy = findings.iter().all(|finding| finding.ok);
+    let healthy = findings.iter().all(|finding| finding.ok || !finding.needed);
     let json: Vec<_> = findings
         .iter()
-        .map(|f| json!({"name": f.name, "ok": f.ok, "found": f.found, "remedy": (!f.ok).then_some(f.remedy)}))
+        .map(|f| json!({"name": f.name, "ok": f.ok, "needed": f.needed, "found": f.found, "remedy": (!f.ok).then_some(f.remedy)}))
         .collect();
     let lines: Vec<String> = findings
         .iter()
         .map(|f| {
-            let mark = if f.ok { "ok  " } else { "FAIL" };
+            let mark = match (f.ok, f.needed) {
+                (true, _) => "ok  ",
+                (false, true) => "FAIL",
+                (false, false) => "note",
+            };
             let remedy = if f.ok { String::new() } else { format!("\n       -> {}", f.remedy) };
             format!("{mark}  {:<18} {}{remedy}", f.name, f.found)
         })
@@ -46,12 +52,19 @@ fn examine(config: &Config) -> Vec<Finding> {
         findings.push(Finding {
             name: "btrfs",
             ok: btrfs,
+            needed: true,
             found: if btrfs { "in the kernel" } else { "not in this kernel" }.to_owned(),
             remedy: "load it (modprobe btrfs), or set storage.driver = \"plain\", which cannot limit disks",
         });
         findings.push(tool("btrfs-progs", "mkfs.btrfs", "apt-get install btrfs-progs"));
+        findings.push(loop_devices());
     }
-    findings.push(tool("mmdebstrap", "mmdebstrap", "apt-get install mmdebstrap (only for `image build`)"));
+    let recipe = tool(
+        "mmdebstrap",
+        "mmdebstrap",
+        "apt-get install mmdebstrap, or give `image build` a tar, a layout or a reference",
+    );
+    findings.push(Finding { needed: false, ..recipe });
     findings.push(port(config));
     findings
 }
@@ -60,7 +73,7 @@ fn root() -> Finding {
     let uid = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ok = uid.lines().any(|line| line.starts_with("Uid:\t0\t"));
     let found = if ok { "running as root" } else { "not running as root" }.to_owned();
-    Finding { name: "privileges", ok, found, remedy: "run the server as root; sandboxes never are" }
+    Finding { name: "privileges", ok, needed: true, found, remedy: "run the server as root; sandboxes never are" }
 }
 
 /// Oldest kernel whose mount interface is enough: `lowerdir+` came with 6.8.
@@ -73,6 +86,7 @@ fn kernel() -> Finding {
     Finding {
         name: "kernel",
         ok: version >= OLDEST,
+        needed: true,
         found: release.trim().to_owned(),
         remedy: "use Linux 6.8 or newer: overlay over id-mapped layers needs it",
     }
@@ -84,6 +98,7 @@ fn user_namespaces() -> Finding {
     Finding {
         name: "user namespaces",
         ok: most > 0,
+        needed: true,
         found: format!("at most {most}"),
         remedy: "sysctl user.max_user_namespaces=65536",
     }
@@ -94,7 +109,7 @@ fn cgroups() -> Finding {
         Ok(version) => (true, format!("{version:?}").to_lowercase()),
         Err(error) => (false, error.to_string()),
     };
-    Finding { name: "cgroups", ok, found, remedy: "boot with the memory, pids and cpu controllers, v1 or v2" }
+    Finding { name: "cgroups", ok, needed: true, found, remedy: "boot with the memory, pids and cpu controllers, v1 or v2" }
 }
 
 fn filesystem(name: &str) -> bool {
@@ -103,10 +118,17 @@ fn filesystem(name: &str) -> bool {
     loaded || command("modprobe", &["-n", name])
 }
 
+fn loop_devices() -> Finding {
+    let ok = Path::new("/dev/loop-control").exists();
+    let found = if ok { "/dev/loop-control" } else { "no /dev/loop-control" }.to_owned();
+    let remedy = "load the driver (modprobe loop): the pool is a file";
+    Finding { name: "loop devices", ok, needed: true, found, remedy }
+}
+
 fn overlay() -> Finding {
     let ok = filesystem("overlay");
     let found = if ok { "in the kernel" } else { "not in this kernel" }.to_owned();
-    Finding { name: "overlayfs", ok, found, remedy: "load it: modprobe overlay" }
+    Finding { name: "overlayfs", ok, needed: true, found, remedy: "load it: modprobe overlay" }
 }
 
 fn command(program: &str, args: &[&str]) -> bool {
@@ -120,7 +142,7 @@ fn tool(name: &'static str, program: &str, remedy: &'static str) -> Finding {
     let place = path.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.is_file());
     let found =
         place.as_ref().map_or_else(|| format!("{program} not found"), |path| path.display().to_string());
-    Finding { name, ok: place.is_some(), found, remedy }
+    Finding { name, ok: place.is_some(), needed: true, found, remedy }
 }
 
 fn port(config: &Config) -> Finding {
@@ -129,5 +151,5 @@ fn port(config: &Config) -> Finding {
         Ok(_) => format!("{} is free", config.listen),
         Err(error) => format!("{}: {error}", config.listen),
     };
-    Finding { name: "port", ok: bound.is_ok(), found, remedy: "stop what listens there, or set `listen`" }
+    Finding { name: "port", ok: bound.is_ok(), needed: true, found, remedy: "stop what listens there, or set `listen`" }
 }
