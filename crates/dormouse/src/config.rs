@@ -50,6 +50,9 @@ pub(crate) struct Storage {
     pub(crate) pool_gib: u64,
 }
 
+/// Disk limit of sandboxes where none is configured, in MiB.
+const DEFAULT_DISK_MIB: u64 = 10 << 10;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Sandbox {
@@ -63,8 +66,10 @@ pub(crate) struct Sandbox {
     pub(crate) memory_mib: u64,
     /// Processes and threads.
     pub(crate) pids: u64,
-    /// MiB of disk on top of the image; 0: not limited.
-    pub(crate) disk_mib: u64,
+    /// MiB of disk on top of the image; 0: not limited. Without it, 10 GiB
+    /// where the storage driver can limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_mib: Option<u64>,
     /// Time between SIGTERM and SIGKILL.
     pub(crate) stop_grace: String,
     /// Layers from which on a stack is squashed.
@@ -168,7 +173,7 @@ impl Default for Sandbox {
             max_vcpus: 8,
             memory_mib: 4096,
             pids: 2048,
-            disk_mib: 0,
+            disk_mib: None,
             stop_grace: "3s".to_owned(),
             squash_depth: 20,
         }
@@ -229,7 +234,7 @@ impl Config {
             "sandbox.squash_depth: must be from 3 to 400 (the kernel stacks 500 layers)"
         );
         anyhow::ensure!(
-            self.sandbox.disk_mib == 0 || self.storage.driver == StorageKind::Btrfs,
+            self.sandbox.disk_mib.unwrap_or(0) == 0 || self.storage.driver == StorageKind::Btrfs,
             "sandbox.disk_mib: the plain storage driver cannot limit disks; use btrfs or 0"
         );
         self.lifecycle_durations()?;
@@ -299,7 +304,10 @@ impl Config {
 
     pub(crate) fn engine(&self) -> anyhow::Result<EngineConfig> {
         let lifecycle = self.lifecycle_durations()?;
-        let disk = self.sandbox.disk_mib;
+        let disk = self.sandbox.disk_mib.unwrap_or(match self.storage.driver {
+            StorageKind::Btrfs => DEFAULT_DISK_MIB,
+            StorageKind::Plain => 0,
+        });
         Ok(EngineConfig {
             data_dir: self.data_dir.clone(),
             instance: self.instance,

@@ -28,6 +28,9 @@ pub(crate) struct Host {
     /// Held for reading while a run is made to stand on layers, for writing
     /// while unused layers are collected.
     pub(crate) layers: tokio::sync::RwLock<()>,
+    /// Snapshots whose stack is worth squashing for the room that it takes.
+    /// Forgotten by a restart: the next stop says it again.
+    pub(crate) crowded: std::sync::Mutex<std::collections::BTreeSet<dormouse_types::SnapshotId>>,
 }
 
 /// What a sandbox needs to believe in our mirrors.

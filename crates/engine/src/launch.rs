@@ -52,12 +52,19 @@ impl From<LaunchError> for ProviderError {
 }
 
 /// Makes the run. On failure everything that was made for it is gone again.
-pub(crate) async fn launch(host: &Host, run: &RunRow, config: &RunConfig) -> Result<RunProcess, LaunchError> {
+///
+/// `disk` is how many bytes the run may write.
+pub(crate) async fn launch(
+    host: &Host,
+    run: &RunRow,
+    config: &RunConfig,
+    disk: Option<u64>,
+) -> Result<RunProcess, LaunchError> {
     let Some(net) = host.network.take().await else {
         return Err(LaunchError::NoSlot);
     };
     let slot = net.slot;
-    let made = make(host, run, config, net).await;
+    let made = make(host, run, config, disk, net).await;
     if made.is_err() {
         remove(host, &run.id, Some(slot)).await;
         if let Err(error) = host.storage.discard_run(&run.id) {
@@ -71,13 +78,13 @@ async fn make(
     host: &Host,
     run: &RunRow,
     config: &RunConfig,
+    disk: Option<u64>,
     net: PreparedNet,
 ) -> Result<RunProcess, LaunchError> {
     let failed = |operation: &'static str| {
         let run = run.id.clone();
         move |source: io::Error| LaunchError::Io { operation, run, source }
     };
-    let disk = config.resources.disk_mib.map(|mib| mib << 20);
     let upper = host.storage.create_run(&run.id, disk).map_err(failed("create disk"))?;
     host.cgroups.create(&run.id, &config.resources).map_err(failed("create cgroups"))?;
     let socket_dir = host.socket_dir(run.id.as_str());

@@ -145,6 +145,7 @@ impl Engine {
             binaries,
             mirror_trust,
             layers: tokio::sync::RwLock::new(()),
+            crowded: std::sync::Mutex::default(),
         });
         let registry = Arc::new(Registry::default());
         let (done, recovered) = watch::channel(false);

@@ -13,13 +13,13 @@
 //! starts a new one.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use dormouse_agent_protocol::Request;
 use dormouse_provider::{ProviderError, Result, RunStatus, SnapshotKind, StopReason};
-use dormouse_store::{RunProcess, RunRow, SandboxRow, SnapshotRow};
-use dormouse_types::{RunId, SandboxId, SnapshotId, Timestamp};
+use dormouse_store::{LayerRow, RunProcess, RunRow, SandboxRow, SnapshotRow};
+use dormouse_types::{LayerId, RunId, SandboxId, SnapshotId, Timestamp};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,6 +38,10 @@ const STOP_SLACK: Duration = Duration::from_secs(8);
 
 /// After SIGKILL to PID 1: how long the kernel may take to end the run.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a run may write on top of layers that use up the disk limit, in bytes:
+/// enough to delete things with, which takes room too.
+const DISK_FLOOR: u64 = 16 << 20;
 
 /// What a task is asked to do.
 #[derive(Debug)]
@@ -139,7 +143,9 @@ impl Machine {
     }
 
     async fn boot(&mut self, run: RunRow) -> Result<()> {
-        let booted = self.start(run).await;
+        // The first run stands on the image alone.
+        let base = run.layers.len();
+        let booted = self.start(run, base).await;
         if booted.is_err() {
             // A sandbox that never came up was never acknowledged.
             let now = self.host.clock.now();
@@ -168,6 +174,7 @@ impl Machine {
         let config: RunConfig = parse(&sandbox.config)?;
         let image = self.host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;
         let image = image.ok_or_else(|| ProviderError::NotFound(format!("image {}", config.image)))?;
+        let base = image.layers.len();
         let run = {
             let _layers_stay = self.host.layers.read().await;
             let layers = match &sandbox.current_snapshot {
@@ -182,16 +189,17 @@ impl Machine {
             self.host.db.insert_run(&run).await.map_err(internal("insert run"))?;
             run
         };
-        self.start(run).await?;
+        self.start(run, base).await?;
         Ok(true)
     }
 
     /// Brings up a pending run. On failure the run has ended and nothing of it
     /// is left.
-    async fn start(&mut self, run: RunRow) -> Result<()> {
+    /// The lowest `base` layers are the image's, which the sandbox shares.
+    async fn start(&mut self, run: RunRow, base: usize) -> Result<()> {
         let config: RunConfig = parse(&run.config)?;
         self.registry.begin(&run.id);
-        let started = self.try_start(&run, &config).await;
+        let started = self.try_start(&run, &config, base).await;
         if let Err(error) = &started {
             tracing::error!(run = %run.id, sandbox = %run.sandbox_name, error = %error.detail(), "run did not start");
             let (failed, reason) = (RunStatus::Failed.as_str(), StopReason::StartFailed.as_str());
@@ -202,8 +210,12 @@ impl Machine {
         started
     }
 
-    async fn try_start(&mut self, run: &RunRow, config: &RunConfig) -> Result<()> {
-        let process = launch::launch(&self.host, run, config).await?;
+    async fn try_start(&mut self, run: &RunRow, config: &RunConfig, base: usize) -> Result<()> {
+        let disk = match config.resources.disk_mib {
+            Some(mib) => Some(allowance(mib << 20, held(&self.host, &run.layers, base).await?)?),
+            None => None,
+        };
+        let process = launch::launch(&self.host, run, config, disk).await?;
         let slot = process.slot;
         let now = self.host.clock.now();
         let expires_at = now.plus(Duration::from_millis(config.timeout_ms));
@@ -370,17 +382,23 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, reason: StopReason) -
     }
     let (storage, id) = (host.storage.clone(), run.id.clone());
     let frozen = blocking("freeze run", move || {
-        let frozen = storage.freeze(&id)?;
+        let Some(layer) = storage.freeze(&id)? else { return Ok(None) };
         storage.sync()?;
-        Ok(frozen)
+        let size = storage.frozen_size(&layer)?;
+        Ok(Some((layer, size)))
     })
     .await?;
-    let Some(layer) = frozen else {
+    let Some((layer, size)) = frozen else {
         let aborted = RunStatus::Aborted.as_str();
         tracing::error!(run = %run.id, "its files are gone");
         return host.db.run_ended(&run.id, aborted, reason.as_str(), now).await.map_err(internal("end run"));
     };
     debug_assert_eq!(layer, layer_of(&run.id));
+    let layer = LayerRow {
+        id: layer,
+        size_bytes: size.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        created_at: now,
+    };
     let snapshot = SnapshotRow {
         id: SnapshotId::generate(),
         namespace: run.namespace.clone(),
@@ -389,20 +407,65 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, reason: StopReason) -
         source_run: run.id.clone(),
         kind: SnapshotKind::Automatic.as_str().to_owned(),
         status: "created".to_owned(),
-        layers: run.layers.iter().cloned().chain([layer.clone()]).collect(),
-        parent: sandbox.and_then(|sandbox| sandbox.current_snapshot),
+        layers: run.layers.iter().cloned().chain([layer.id.clone()]).collect(),
+        parent: sandbox.as_ref().and_then(|sandbox| sandbox.current_snapshot.clone()),
         created_at: now,
         updated_at: now,
     };
     host.db.record_stop(&snapshot, &layer, reason.as_str()).await.map_err(internal("record stop"))?;
-    host.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))
+    host.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))?;
+    if let Some(sandbox) = sandbox
+        && let Err(error) = note_crowding(host, &sandbox, &snapshot).await
+    {
+        tracing::warn!(run = %run.id, error = %error.detail(), "look at the room that layers take");
+    }
+    Ok(())
+}
+
+/// Bytes that the sandbox's own layers hold, those above the image's.
+async fn held(host: &Host, layers: &[LayerId], base: usize) -> Result<u64> {
+    let own = layers.get(base..).unwrap_or_default();
+    if own.is_empty() {
+        return Ok(0);
+    }
+    let sum = host.db.layers_size(own).await.map_err(internal("size layers"))?;
+    Ok(u64::try_from(sum).unwrap_or(0))
+}
+
+/// What a run may write when its sandbox's layers hold `held` bytes of `limit`.
+/// A full sandbox still starts, so that its owner can delete; one that used
+/// this to grow to twice its limit does not.
+fn allowance(limit: u64, held: u64) -> Result<u64> {
+    if held >= limit.saturating_mul(2).max(4 * DISK_FLOOR) {
+        let mib = |bytes: u64| bytes >> 20;
+        return Err(ProviderError::Capacity(format!(
+            "the sandbox holds {} MiB on disk, twice its limit of {} MiB and more",
+            mib(held),
+            mib(limit)
+        )));
+    }
+    Ok(limit.saturating_sub(held).max(DISK_FLOOR))
+}
+
+/// Has the stack of a sandbox squashed that used half of its disk limit: what
+/// it overwrote or deleted gives its room back.
+async fn note_crowding(host: &Host, sandbox: &SandboxRow, snapshot: &SnapshotRow) -> Result<()> {
+    let config: RunConfig = parse(&sandbox.config)?;
+    let Some(limit) = config.resources.disk_mib.map(|mib| mib << 20) else { return Ok(()) };
+    let image = host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;
+    let base = image.map_or(0, |image| image.layers.len());
+    // One layer of the sandbox's own has nothing to be merged with.
+    if snapshot.layers.len() >= base + 2 && held(host, &snapshot.layers, base).await? > limit / 2 {
+        host.crowded.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.id.clone());
+    }
+    Ok(())
 }
 
 /// A run that is about to be made.
 pub(crate) fn pending_run(
     sandbox: &SandboxRow,
     config: &RunConfig,
-    layers: Vec<dormouse_types::LayerId>,
+    layers: Vec<LayerId>,
     now: Timestamp,
 ) -> RunRow {
     RunRow {
@@ -446,4 +509,19 @@ pub(crate) async fn blocking<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.map_err(|error| ProviderError::internal(operation, error))?;
     done.map_err(|error| ProviderError::internal(operation, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_leaves_room_to_delete_but_not_for_ever() {
+        let gib = 1 << 30;
+        assert_eq!(allowance(gib, 0).unwrap(), gib);
+        assert_eq!(allowance(gib, gib / 4).unwrap(), gib / 4 * 3);
+        assert_eq!(allowance(gib, gib).unwrap(), DISK_FLOOR);
+        assert_eq!(allowance(gib, 2 * gib - 1).unwrap(), DISK_FLOOR);
+        assert!(matches!(allowance(gib, 2 * gib), Err(ProviderError::Capacity(_))));
+    }
 }

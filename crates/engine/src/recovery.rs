@@ -2,7 +2,7 @@
 //! seconds. Both are reconcilers: no input, idempotent, and each kind of thing
 //! that the engine makes has one paragraph here.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use dormouse_provider::{RunStatus, StopReason};
@@ -198,7 +198,13 @@ async fn housekeeping(host: &Arc<Host>) {
 
 async fn squash_deep(host: &Arc<Host>) -> Result<(), String> {
     let depth = i64::from(host.config.squash_depth);
-    for snapshot in host.db.deep_snapshots(depth, 4).await.map_err(|e| e.to_string())? {
+    let mut snapshots = host.db.deep_snapshots(depth, 4).await.map_err(|e| e.to_string())?;
+    let crowded = std::mem::take(&mut *host.crowded.lock().unwrap_or_else(PoisonError::into_inner));
+    for id in crowded {
+        let found = host.db.snapshot(&id).await.map_err(|e| e.to_string())?;
+        snapshots.extend(found.filter(|snapshot| snapshot.status == "created"));
+    }
+    for snapshot in snapshots {
         // The base image's layers are shared: only what lies above is merged.
         let sandbox = host.db.sandbox_by_id(&snapshot.sandbox_id).await.map_err(|e| e.to_string())?;
         let Some(sandbox) = sandbox else { continue };

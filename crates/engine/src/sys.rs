@@ -92,11 +92,52 @@ pub(crate) fn quota_limit(subvolume: &impl AsRawFd, bytes: u64) -> io::Result<()
     check(unsafe { libc::ioctl(subvolume.as_raw_fd(), request, &raw const args) }.into()).map(drop)
 }
 
-/// Shares the blocks of `from` with the empty file `to` (`FICLONE`).
-pub(crate) fn reflink(from: &impl AsRawFd, to: &impl AsRawFd) -> io::Result<()> {
-    const FICLONE: c_ulong = 0x4004_9409;
-    // SAFETY: plain integers.
-    check(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE, from.as_raw_fd()) }.into()).map(drop)
+/// Bytes that the subvolume holds, by its quota group. Exact after a sync.
+pub(crate) fn quota_used(subvolume: &impl AsRawFd) -> io::Result<u64> {
+    const QUOTA_TREE: u64 = 8;
+    const QGROUP_INFO: u32 = 242;
+    const FIRST_FREE_OBJECTID: u64 = 256;
+    #[repr(C)]
+    struct InoLookup {
+        tree: u64,
+        object: u64,
+        name: [u8; 4080],
+    }
+    #[repr(C)]
+    struct Search {
+        tree: u64,
+        objects: [u64; 2],
+        offsets: [u64; 2],
+        transactions: [u64; 2],
+        types: [u32; 2],
+        items: u32,
+        unused: [u32; 9],
+        found: [u8; 3992],
+    }
+    let mut lookup = InoLookup { tree: 0, object: FIRST_FREE_OBJECTID, name: [0; 4080] };
+    let request = ioc(3, 18, size_of::<InoLookup>());
+    // SAFETY: `lookup` has the layout of struct btrfs_ioctl_ino_lookup_args.
+    check(unsafe { libc::ioctl(subvolume.as_raw_fd(), request, &raw mut lookup) }.into())?;
+    let mut search = Search {
+        tree: QUOTA_TREE,
+        objects: [0, 0],
+        offsets: [lookup.tree, lookup.tree],
+        transactions: [0, u64::MAX],
+        types: [QGROUP_INFO, QGROUP_INFO],
+        items: 1,
+        unused: [0; 9],
+        found: [0; 3992],
+    };
+    let request = ioc(3, 17, size_of::<Search>());
+    // SAFETY: `search` has the layout of struct btrfs_ioctl_search_args.
+    check(unsafe { libc::ioctl(subvolume.as_raw_fd(), request, &raw mut search) }.into())?;
+    if search.items == 0 {
+        return Err(io::Error::from_raw_os_error(libc::ENODATA));
+    }
+    // A header of 32 bytes, then generation and referenced bytes, little endian.
+    let mut referenced = [0; 8];
+    referenced.copy_from_slice(&search.found[40..48]);
+    Ok(u64::from_le_bytes(referenced))
 }
 
 /// Type of the file system that `path` lies on (`statfs(2)`, `f_type`), and its
@@ -195,44 +236,6 @@ pub(crate) fn lock(path: &std::path::Path) -> io::Result<OwnedFd> {
     // SAFETY: plain integers.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
     Ok(file.into())
-}
-
-/// Sets an overlayfs whiteout (character device 0:0) at `path`.
-pub(crate) fn make_whiteout(path: &std::path::Path) -> io::Result<()> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    // SAFETY: live C string.
-    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR, 0) }.into()).map(drop)
-}
-
-/// Reads an extended attribute of the name itself, not of what a link means.
-pub(crate) fn lgetxattr(path: &std::ffi::CStr, name: &std::ffi::CStr, value: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: live C strings, pointer and length of one slice.
-    let length =
-        check(
-            unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) }
-                as i64,
-        )?;
-    Ok(usize::try_from(length).unwrap_or(0))
-}
-
-/// Writes an extended attribute of the name itself.
-pub(crate) fn lsetxattr(path: &std::ffi::CStr, name: &std::ffi::CStr, value: &[u8]) -> io::Result<()> {
-    // SAFETY: live C strings, pointer and length of one slice.
-    check(
-        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
-            .into(),
-    )
-    .map(drop)
-}
-
-/// Names of the extended attributes of the name itself, each ended by a NUL.
-pub(crate) fn llistxattr(path: &std::ffi::CStr, names: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: live C string, pointer and length of one slice.
-    let length =
-        check(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) } as i64)?;
-    Ok(usize::try_from(length).unwrap_or(0))
 }
 
 /// A directory or file below `root`, with links followed as if `root` were the

@@ -47,7 +47,8 @@ pub(crate) fn mount(spec: &Spec, userns: &OwnedFd) -> Result<OwnedFd, Error> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL)) => {
             attach(&trees)?;
             let fs = options()?;
-            create(&fs, &trees, spec.uid_base, sys::fsconfig_fd_path).context_with(|| described(spec, &fs))?;
+            create(&fs, &trees, spec.uid_base, sys::fsconfig_fd_path)
+                .context_with(|| described(spec, &fs))?;
             fs
         }
         Err(error) => return Err(Error::new(described(spec, &fs), error)),

@@ -3,7 +3,7 @@
 use dormouse_types::{LayerId, RunId, SandboxId, SandboxName, SnapshotId, Timestamp};
 
 use crate::db::{Db, StoreError, commit, json, typed};
-use crate::runs;
+use crate::{LayerRow, runs};
 
 /// One snapshot.
 #[derive(Debug, Clone)]
@@ -59,18 +59,22 @@ impl Db {
     pub async fn record_stop(
         &self,
         snapshot: &SnapshotRow,
-        layer: &LayerId,
+        layer: &LayerRow,
         reason: &str,
     ) -> crate::Result<()> {
         let now = snapshot.updated_at;
         let mut tx = self.write().await?;
         let failed = |what: &str| StoreError::database(format!("{what} of run {}", snapshot.source_run));
-        sqlx::query("INSERT INTO layers (id, created_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
-            .bind(layer.as_str())
-            .bind(now.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("insert layer"))?;
+        sqlx::query(
+            "INSERT INTO layers (id, size_bytes, created_at) VALUES ($1, $2, $3)
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(layer.id.as_str())
+        .bind(layer.size_bytes)
+        .bind(layer.created_at.0)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed("insert layer"))?;
         sqlx::query(
             "INSERT INTO snapshots (id, namespace, sandbox_id, sandbox_name, source_run, kind, status,
              layers, parent, created_at, updated_at) VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)",

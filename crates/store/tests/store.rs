@@ -212,7 +212,8 @@ async fn layers_live_as_long_as_something_stands_on_them() {
             stack.push(layer.clone());
             made.push(layer.clone());
             let snapshot = snapshot(&run, parent.clone(), stack.clone());
-            db.record_stop(&snapshot, &layer, "requested").await.unwrap();
+            let row = LayerRow { id: layer.clone(), size_bytes: None, created_at: snapshot.created_at };
+            db.record_stop(&snapshot, &row, "requested").await.unwrap();
             parent = Some(snapshot.id.clone());
         }
         let current = db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap().current_snapshot.unwrap();

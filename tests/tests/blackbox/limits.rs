@@ -1,8 +1,10 @@
 //! Limits hold, and what runs into one harms itself only.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 
-use crate::world::World;
+use crate::world::{World, eventually};
 
 pub(crate) fn processes(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
@@ -35,4 +37,58 @@ pub(crate) fn disk(w: &World) -> anyhow::Result<()> {
     ensure!(w.shell(&other, "head -c 50M /dev/zero > /tmp/fits")?.0 == 0, "the neighbour still writes");
     w.delete(&name)?;
     w.delete(&other)
+}
+
+/// The limit is on what a sandbox holds, however often it was stopped; what it
+/// deleted gives its room back.
+pub(crate) fn disk_across_stops(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let again = |w: &World| -> anyhow::Result<()> {
+        w.stop(&name)?;
+        w.post(&session).map(drop)
+    };
+    w.ok(&name, "head -c 150M /dev/urandom > /tmp/first && sync -f /tmp/first")?;
+    again(w)?;
+    let write = "head -c 150M /dev/urandom > /tmp/second && sync -f /tmp/second";
+    let (code, _, err) = w.shell(&name, write)?;
+    ensure!(
+        code != 0 && (err.contains("quota") || err.contains("No space")),
+        "150 + 150 of 256: {code} {err}"
+    );
+    // What this run wrote gives its room back at once.
+    w.ok(&name, "rm /tmp/second; sync -f /tmp; rm /tmp/first")?;
+    let squashed = w.log().matches("squashed").count();
+    w.stop(&name)?;
+    eventually("the stack is squashed", Duration::from_secs(40), || {
+        Ok(w.log().matches("squashed").count() > squashed)
+    })?;
+    w.post(&session)?;
+    w.ok(&name, write)?;
+    w.delete(&name)
+}
+
+/// A tree deeper than any path is long harms nobody who has to walk it.
+pub(crate) fn deep_trees(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let dig = "import os
+os.mkdir('/tmp/deep'); os.chdir('/tmp/deep')
+for _ in range(6000): os.mkdir('d'); os.chdir('d')
+open('end', 'w').write('here')";
+    w.ok(&name, &format!("python3 -c \"{dig}\""))?;
+    let squashed = w.log().matches("squashed").count();
+    for _ in 0..5 {
+        w.stop(&name)?;
+        w.post(&session)?;
+    }
+    w.stop(&name)?;
+    eventually("the stack is squashed", Duration::from_secs(40), || {
+        Ok(w.log().matches("squashed").count() > squashed)
+    })?;
+    w.post(&session)?;
+    let look = "import os
+os.chdir('/tmp/deep')
+for _ in range(6000): os.chdir('d')
+print(open('end').read())";
+    ensure!(w.ok(&name, &format!("python3 -c \"{look}\""))? == "here");
+    w.delete(&name)
 }

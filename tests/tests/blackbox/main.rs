@@ -46,6 +46,8 @@ const SHARED: &[Scenario] = &[
     ("limits::processes", limits::processes),
     ("limits::memory", limits::memory),
     ("limits::disk", limits::disk),
+    ("limits::disk_across_stops", limits::disk_across_stops),
+    ("limits::deep_trees", limits::deep_trees),
     ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),
     ("lifecycle::deep_stacks_are_squashed", lifecycle::deep_stacks_are_squashed),
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),

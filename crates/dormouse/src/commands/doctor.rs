@@ -73,7 +73,13 @@ fn root() -> Finding {
     let uid = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ok = uid.lines().any(|line| line.starts_with("Uid:\t0\t"));
     let found = if ok { "running as root" } else { "not running as root" }.to_owned();
-    Finding { name: "privileges", ok, needed: true, found, remedy: "run the server as root; sandboxes never are" }
+    Finding {
+        name: "privileges",
+        ok,
+        needed: true,
+        found,
+        remedy: "run the server as root; sandboxes never are",
+    }
 }
 
 /// Oldest kernel whose mount interface is enough: `lowerdir+` came with 6.8.
@@ -109,7 +115,13 @@ fn cgroups() -> Finding {
         Ok(version) => (true, format!("{version:?}").to_lowercase()),
         Err(error) => (false, error.to_string()),
     };
-    Finding { name: "cgroups", ok, needed: true, found, remedy: "boot with the memory, pids and cpu controllers, v1 or v2" }
+    Finding {
+        name: "cgroups",
+        ok,
+        needed: true,
+        found,
+        remedy: "boot with the memory, pids and cpu controllers, v1 or v2",
+    }
 }
 
 fn filesystem(name: &str) -> bool {
@@ -151,5 +163,11 @@ fn port(config: &Config) -> Finding {
         Ok(_) => format!("{} is free", config.listen),
         Err(error) => format!("{}: {error}", config.listen),
     };
-    Finding { name: "port", ok: bound.is_ok(), needed: true, found, remedy: "stop what listens there, or set `listen`" }
+    Finding {
+        name: "port",
+        ok: bound.is_ok(),
+        needed: true,
+        found,
+        remedy: "stop what listens there, or set `listen`",
+    }
 }

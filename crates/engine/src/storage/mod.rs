@@ -15,6 +15,7 @@
 
 mod btrfs;
 mod squash;
+mod tree;
 
 use std::fs::{self, File};
 use std::io;
@@ -138,8 +139,19 @@ impl Storage {
             other => other?,
         }
         // The kernel's scratch directory is no part of a layer.
-        fs::remove_dir_all(to.join("w"))?;
+        tree::remove(tree::open_root(&to)?, c"w")?;
         Ok(Some(layer))
+    }
+
+    /// Bytes that a frozen run holds, in constant time; `None` where only
+    /// counting tells. Exact after a sync.
+    pub(crate) fn frozen_size(&self, layer: &LayerId) -> io::Result<Option<u64>> {
+        match self.kind {
+            StorageKind::Btrfs => {
+                sys::quota_used(&File::open(self.root.join("layers").join(layer.as_str()))?).map(Some)
+            }
+            StorageKind::Plain => Ok(None),
+        }
     }
 
     /// Moves a run's files out of the way and deletes them.
@@ -169,10 +181,8 @@ impl Storage {
 
     /// Deletes what lies in the trash.
     pub(crate) fn empty_trash(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.root.join("trash"))? {
-            fs::remove_dir_all(entry?.path())?;
-        }
-        Ok(())
+        let trash = tree::open_root(&self.root.join("trash"))?;
+        tree::names(&trash)?.iter().try_for_each(|name| tree::remove(&trash, name))
     }
 
     /// Starts a layer that is filled from outside (an image). It becomes real
@@ -188,8 +198,12 @@ impl Storage {
     /// Makes `layer` equivalent to the stack `sources`, bottom first.
     pub(crate) fn squash(&self, layer: &LayerId, sources: &[LayerId]) -> io::Result<()> {
         let target = self.create_layer(layer)?;
+        let own = tree::open_root(&self.root.join("layers").join(layer.as_str()))?;
         for source in sources {
-            squash::apply(&self.layer_path(source), &target)?;
+            let hub = target.with_file_name("hub");
+            fs::create_dir(&hub)?;
+            squash::apply(&self.layer_path(source), &target, &hub)?;
+            tree::remove(&own, c"hub")?;
         }
         self.sync()
     }
@@ -208,7 +222,7 @@ impl Storage {
 
     /// Bytes that a layer's files hold.
     pub(crate) fn layer_size(&self, layer: &LayerId) -> io::Result<u64> {
-        tree_size(&self.layer_path(layer))
+        tree::size(&self.layer_path(layer))
     }
 }
 
@@ -218,22 +232,4 @@ pub(crate) fn layer_of(run: &RunId) -> LayerId {
     let number = run.as_str().trim_start_matches("sbx_");
     // A run id with its prefix changed is a layer id.
     format!("lay_{number}").parse().unwrap_or_else(|_| LayerId::generate())
-}
-
-/// Sum of allocated bytes below `path`, links counted once each.
-pub(crate) fn tree_size(path: &Path) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut sum = 0;
-    let mut pending = vec![path.to_owned()];
-    while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            let metadata = entry.metadata()?;
-            sum += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            }
-        }
-    }
-    Ok(sum)
 }
