@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dormouse_engine::ImageReference;
 
 /// A Linux sandbox for every agent session.
 #[derive(Debug, Parser)]
@@ -210,12 +211,15 @@ pub(crate) enum ImageAction {
         /// Its name.
         #[arg(long, default_value = "default")]
         name: String,
-        /// A tar of a root file system, plain or gzip.
-        #[arg(long, value_name = "FILE", conflicts_with = "oci_layout")]
+        /// A tar of a root file system: plain, gzip or zstd.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["oci_layout", "from"])]
         tar: Option<PathBuf>,
         /// An OCI image layout directory.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", conflicts_with = "from")]
         oci_layout: Option<PathBuf>,
+        /// An image of a registry, such as `docker.io/library/debian:12`.
+        #[arg(long, value_name = "REFERENCE")]
+        from: Option<ImageReference>,
         /// Do nothing when an image of this name exists.
         #[arg(long)]
         if_missing: bool,

@@ -1,5 +1,5 @@
 //! Base images: built from a recipe, or taken from a tar of a root file
-//! system or an OCI image layout.
+//! system, an OCI image layout, or a registry.
 //!
 //! An archive is hostile: it is unpacked entry by entry below the new layer's
 //! directory with `openat2(RESOLVE_IN_ROOT)`, so no link in it can lead out.
@@ -18,20 +18,26 @@ use sha2::{Digest as _, Sha256};
 use crate::storage::{Storage, StorageKind};
 
 mod oci;
+mod registry;
 mod unpack;
 
 const PACKAGES: &str = include_str!("../../../images/default/packages");
 const SETUP: &str = include_str!("../../../images/default/setup.sh");
+
+/// Name of an image in a registry, such as `docker.io/library/debian:12`.
+pub use oci_client::Reference as ImageReference;
 
 /// Where an image comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
     /// The recipe of this release: Debian packages (`images/default`).
     Recipe,
-    /// A tar of a root file system, plain or gzip.
+    /// A tar of a root file system: plain, gzip or zstd.
     Tar(PathBuf),
     /// An OCI image layout directory.
     OciLayout(PathBuf),
+    /// An image of a registry.
+    Registry(ImageReference),
 }
 
 /// Why an image could not be made.
@@ -44,6 +50,14 @@ pub enum ImageError {
         operation: String,
         /// What went wrong.
         source: io::Error,
+    },
+    /// The registry did not give the image.
+    #[error("pull {reference}")]
+    Registry {
+        /// Full name of the image.
+        reference: String,
+        /// What it answered.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The source is not what it should be.
     #[error("{0}")]
@@ -93,13 +107,17 @@ impl Images {
         name: &str,
         source: ImageSource,
         now: Timestamp,
-        progress: impl Fn(&str) + Send + 'static,
+        progress: impl Fn(&str) + Send + Sync + 'static,
     ) -> Result<ImageRow, ImageError> {
         let layer = LayerId::generate();
+        let pulled = match &source {
+            ImageSource::Registry(reference) => Some(self.pull(reference, &progress).await?),
+            _ => None,
+        };
         let (storage, cache, id, from) =
             (self.storage.clone(), self.cache.clone(), layer.clone(), source.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let filled = fill(&storage, &id, &from, &cache, &progress);
+            let filled = fill(&storage, &id, &from, pulled.as_ref(), &cache, &progress);
             if filled.is_err() {
                 // The failure is what the caller wants to hear about.
                 let _ = storage.discard_layer(id.as_str());
@@ -120,6 +138,32 @@ impl Images {
         self.db.insert_image(&image, &[row]).await?;
         Ok(image)
     }
+
+    async fn pull(
+        &self,
+        reference: &ImageReference,
+        progress: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Pulled, ImageError> {
+        fs::create_dir_all(&self.cache).map_err(io_error(format!("make {}", self.cache.display())))?;
+        let layout = self.cache.join(format!("pull-{}", std::process::id()));
+        // Removed when it is dropped, whatever happens.
+        let mut pulled = Pulled { layout, digests: Vec::new() };
+        pulled.digests = registry::pull(reference, &pulled.layout, progress).await?;
+        Ok(pulled)
+    }
+}
+
+/// What was pulled from a registry, on disk for as long as this lives.
+struct Pulled {
+    layout: PathBuf,
+    digests: Vec<String>,
+}
+
+impl Drop for Pulled {
+    fn drop(&mut self) {
+        // Only our own scratch files are in there.
+        let _ = fs::remove_dir_all(&self.layout);
+    }
 }
 
 fn describe(source: &ImageSource) -> String {
@@ -127,6 +171,7 @@ fn describe(source: &ImageSource) -> String {
         ImageSource::Recipe => format!("recipe {}", recipe_digest()),
         ImageSource::Tar(path) => format!("tar {}", path.display()),
         ImageSource::OciLayout(path) => format!("oci-layout {}", path.display()),
+        ImageSource::Registry(reference) => format!("registry {}", reference.whole()),
     }
 }
 
@@ -134,6 +179,7 @@ fn fill(
     storage: &Storage,
     layer: &LayerId,
     source: &ImageSource,
+    pulled: Option<&Pulled>,
     cache: &Path,
     progress: &dyn Fn(&str),
 ) -> Result<u64, ImageError> {
@@ -142,6 +188,11 @@ fn fill(
         ImageSource::Recipe => unpack_tar(&recipe_tar(cache, progress)?, &target, progress)?,
         ImageSource::Tar(path) => unpack_tar(path, &target, progress)?,
         ImageSource::OciLayout(path) => oci::unpack_layout(path, &target, progress)?,
+        ImageSource::Registry(_) => {
+            // Pulled before this is called.
+            let found = pulled.ok_or_else(|| ImageError::Invalid("the image was not pulled".to_owned()))?;
+            oci::unpack_blobs(&found.layout, &found.digests, &target, progress)?;
+        }
     }
     progress("preparing the default user");
     unpack::ensure_user(&target).map_err(io_error("prepare the default user"))?;
@@ -156,12 +207,14 @@ fn unpack_tar(path: &Path, target: &Path, progress: &dyn Fn(&str)) -> Result<(),
     unpack::unpack(reader, target, progress).map_err(io_error(format!("unpack {}", path.display())))
 }
 
-/// The archive's bytes, gzip or plain.
+/// The archive's bytes: gzip, zstd or plain.
 fn decompressed(file: File) -> io::Result<Box<dyn Read>> {
     let mut file = io::BufReader::with_capacity(256 << 10, file);
     let magic = io::BufRead::fill_buf(&mut file)?;
     Ok(if magic.starts_with(&[0x1f, 0x8b]) {
         Box::new(flate2::bufread::MultiGzDecoder::new(file))
+    } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        Box::new(zstd::Decoder::with_buffer(file)?)
     } else {
         Box::new(file)
     })

@@ -38,7 +38,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::EngineConfig;
-pub use image::{ImageError, ImageSource, Images};
+pub use image::{ImageError, ImageReference, ImageSource, Images};
 pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
 pub use storage::{PoolUsage, StorageKind};
 

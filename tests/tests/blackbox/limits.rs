@@ -21,8 +21,11 @@ pub(crate) fn memory(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
     let fits = "python3 -c 'x=bytearray(256<<20); print(len(x)>>20)'";
     ensure!(w.ok(&name, fits)? == "256", "control");
-    let (code, ..) =
-        w.exec(&name, &[], &["python3", "-c", "x=bytearray(5<<30)\nfor i in range(0,len(x),4096): x[i]=1"])?;
+    let (code, ..) = w.exec(
+        &name,
+        &[],
+        &["python3", "-c", "x=bytearray(1280<<20)\nfor i in range(0,len(x),4096): x[i]=1"],
+    )?;
     ensure!(code == 137, "over the limit: {code}");
     ensure!(w.ok(&name, "echo alive")? == "alive", "the agent survives");
     w.delete(&name)

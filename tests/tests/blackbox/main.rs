@@ -8,6 +8,7 @@
 mod api;
 mod commands;
 mod crash;
+mod images;
 mod isolation;
 mod lifecycle;
 mod limits;
@@ -43,6 +44,7 @@ const SHARED: &[Scenario] = &[
     ("isolation::network", isolation::network),
     ("isolation::two_sandboxes", isolation::two_sandboxes),
     ("isolation::hostile_image", isolation::hostile_image),
+    ("images::registry_and_layout", images::registry_and_layout),
     ("limits::processes", limits::processes),
     ("limits::memory", limits::memory),
     ("limits::disk", limits::disk),
@@ -65,7 +67,7 @@ fn main() -> ExitCode {
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     let (mut passed, mut failed) = (0, 0);
     let worlds = [
-        (14, "[sandbox]\ndisk_mib = 256\nsquash_depth = 4\n", SHARED),
+        (14, "[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\nsquash_depth = 4\n", SHARED),
         (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", SLEEPY),
     ];
     for (instance, config, scenarios) in worlds {

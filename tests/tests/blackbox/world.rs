@@ -28,6 +28,11 @@ pub(crate) struct World {
     finished: Cell<bool>,
 }
 
+/// Where built recipes are kept between runs.
+pub(crate) fn image_cache() -> PathBuf {
+    std::env::var_os("TEST_IMAGE_CACHE").map_or_else(|| "/var/cache/dormouse-test".into(), PathBuf::from)
+}
+
 fn binary(name: &str) -> PathBuf {
     // The tests lie in target/PROFILE/deps, the binaries one up.
     let here = std::env::current_exe().unwrap_or_default();
@@ -105,10 +110,8 @@ impl World {
                 .arg("--data-dir")
                 .arg(self.dir.join("data"));
         }
-        let cache =
-            std::env::var("TEST_IMAGE_CACHE").unwrap_or_else(|_| "/var/cache/dormouse-test".to_owned());
         command
-            .env("DORMOUSE_IMAGES__CACHE", cache)
+            .env("DORMOUSE_IMAGES__CACHE", image_cache())
             .env("DORMOUSE_SERVER", &self.base)
             .env("DORMOUSE_KEY", &self.key);
         command
@@ -142,8 +145,14 @@ impl World {
 
     /// Starts the server and waits until it answers.
     pub(crate) fn serve(&self) -> anyhow::Result<()> {
+        self.serve_with(&[])
+    }
+
+    /// [`World::serve`] with these in its environment.
+    pub(crate) fn serve_with(&self, env: &[(&str, &str)]) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("server.log"))?;
-        let child = self.command(&["serve"]).stdin(Stdio::null()).stderr(log).spawn()?;
+        let child =
+            self.command(&["serve"]).envs(env.iter().copied()).stdin(Stdio::null()).stderr(log).spawn()?;
         *self.server.borrow_mut() = Some(child);
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.call(Method::GET, "/healthz", None, None).is_err() {
@@ -164,6 +173,13 @@ impl World {
             child.wait()?;
         }
         Ok(())
+    }
+
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(future)
     }
 
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {

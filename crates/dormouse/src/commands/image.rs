@@ -15,7 +15,7 @@ use crate::output::Output;
 
 pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<ExitCode> {
     match action {
-        ImageAction::Build { data, name, tar, oci_layout, if_missing } => {
+        ImageAction::Build { data, name, tar, oci_layout, from, if_missing } => {
             let config = Config::load_data(&data)?;
             prepare_data_dir(&config.data_dir)?;
             let db = Db::open(&config.database()).await?;
@@ -23,11 +23,12 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
                 output.data(&json!({"id": found.id, "name": name, "built": false}), found.id.as_str());
                 return Ok(ExitCode::SUCCESS);
             }
-            let source = match (tar, oci_layout) {
-                (Some(path), _) => ImageSource::Tar(path),
-                (None, Some(path)) => ImageSource::OciLayout(path),
-                (None, None) => ImageSource::Recipe,
-            };
+            // At most one of them, as the command line says.
+            let source = from
+                .map(ImageSource::Registry)
+                .or(tar.map(ImageSource::Tar))
+                .or(oci_layout.map(ImageSource::OciLayout))
+                .unwrap_or(ImageSource::Recipe);
             let images = Images::open(
                 config.storage.driver,
                 &config.data_dir,

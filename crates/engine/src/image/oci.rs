@@ -48,13 +48,24 @@ pub(super) fn unpack_layout(path: &Path, target: &Path, progress: &dyn Fn(&str))
             break document::<Manifest>(&blob)?;
         }
     };
-    let count = manifest.layers.len();
-    for (number, layer) in manifest.layers.iter().enumerate() {
+    let digests: Vec<String> = manifest.layers.into_iter().map(|layer| layer.digest).collect();
+    unpack_blobs(path, &digests, target, progress)
+}
+
+/// Unpacks layers, lowest first, from the blobs of the layout at `path`.
+pub(super) fn unpack_blobs(
+    path: &Path,
+    digests: &[String],
+    target: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<(), ImageError> {
+    let count = digests.len();
+    for (number, digest) in digests.iter().enumerate() {
         progress(&format!("unpacking layer {} of {count}", number + 1));
-        let blob = verified(path, &layer.digest)?;
+        let blob = verified(path, digest)?;
         let file = File::open(&blob).map_err(io_error(format!("open {}", blob.display())))?;
         let reader = decompressed(file).map_err(io_error(format!("read {}", blob.display())))?;
-        unpack::unpack(reader, target, progress).map_err(io_error(format!("unpack {}", layer.digest)))?;
+        unpack::unpack(reader, target, progress).map_err(io_error(format!("unpack {digest}")))?;
     }
     Ok(())
 }

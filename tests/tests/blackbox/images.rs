@@ -1,0 +1,205 @@
+//! Base images from elsewhere: a registry of the test's own, a layout.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{Response, StatusCode, header};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::world::{World, image_cache};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What the registry has: by path, a media type and a file.
+type Content = HashMap<String, (String, PathBuf)>;
+
+/// A pull-only registry (OCI distribution specification) that wants a token.
+async fn registry(State((content, base)): State<(Arc<Content>, String)>, request: Request) -> Response<Body> {
+    let answer = |status, kind: &str, body: Body| {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        if let Ok(kind) = kind.parse() {
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
+        response
+    };
+    let path = request.uri().path();
+    if path == "/token" {
+        return answer(StatusCode::OK, "application/json", Body::from(r#"{"token":"let-me-in"}"#));
+    }
+    if request.headers().get(header::AUTHORIZATION).is_none_or(|value| value != "Bearer let-me-in") {
+        let mut response = answer(StatusCode::UNAUTHORIZED, "application/json", Body::from("{}"));
+        if let Ok(value) = format!("Bearer realm=\"{base}/token\",service=\"test\"").parse() {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, value);
+        }
+        return response;
+    }
+    match content.get(path) {
+        Some((kind, file)) => match tokio::fs::File::open(file).await {
+            Ok(file) => {
+                answer(StatusCode::OK, kind, Body::from_stream(tokio_util::io::ReaderStream::new(file)))
+            }
+            Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Body::empty()),
+        },
+        None => {
+            let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+            answer(StatusCode::NOT_FOUND, "application/json", Body::from(body))
+        }
+    }
+}
+
+fn digest(path: &Path) -> anyhow::Result<String> {
+    let (mut hash, mut file, mut buffer) = (Sha256::new(), File::open(path)?, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    Ok(hash.finalize().iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}")))
+}
+
+/// A layer with these files.
+fn layer(files: &[(&str, &str)]) -> anyhow::Result<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, name, content.as_bytes())?;
+    }
+    Ok(builder.into_inner()?)
+}
+
+struct Blobs {
+    dir: PathBuf,
+}
+
+impl Blobs {
+    fn add(&self, bytes: &[u8]) -> anyhow::Result<(String, u64)> {
+        let path = self.dir.join("new");
+        fs::write(&path, bytes)?;
+        self.keep(&path)
+    }
+
+    fn keep(&self, path: &Path) -> anyhow::Result<(String, u64)> {
+        let digest = digest(path)?;
+        fs::rename(path, self.dir.join(digest.trim_start_matches("sha256:")))?;
+        let size = fs::metadata(self.path(&digest))?.len();
+        Ok((digest, size))
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.dir.join(digest.trim_start_matches("sha256:"))
+    }
+
+    /// A manifest over these layers; its descriptor in an index.
+    fn manifest(&self, layers: &[&(String, u64)]) -> anyhow::Result<Value> {
+        let config = self.add(b"{}")?;
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|(digest, size)| json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size}))
+            .collect();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "layers": layers,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.0, "size": config.1},
+        });
+        let (digest, size) = self.add(manifest.to_string().as_bytes())?;
+        Ok(json!({"mediaType": MANIFEST, "digest": digest, "size": size}))
+    }
+}
+
+pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
+    let layout = w.dir.join("layout");
+    let blobs = Blobs { dir: layout.join("blobs/sha256") };
+    fs::create_dir_all(&blobs.dir)?;
+    // The base is the recipe's own tar, so that the image can do the main job.
+    let recipe = fs::read_dir(image_cache())?.flatten().map(|entry| entry.path());
+    let recipe = recipe.into_iter().find(|path| path.extension().is_some_and(|e| e == "tar"));
+    let copy = w.dir.join("base.tar");
+    fs::copy(recipe.context("the recipe is not in the cache")?, &copy)?;
+    let base = blobs.keep(&copy)?;
+    let second = layer(&[("etc/.wh.issue", ""), ("etc/marker", "second\n"), ("opt/hidden", "no\n")])?;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::copy(&mut &second[..], &mut gzip)?;
+    let second = blobs.add(&gzip.finish()?)?;
+    let third = layer(&[("opt/.wh..wh..opq", ""), ("opt/third", "third\n")])?;
+    let third = blobs.add(&zstd::encode_all(&third[..], 1)?)?;
+    let wrong = blobs.manifest(&[])?;
+    let right = blobs.manifest(&[&base, &second, &third])?;
+    let small = blobs.manifest(&[&second, &third])?;
+    let platform = |mut descriptor: Value, architecture: &str| {
+        descriptor["platform"] = json!({"architecture": architecture, "os": "linux"});
+        descriptor
+    };
+    let index = |manifest: &Value| {
+        let manifests = json!([platform(wrong.clone(), "arm64"), platform(manifest.clone(), "amd64")]);
+        json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
+    };
+    fs::write(w.dir.join("index.json"), index(&right).to_string())?;
+    fs::write(layout.join("index.json"), index(&small).to_string())?;
+    fs::write(w.dir.join("damaged"), "not what the digest says")?;
+
+    let mut content: Content = HashMap::new();
+    content.insert("/v2/acme/base/manifests/1".to_owned(), (INDEX.to_owned(), w.dir.join("index.json")));
+    for entry in fs::read_dir(&blobs.dir)?.flatten() {
+        let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+        content.insert(format!("/v2/acme/base/manifests/{digest}"), (MANIFEST.to_owned(), entry.path()));
+        let blob = ("application/octet-stream".to_owned(), entry.path());
+        content.insert(format!("/v2/acme/base/blobs/{digest}"), blob.clone());
+        content.insert(format!("/v2/acme/damaged/blobs/{digest}"), (blob.0, w.dir.join("damaged")));
+    }
+    let digest = small["digest"].as_str().context("digest")?;
+    let manifest = (MANIFEST.to_owned(), blobs.path(digest));
+    content.insert("/v2/acme/damaged/manifests/1".to_owned(), manifest);
+
+    let listener = w.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+    let address = listener.local_addr()?.to_string();
+    let app = Router::new().fallback(registry).with_state((Arc::new(content), format!("http://{address}")));
+    let serving = w.spawn(async move { axum::serve(listener, app).await });
+
+    let build = |name: &str, from: &[&str]| {
+        let args: Vec<&str> = ["image", "build", "--name", name].iter().chain(from).copied().collect();
+        w.cli(&args).map(drop)
+    };
+    let layers = || anyhow::Ok(fs::read_dir(w.dir.join("data/pool/layers"))?.count());
+    let before = layers()?;
+    for (name, expected) in [("damaged", "1"), ("missing", "1")] {
+        let error = build("bad", &["--from", &format!("{address}/acme/{name}:{expected}")]);
+        let error = format!("{:#}", error.err().context("a bad image was taken")?);
+        ensure!(error.contains(&format!("{address}/acme/{name}")) || error.contains("sha256"), "{error}");
+    }
+    ensure!(layers()? == before, "a failed build left a layer");
+
+    let layout_path = layout.to_string_lossy().into_owned();
+    build("layout", &["--oci-layout", &layout_path])?;
+    build("pulled", &["--from", &format!("{address}/acme/base:1")])?;
+    serving.abort();
+    let scratch = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("pull-");
+    ensure!(!fs::read_dir(image_cache())?.flatten().any(|entry| scratch(&entry)), "scratch files are left");
+    let mut found =
+        fs::read_dir(w.dir.join("data/pool/layers"))?.flatten().map(|entry| entry.path().join("u"));
+    let in_layout = found.find(|dir| dir.join("etc/marker").exists() && !dir.join("usr").exists());
+    let in_layout = in_layout.context("the layout's layer")?;
+    ensure!(in_layout.join("opt/third").exists() && !in_layout.join("opt/hidden").exists());
+
+    w.end_server("-TERM")?;
+    w.serve_with(&[("DORMOUSE_SANDBOX__IMAGE", "pulled")])?;
+    let (_, name) = w.sandbox()?;
+    let seen = w.ok(&name, "cat /etc/marker; ls /opt; ls /etc/issue 2>/dev/null || echo hidden; sudo id -un; git log -1 --format=%s")?;
+    ensure!(seen == "second\nthird\nhidden\nroot\ncommit 3", "{seen}");
+    w.delete(&name)?;
+    w.end_server("-TERM")?;
+    w.serve()
+}
