@@ -40,8 +40,9 @@ demo: setup
 	cargo build --locked --package dormouse --package dormouse-tests
 	DORMOUSE_IMAGES__CACHE=$(CACHE) scripts/demo
 
-bench: setup
-	cargo build --release --locked --package dormouse-bench --package dormouse-tests
+bench:
+	@scripts/setup runc=runc podman=podman
+	cargo build --release --locked --package dormouse --package dormouse-bench --package dormouse-tests
 	DORMOUSE_IMAGES__CACHE=$(CACHE) target/release/dormouse-bench
 
 ## Security advisories; needs the network.

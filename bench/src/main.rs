@@ -1,14 +1,18 @@
-//! Times the engine and the main job on this host, in process, and prints
-//! medians and 95th percentiles in milliseconds, with the ratio of a sandbox
-//! with a clone to a bare `git clone` of the same repository in the same run.
+//! Times the engine and the main job on this host and prints medians and 95th
+//! percentiles in milliseconds: in process, over HTTP, and of peers in the
+//! same run.
 //!
-//! It wants root, a repository in the current
-//! directory, and `git-http` beside itself.
+//! It wants root, a repository in the current directory, `runc` and `podman`,
+//! and the binaries `dormouse` and `git-http` beside itself.
+
+mod api;
+mod peers;
+mod timing;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dormouse_egress::Mirror;
@@ -22,6 +26,10 @@ use dormouse_sessions::{LifecycleConfig, NewSession, Sessions};
 use dormouse_store::{AccountRow, Db};
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName};
 use futures::StreamExt as _;
+use timing::{ratio, show, timed};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Operations of each kind at each width.
 const COUNT: usize = 64;
@@ -55,14 +63,18 @@ async fn run() -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(10)).await;
         url = std::fs::read_to_string(&url_file)?;
     }
-    let measured = measure(&dir, url.trim()).await;
+    let launches = Launches::default();
+    let filter = tracing_subscriber::filter::Targets::new()
+        .with_target("dormouse_engine::launch", tracing::Level::DEBUG);
+    tracing_subscriber::registry().with(launches.clone().with_filter(filter)).init();
+    let measured = measure(&dir, url.trim(), &launches).await;
     git.kill()?;
     git.wait()?;
     std::fs::remove_dir_all(&dir)?;
     measured
 }
 
-async fn measure(dir: &Path, url: &str) -> anyhow::Result<()> {
+async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<()> {
     let data = dir.join("data");
     std::fs::create_dir_all(&data)?;
     let db = Db::open(&data.join("dormouse.db")).await?;
@@ -73,15 +85,19 @@ async fn measure(dir: &Path, url: &str) -> anyhow::Result<()> {
     // It holds the pool open.
     drop(images);
     let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);
-    println!("{:<28} {:>5} {:>10} {:>10}", "operation", "width", "median ms", "p95 ms");
+    timing::head();
     let done = async {
-        engine_operations(&engine).await?;
+        engine_operations(&engine, launches).await?;
         main_job(&engine, &db, &clock, url, dir).await?;
+        let image = db.image("default").await?.context("image")?;
+        let root = data.join("pool/layers").join(image.layers[0].as_str()).join("u");
+        peers::measure(dir, &root).await?;
         idle_memory(&engine).await
     };
     let measured = done.await;
     Arc::into_inner(engine).context("the engine is still in use")?.evacuate().await?;
-    measured
+    measured?;
+    api::measure(&data, url).await
 }
 
 fn config(data: &Path, url: &str) -> EngineConfig {
@@ -133,40 +149,46 @@ async fn round_trip(engine: &Engine, run: &RunRef) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `COUNT` operations, `width` at once; prints and returns the median.
-async fn timed<F, Fut>(name: &str, width: usize, count: usize, operation: F) -> anyhow::Result<Duration>
-where
-    F: Fn(usize) -> Fut,
-    Fut: Future<Output = anyhow::Result<()>>,
-{
-    let mut times: Vec<Duration> = futures::stream::iter(0..count)
-        .map(|number| {
-            let work = operation(number);
-            async move {
-                let started = Instant::now();
-                work.await.map(|()| started.elapsed())
-            }
-        })
-        .buffer_unordered(width)
-        .collect::<Vec<_>>()
-        .await
-        .into_iter()
-        .collect::<anyhow::Result<_>>()?;
-    times.sort();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-    let ms = |d: Duration| d.as_secs_f64() * 1000.0;
-    println!("{name:<28} {width:>5} {:>10.2} {:>10.2}", ms(at(50)), ms(at(95)));
-    Ok(at(50))
+/// Keeps what the engine logs of its launches: the time from the launcher's
+/// start to the exec of the agent, in microseconds.
+#[derive(Debug, Default, Clone)]
+struct Launches(Arc<Mutex<Vec<Duration>>>);
+
+impl Launches {
+    fn take(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
-async fn engine_operations(engine: &Engine) -> anyhow::Result<()> {
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Launches {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Micros(Option<u64>);
+        impl tracing::field::Visit for Micros {
+            fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
+            fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
+                if field.name() == "launcher_us" {
+                    self.0 = Some(value);
+                }
+            }
+        }
+        let mut found = Micros(None);
+        event.record(&mut found);
+        if let Some(micros) = found.0 {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Duration::from_micros(micros));
+        }
+    }
+}
+
+async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Result<()> {
     for width in WIDTHS {
+        launches.take();
         let keys = (0..COUNT).map(|n| key(&format!("w{width}"), n)).collect::<anyhow::Result<Vec<_>>>()?;
         timed("create, no repository", width, COUNT, |n| {
             let key = &keys[n];
             async move { create(engine, key).await.map(drop) }
         })
         .await?;
+        show("  launcher to exec", width, launches.take());
         let mut runs = Vec::new();
         for key in &keys {
             runs.push(RunRef { namespace: key.namespace.clone(), id: engine.get(key).await?.run.id });
@@ -229,11 +251,7 @@ async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: 
             }
         })
         .await?;
-        println!(
-            "{:<28} {width:>5} {:>10.2}",
-            "ratio, with clone to bare",
-            ours.as_secs_f64() / bare.as_secs_f64()
-        );
+        ratio("  ratio to the bare clone", width, ours, bare);
         for id in &ids {
             sessions.delete(&account.id, id).await?;
         }
@@ -258,7 +276,7 @@ async fn idle_memory(engine: &Engine) -> anyhow::Result<()> {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let each = before.saturating_sub(available_kib()?) / IDLE as u64;
-    println!("{:<28} {IDLE:>5} {each:>7} KiB each", "memory of idle sandboxes");
+    println!("{:<32} {IDLE:>5} {each:>7} KiB each", "memory of idle sandboxes");
     for key in &keys {
         engine.delete(key).await?;
     }

@@ -88,6 +88,9 @@ async fn pass(
     }
     let connect = TcpStream::connect(SocketAddr::V4(target));
     let mut upstream = tokio::time::timeout(CONNECT_PATIENCE, connect).await??;
+    // What one side sends is passed on at once; batching is that side's choice.
+    stream.set_nodelay(true)?;
+    upstream.set_nodelay(true)?;
     tokio::io::copy_bidirectional(&mut stream, &mut upstream).await.map(drop)
 }
 

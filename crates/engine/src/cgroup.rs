@@ -130,6 +130,7 @@ impl Cgroups {
     /// Ends every process of a run's groups and removes the groups. Waits for
     /// the processes, for at most five seconds.
     pub(crate) fn remove(&self, run: &str) -> io::Result<()> {
+        let mut killed = std::collections::BTreeSet::new();
         for path in self.paths(run) {
             let mut pause = Duration::from_micros(100);
             let mut waited = Duration::ZERO;
@@ -142,12 +143,15 @@ impl Cgroups {
                 }
                 for pid in processes(&path) {
                     sys::kill(pid);
+                    killed.insert(pid);
                 }
                 std::thread::sleep(pause);
                 waited += pause;
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
         }
+        // A process that has left its group is dead.
+        killed.into_iter().for_each(sys::reap);
         Ok(())
     }
 

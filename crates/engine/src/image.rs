@@ -15,7 +15,7 @@ use dormouse_store::{Db, ImageRow, LayerRow, StoreError};
 use dormouse_types::{ImageId, LayerId, Timestamp};
 use sha2::{Digest as _, Sha256};
 
-use crate::storage::{Storage, StorageKind};
+use crate::storage::{NewLayer, Storage, StorageKind};
 
 mod oci;
 mod registry;
@@ -124,7 +124,8 @@ impl Images {
             }
             filled
         });
-        let size = work.await.map_err(|error| ImageError::Invalid(error.to_string()))??;
+        // Kept until a row names the layer.
+        let (size, _made) = work.await.map_err(|error| ImageError::Invalid(error.to_string()))??;
         let size_bytes = i64::try_from(size).unwrap_or(i64::MAX);
         let image = ImageRow {
             id: ImageId::generate(),
@@ -182,23 +183,25 @@ fn fill(
     pulled: Option<&Pulled>,
     cache: &Path,
     progress: &dyn Fn(&str),
-) -> Result<u64, ImageError> {
-    let target = storage.create_layer(layer).map_err(io_error("create layer"))?;
+) -> Result<(u64, NewLayer), ImageError> {
+    let made = storage.create_layer(layer).map_err(io_error("create layer"))?;
+    let target = &made.path;
     match source {
-        ImageSource::Recipe => unpack_tar(&recipe_tar(cache, progress)?, &target, progress)?,
-        ImageSource::Tar(path) => unpack_tar(path, &target, progress)?,
-        ImageSource::OciLayout(path) => oci::unpack_layout(path, &target, progress)?,
+        ImageSource::Recipe => unpack_tar(&recipe_tar(cache, progress)?, target, progress)?,
+        ImageSource::Tar(path) => unpack_tar(path, target, progress)?,
+        ImageSource::OciLayout(path) => oci::unpack_layout(path, target, progress)?,
         ImageSource::Registry(_) => {
             // Pulled before this is called.
             let found = pulled.ok_or_else(|| ImageError::Invalid("the image was not pulled".to_owned()))?;
-            oci::unpack_blobs(&found.layout, &found.digests, &target, progress)?;
+            oci::unpack_blobs(&found.layout, &found.digests, target, progress)?;
         }
     }
     progress("preparing the default user");
-    unpack::ensure_user(&target).map_err(io_error("prepare the default user"))?;
+    unpack::ensure_user(target).map_err(io_error("prepare the default user"))?;
     progress("writing to disk");
     storage.sync().map_err(io_error("sync the pool"))?;
-    storage.layer_size(layer).map_err(io_error("size the layer"))
+    let size = storage.layer_size(layer).map_err(io_error("size the layer"))?;
+    Ok((size, made))
 }
 
 fn unpack_tar(path: &Path, target: &Path, progress: &dyn Fn(&str)) -> Result<(), ImageError> {

@@ -121,9 +121,9 @@ async fn make(
         .map_err(|_| failed("wait for the launcher")(io::ErrorKind::TimedOut.into()))?
         .map_err(failed("run the launcher"))?;
     let line = String::from_utf8_lossy(&output.stdout);
-    let (pid, start_time) = parse_report(line.trim())
+    let Report { pid, start_time, micros } = parse_report(line.trim())
         .map_err(|message| LaunchError::Launcher { run: run.id.clone(), message: message.to_owned() })?;
-    tracing::debug!(run = %run.id, pid, report = line.trim(), "launched");
+    tracing::debug!(run = %run.id, pid, launcher_us = micros, "launched");
 
     let boot =
         Request::Boot { files: boot_files(host), workdir: config.cwd.clone(), user: DEFAULT_USER.to_owned() };
@@ -158,12 +158,22 @@ fn boot_files(host: &Host) -> Vec<BootFile> {
     files
 }
 
-fn parse_report(line: &str) -> Result<(i32, u64), &str> {
+/// What a launcher says of the run that it made.
+#[derive(Debug, PartialEq, Eq)]
+struct Report {
+    pid: i32,
+    start_time: u64,
+    /// From its own start to the exec of the agent.
+    micros: u64,
+}
+
+fn parse_report(line: &str) -> Result<Report, &str> {
+    fn number<T: std::str::FromStr>(word: Option<&str>) -> Option<T> {
+        word?.parse().ok()
+    }
     let mut words = line.split(' ');
-    let fields =
-        (words.next(), words.next().and_then(|w| w.parse().ok()), words.next().and_then(|w| w.parse().ok()));
-    match fields {
-        (Some("ok"), Some(pid), Some(start)) => Ok((pid, start)),
+    match (words.next(), number(words.next()), number(words.next()), number(words.next())) {
+        (Some("ok"), Some(pid), Some(start_time), Some(micros)) => Ok(Report { pid, start_time, micros }),
         _ => Err(line.strip_prefix("error ").unwrap_or("the launcher died")),
     }
 }
@@ -200,7 +210,8 @@ mod tests {
 
     #[test]
     fn reads_the_launchers_report() {
-        assert_eq!(parse_report("ok 12 345 1700"), Ok((12, 345)));
+        let report = Report { pid: 12, start_time: 345, micros: 1700 };
+        assert_eq!(parse_report("ok 12 345 1700"), Ok(report));
         assert_eq!(parse_report("error open agent: no"), Err("open agent: no"));
         assert_eq!(parse_report(""), Err("the launcher died"));
     }

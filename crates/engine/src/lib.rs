@@ -106,6 +106,7 @@ impl Engine {
     /// [`EngineError`] when this host lacks something, or another server runs.
     pub async fn start(config: EngineConfig, db: Db, clock: Clock) -> std::result::Result<Self, EngineError> {
         let locks = lock(&config.data_dir, config.instance)?;
+        sys::become_subreaper().map_err(host("become the parent of runs"))?;
         let numbering = Numbering::new(config.instance);
         let storage = Storage::open(config.storage, &config.data_dir, config.pool_size)
             .map_err(host("open the storage pool"))?;

@@ -361,6 +361,7 @@ async fn end_processes(host: &Host, live: &Owned, reason: StopReason) {
             tracing::error!(run = %live.row.id, "PID 1 does not end; its files are kept as they are");
         }
     }
+    sys::reap(live.process.pid);
 }
 
 /// Keeps or drops the files of a run whose processes are gone, and records its

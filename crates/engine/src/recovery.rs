@@ -15,10 +15,6 @@ use crate::machine::{Machine, Order, finish};
 use crate::registry::Registry;
 use crate::{launch, sys};
 
-/// A layer directory without a row is an import in progress until it is this
-/// old.
-const IMPORT_PATIENCE: Duration = Duration::from_secs(3600);
-
 /// Runs recovered at once.
 const WIDTH: usize = 16;
 
@@ -220,11 +216,17 @@ async fn squash_deep(host: &Arc<Host>) -> Result<(), String> {
             // A half-made layer is an orphan that start-up drops; drop it now.
             storage.squash(&id, &sources).inspect_err(|_| drop(storage.discard_layer(id.as_str())))
         });
-        done.await.map_err(|e| e.to_string())?.map_err(|e| format!("merge {}: {e}", snapshot.id))?;
+        // Kept until a row names the layer.
+        let _made =
+            done.await.map_err(|e| e.to_string())?.map_err(|e| format!("merge {}: {e}", snapshot.id))?;
         let layers: Vec<LayerId> = kept.iter().cloned().chain([layer.clone()]).collect();
         let now = host.clock.now();
         let replaced = host.db.replace_layers(&snapshot, &layers, &layer, now).await;
         let replaced = replaced.map_err(|e| e.to_string())?;
+        if !replaced {
+            // The sandbox moved on meanwhile; nobody will stand on this.
+            host.storage.discard_layer(layer.as_str()).map_err(|e| format!("discard {layer}: {e}"))?;
+        }
         tracing::info!(snapshot = %snapshot.id, from = snapshot.layers.len(), replaced, "squashed");
     }
     Ok(())
@@ -238,12 +240,8 @@ async fn drop_orphan_layers(host: &Arc<Host>) -> std::io::Result<()> {
             continue;
         };
         let known = host.db.has_layer(&layer).await.map_err(std::io::Error::other)?;
-        let path = host.storage.layer_path(&layer);
-        let young = std::fs::metadata(path.parent().unwrap_or(&path))
-            .and_then(|found| found.modified())
-            .is_ok_and(|made| made.elapsed().is_ok_and(|age| age < IMPORT_PATIENCE));
-        if !known && !young {
-            host.storage.discard_layer(&name)?;
+        if !known {
+            host.storage.discard_orphan(&name)?;
         }
     }
     Ok(())

@@ -182,6 +182,19 @@ pub(crate) fn pidfd_kill(pidfd: &OwnedFd) -> io::Result<()> {
     .map(drop)
 }
 
+/// Makes this process the parent of the runs, whose launchers end: what nobody
+/// else reaps on a host without an init (a container) is ours to reap.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Reaps a dead child. Harmless where it is no child of ours, or not dead.
+pub(crate) fn reap(pid: i32) {
+    // SAFETY: plain integers and a null status.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+}
+
 /// Kills one process by number. For processes found in a cgroup of ours.
 pub(crate) fn kill(pid: i32) {
     // SAFETY: plain integers.
@@ -228,6 +241,15 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> 
     let read =
         check(unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) } as i64)?;
     Ok(usize::try_from(read).unwrap_or(0))
+}
+
+/// Takes the lock of the directory `path`, which stays locked until the
+/// descriptor closes. `WouldBlock`: somebody else has it.
+pub(crate) fn lock_dir(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let dir = std::fs::File::open(path)?;
+    // SAFETY: plain integers.
+    check(unsafe { libc::flock(dir.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
+    Ok(dir.into())
 }
 
 /// Takes the lock file `path`, which stays locked until the descriptor closes.

@@ -151,6 +151,13 @@ pub(crate) fn credentials(w: &World) -> anyhow::Result<()> {
         let (status, reply) = with(&headers)?;
         ensure!(status == StatusCode::UNAUTHORIZED && is_error(&reply), "{headers:?}: {status} {reply}");
     }
+    for path in ["/api/sandbox", "/api/keys", "/nothing"] {
+        let asked = w.http.request(Method::OPTIONS, format!("{}{path}", w.base));
+        let answer = w.block_on(async { asked.send().await })?;
+        let methods = answer.headers().get("access-control-allow-methods");
+        let methods = methods.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        ensure!(answer.status() == StatusCode::NO_CONTENT && methods.contains("PATCH"), "{path}: {methods}");
+    }
     let made = w.good(Method::POST, "/api/keys", Some(json!({"key_name": "second"})))?;
     let second = made["key"].as_str().unwrap_or_default().to_owned();
     let listed = w.good(Method::GET, "/api/keys", None)?.to_string();

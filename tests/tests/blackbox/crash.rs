@@ -77,6 +77,9 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
     eventually("nothing is left on the host", Duration::from_secs(30), || {
         Ok(cgroups(w.instance).is_empty() && Footprint::look(w.instance).live() == (0, 0))
     })?;
+    eventually("no layer is left but the image's", Duration::from_secs(30), || {
+        Ok(std::fs::read_dir(w.dir.join("data/pool/layers"))?.count() == 1)
+    })?;
     eventually("no disk is left in the pool", Duration::from_secs(30), || {
         Ok(std::fs::read_dir(w.dir.join("data/pool/runs"))?.count() == 0
             && std::fs::read_dir(w.dir.join("data/sockets"))?.count() == 0)

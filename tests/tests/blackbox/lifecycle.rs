@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use reqwest::Method;
+use serde_json::json;
 
 use crate::world::{World, cgroups, eventually};
 
@@ -81,4 +82,53 @@ pub(crate) fn a_running_command_defers_sleep(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&name, "sleep 7; echo finished")? == "finished", "cut off by sleep");
     eventually("then it falls asleep", Duration::from_secs(20), || Ok(state(w, &session)? == "hibernated"))?;
     w.delete(&name)
+}
+
+/// A stop that archiving began must not hit the sandbox that a quick way back
+/// has resumed.
+pub(crate) fn archive_and_back(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "echo kept > /tmp/kept")?;
+    let path = format!("/api/sessions/{session}");
+    for _ in 0..5 {
+        w.good(Method::PATCH, &path, Some(json!({"status": "archived"})))?;
+        w.good(Method::PATCH, &path, Some(json!({"status": "running"})))?;
+        w.post(&session)?;
+        std::thread::sleep(Duration::from_millis(300));
+        ensure!(state(w, &session)? == "active");
+        ensure!(w.ok(&name, "cat /tmp/kept")? == "kept");
+    }
+    w.good(Method::PATCH, &path, Some(json!({"status": "archived"})))?;
+    eventually("archiving stops it", Duration::from_secs(10), || {
+        let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+        Ok(found["sandbox"]["status"] == "stopped")
+    })?;
+    w.good(Method::DELETE, &path, None).map(drop)
+}
+
+/// Its first process dies with all others: that is noticed, and what was
+/// written is there after the next post.
+pub(crate) fn death_is_noticed(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "echo kept > /tmp/kept")?;
+    let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+    let run = found["session"]["id"].as_str().context("id")?.to_owned();
+    let pid = first_process(w.instance, &run)?;
+    let killed = std::process::Command::new("kill").args(["-9", &pid]).status()?;
+    ensure!(killed.success(), "the control kills nothing");
+    eventually("status says so", Duration::from_secs(10), || {
+        let reply = w.good(Method::GET, &format!("/api/sandbox/reconnect?sessionId={session}"), None)?;
+        Ok(reply["status"] != "connected")
+    })?;
+    w.post(&session)?;
+    ensure!(w.ok(&name, "cat /tmp/kept")? == "kept");
+    w.delete(&name)
+}
+
+/// The lowest pid in the run's cgroup.
+fn first_process(instance: u8, run: &str) -> anyhow::Result<String> {
+    let groups = ["memory/", ""].map(|v| format!("/sys/fs/cgroup/{v}dormouse-{instance}/{run}/cgroup.procs"));
+    let text = groups.iter().find_map(|path| std::fs::read_to_string(path).ok()).context("its cgroup")?;
+    let first = text.lines().filter_map(|line| line.parse::<u32>().ok()).min();
+    Ok(first.context("no process")?.to_string())
 }

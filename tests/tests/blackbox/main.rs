@@ -8,6 +8,7 @@
 mod api;
 mod commands;
 mod crash;
+mod hostile;
 mod images;
 mod isolation;
 mod lifecycle;
@@ -44,6 +45,12 @@ const SHARED: &[Scenario] = &[
     ("isolation::network", isolation::network),
     ("isolation::two_sandboxes", isolation::two_sandboxes),
     ("isolation::hostile_image", isolation::hostile_image),
+    ("hostile::archives", hostile::archives),
+    ("hostile::privileges", hostile::privileges),
+    ("hostile::device_races", hostile::device_races),
+    ("hostile::floods", hostile::floods),
+    ("hostile::processors", hostile::processors),
+    ("hostile::many_files", hostile::many_files),
     ("images::registry_and_layout", images::registry_and_layout),
     ("limits::processes", limits::processes),
     ("limits::memory", limits::memory),
@@ -52,6 +59,8 @@ const SHARED: &[Scenario] = &[
     ("limits::deep_trees", limits::deep_trees),
     ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),
     ("lifecycle::deep_stacks_are_squashed", lifecycle::deep_stacks_are_squashed),
+    ("lifecycle::archive_and_back", lifecycle::archive_and_back),
+    ("lifecycle::death_is_noticed", lifecycle::death_is_noticed),
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
 ];
 

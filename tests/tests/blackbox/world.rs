@@ -166,6 +166,10 @@ impl World {
         Ok(())
     }
 
+    pub(crate) fn server_pid(&self) -> anyhow::Result<u32> {
+        Ok(self.server.borrow().as_ref().context("no server")?.id())
+    }
+
     /// Ends the server with a signal and waits for it.
     pub(crate) fn end_server(&self, signal: &str) -> anyhow::Result<()> {
         if let Some(mut child) = self.server.borrow_mut().take() {
@@ -315,6 +319,8 @@ pub(crate) struct Footprint {
     links: usize,
     agents: usize,
     tables: usize,
+    namespaced: Vec<String>,
+    files: usize,
 }
 
 impl Footprint {
@@ -341,6 +347,11 @@ impl Footprint {
             cgroups: cgroups(instance).len(),
             links: count(read("/proc/net/dev"), &format!("dm{instance}x")),
             agents: agents(instance),
+            namespaced: namespaced(),
+            files: names("/tmp")
+                .iter()
+                .filter(|name| name.starts_with(&format!("dormouse-test-{instance}-")))
+                .count(),
             tables: count(String::from_utf8_lossy(&tables).into_owned(), &format!("dormouse{instance}")),
         }
     }
@@ -359,6 +370,33 @@ pub(crate) fn cgroups(instance: u8) -> Vec<String> {
         .filter(|entry| entry.path().is_dir())
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
+}
+
+fn names(dir: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Processes that live in other namespaces than the test does.
+fn namespaced() -> Vec<String> {
+    let kinds = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
+    let of = |process: &str| kinds.map(|kind| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok());
+    let own = of("self");
+    let differs = |process: &String| {
+        // One that ended between two looks has none, and a kernel thread no user.
+        of(process).iter().zip(&own).any(|(theirs, ours)| theirs.is_some() && theirs != ours)
+    };
+    // A run that outlived its server is for init to reap, which takes its time.
+    let left_to_init = |process: &String| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with("Z 1 "))
+    };
+    let described = |process: String| {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();
+        format!("{process} {} {}", read("comm").trim(), read("cgroup").lines().next().unwrap_or_default())
+    };
+    let processes = names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    processes.filter(differs).filter(|p| !left_to_init(p)).map(described).collect()
 }
 
 /// Processes in cgroups of runs.

@@ -69,6 +69,13 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = Arc::new(tokio::sync::Notify::new());
     let told = stopping.clone();
+    // An answer in several parts (events, logs) must not wait for the caller's
+    // delayed acknowledgement of the first.
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "set TCP_NODELAY");
+        }
+    });
     let serve = axum::serve(listener, dormouse_http::router(app)).with_graceful_shutdown(async move {
         tokio::select! {
             _ = term.recv() => {}

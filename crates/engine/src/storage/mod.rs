@@ -47,6 +47,16 @@ pub(crate) struct Storage {
     counter: AtomicU64,
 }
 
+/// A layer that no row names yet.
+#[derive(Debug)]
+pub(crate) struct NewLayer {
+    /// Its tree.
+    pub(crate) path: PathBuf,
+    /// Held while it is made: whoever finds the layer knows whether its maker
+    /// lives.
+    _lock: std::os::fd::OwnedFd,
+}
+
 /// Bytes of the pool.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct PoolUsage {
@@ -185,27 +195,44 @@ impl Storage {
         tree::names(&trash)?.iter().try_for_each(|name| tree::remove(&trash, name))
     }
 
-    /// Starts a layer that is filled from outside (an image). It becomes real
-    /// with the row that names it; until then start-up removes it.
-    pub(crate) fn create_layer(&self, layer: &LayerId) -> io::Result<PathBuf> {
+    /// Starts a layer that is filled from outside (an image) or from others (a
+    /// squash). It becomes real with the row that names it; until then it is
+    /// kept for as long as the returned value lives.
+    pub(crate) fn create_layer(&self, layer: &LayerId) -> io::Result<NewLayer> {
         self.create(&self.layers, "layers", layer.as_str(), None)?;
+        let whole = self.root.join("layers").join(layer.as_str());
+        let lock = sys::lock_dir(&whole)?;
         let path = self.layer_path(layer);
+        // Fails when a server that starts just now took it for an orphan.
         fs::create_dir(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(path)
+        Ok(NewLayer { path, _lock: lock })
+    }
+
+    /// Deletes a layer that no row knows, unless somebody is making it.
+    pub(crate) fn discard_orphan(&self, layer: &str) -> io::Result<()> {
+        match sys::lock_dir(&self.root.join("layers").join(layer)) {
+            Ok(_lock) => self.discard_layer(layer),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes `layer` equivalent to the stack `sources`, bottom first.
-    pub(crate) fn squash(&self, layer: &LayerId, sources: &[LayerId]) -> io::Result<()> {
-        let target = self.create_layer(layer)?;
+    pub(crate) fn squash(&self, layer: &LayerId, sources: &[LayerId]) -> io::Result<NewLayer> {
+        let made = self.create_layer(layer)?;
+        let target = &made.path;
         let own = tree::open_root(&self.root.join("layers").join(layer.as_str()))?;
         for source in sources {
             let hub = target.with_file_name("hub");
             fs::create_dir(&hub)?;
-            squash::apply(&self.layer_path(source), &target, &hub)?;
+            squash::apply(&self.layer_path(source), target, &hub)?;
             tree::remove(&own, c"hub")?;
         }
-        self.sync()
+        self.sync()?;
+        Ok(made)
     }
 
     /// Names in a part of the pool.

@@ -1,0 +1,120 @@
+//! The same operations as a caller meets them: the real binary over HTTP.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+
+use crate::timing::timed;
+
+const BASE: &str = "http://127.0.0.1:7712";
+
+/// Sessions, and so operations of each kind at each width.
+const COUNT: usize = 32;
+
+/// How many at once.
+const WIDTHS: [usize; 3] = [1, 8, 32];
+
+struct Server<'a> {
+    data: &'a Path,
+    url: &'a str,
+    child: Child,
+}
+
+fn dormouse(data: &Path, url: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?.with_file_name("dormouse"));
+    let mirrors = format!("[{{from=\"https://github.com/\", to=\"{url}\"}}]");
+    command
+        .env("DORMOUSE_DATA_DIR", data)
+        .env("DORMOUSE_INSTANCE", "12")
+        .env("DORMOUSE_LISTEN", "127.0.0.1:7712")
+        .env("DORMOUSE_LOG", "error")
+        .env("DORMOUSE_GIT__MIRRORS", mirrors)
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+impl Server<'_> {
+    fn text(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = dormouse(self.data, self.url)?.args(args).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+}
+
+/// Times the session API over the data directory `data`, which has an image.
+pub(crate) async fn measure(data: &Path, url: &str) -> anyhow::Result<()> {
+    let child = dormouse(data, url)?.arg("serve").spawn().context("start the server")?;
+    let mut server = Server { data, url, child };
+    let measured = calls(&mut server).await;
+    Command::new("kill").arg(server.child.id().to_string()).status()?;
+    server.child.wait()?;
+    let evacuated = dormouse(data, url)?.arg("evacuate").status()?;
+    ensure!(evacuated.success(), "evacuate");
+    measured
+}
+
+async fn calls(server: &mut Server<'_>) -> anyhow::Result<()> {
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
+    while http.get(format!("{BASE}/healthz")).send().await.is_err() {
+        ensure!(server.child.try_wait()?.is_none(), "the server ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let account = server.text(&["account", "create", "Api"])?;
+    let key = server.text(&["key", "create", "--account", &account])?;
+    let call = async |method: reqwest::Method, path: String, body: Value| {
+        let request = http.request(method, format!("{BASE}{path}")).header("x-api-key", &key);
+        let answer = request.json(&body).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "{path}: {status} {text}");
+        anyhow::Ok(text)
+    };
+    use reqwest::Method;
+    for width in WIDTHS {
+        let mut ids: Vec<String> = Vec::new();
+        for _ in 0..COUNT {
+            let made: Value =
+                serde_json::from_str(&call(Method::POST, "/api/sessions".to_owned(), json!({})).await?)?;
+            ids.push(made["id"].as_str().or(made["session"]["id"].as_str()).context("id")?.to_owned());
+        }
+        let post = |n: usize| {
+            let body = json!({"repoUrl": "https://github.com/dormouse/dormouse", "sessionId": ids[n]});
+            call(Method::POST, "/api/sandbox".to_owned(), body)
+        };
+        timed("API: create with clone", width, COUNT, async |n| post(n).await.map(drop)).await?;
+        timed("API: post for a live sandbox", width, COUNT, async |n| post(n).await.map(drop)).await?;
+        let mut runs = Vec::new();
+        for id in &ids {
+            let found = call(Method::GET, format!("/api/v2/sandboxes/session-{id}"), Value::Null).await?;
+            let found: Value = serde_json::from_str(&found)?;
+            runs.push(found["session"]["id"].as_str().context("run id")?.to_owned());
+        }
+        timed("API: command round trip", width, COUNT * 4, async |n| {
+            let path = format!("/api/v2/sandboxes/sessions/{}/cmd", runs[n % COUNT]);
+            let events =
+                call(Method::POST, path, json!({"command": "true", "args": [], "wait": true})).await?;
+            ensure!(events.contains("\"exitCode\":0"), "{events}");
+            Ok(())
+        })
+        .await?;
+        timed("API: stop", width, COUNT, async |n| {
+            call(Method::POST, "/api/sandbox/snapshot".to_owned(), json!({"sessionId": ids[n]}))
+                .await
+                .map(drop)
+        })
+        .await?;
+        timed("API: resume", width, COUNT, async |n| {
+            call(Method::PUT, "/api/sandbox/snapshot".to_owned(), json!({"sessionId": ids[n]}))
+                .await
+                .map(drop)
+        })
+        .await?;
+        for id in &ids {
+            call(Method::DELETE, "/api/sandbox".to_owned(), json!({"sessionId": id})).await?;
+        }
+    }
+    Ok(())
+}

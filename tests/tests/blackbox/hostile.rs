@@ -1,0 +1,213 @@
+//! A sandbox, or a caller, that means harm: it harms itself only. Every
+//! scenario has a control that shows that its probe works.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use reqwest::{Method, StatusCode};
+
+use crate::world::World;
+
+fn run_of(w: &World, name: &str) -> anyhow::Result<String> {
+    let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+    Ok(found["session"]["id"].as_str().context("id")?.to_owned())
+}
+
+/// Sets an entry's name as it is: the builder would refuse these.
+fn entry(builder: &mut tar::Builder<Vec<u8>>, name: &str, kind: tar::EntryType, link: &str, data: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(data.len() as u64);
+    let old = header.as_old_mut();
+    old.name[..name.len()].copy_from_slice(name.as_bytes());
+    old.linkname[..link.len()].copy_from_slice(link.as_bytes());
+    header.set_cksum();
+    // A Vec does not fail.
+    let _ = builder.append(&header, data);
+}
+
+/// Name, kind, link target, content.
+type Entry<'a> = (&'a str, tar::EntryType, &'a str, &'a [u8]);
+
+/// Archives that reach for the host, or for what the user may not touch.
+pub(crate) fn archives(w: &World) -> anyhow::Result<()> {
+    use tar::EntryType;
+    let (_, name) = w.sandbox()?;
+    let run = run_of(w, &name)?;
+    let canary = w.dir.join("canary-archive");
+    fs::create_dir_all(&canary)?;
+    fs::write(canary.join("file"), "untouched")?;
+    let outside = canary.to_string_lossy().into_owned();
+    let upload = |entries: &[Entry<'_>]| -> anyhow::Result<StatusCode> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, link, data) in entries {
+            entry(&mut builder, name, *kind, link, data);
+        }
+        let body = builder.into_inner()?;
+        let request = w
+            .http
+            .post(format!("{}/api/v2/sandboxes/sessions/{run}/fs/write", w.base))
+            .header("x-api-key", &w.key)
+            .header("content-type", "application/x-tar")
+            .body(body);
+        Ok(w.block_on(async { request.send().await })?.status())
+    };
+    let (file, link, hard) = (EntryType::Regular, EntryType::Symlink, EntryType::Link);
+    ensure!(upload(&[("plain", file, "", b"fine")])? == StatusCode::OK, "control");
+    ensure!(w.ok(&name, "cat plain")? == "fine");
+
+    let refused: &[&[Entry<'_>]] = &[
+        &[("../../escape", file, "", b"x")],
+        &[("a/../../escape", file, "", b"x")],
+        &[("hard", hard, "../../etc/shadow", b"")],
+        &[("hard", hard, "/etc/shadow", b"")],
+        &[("node", EntryType::Char, "", b"")],
+        &[("node", EntryType::Block, "", b"")],
+        &[("pipe", EntryType::Fifo, "", b"")],
+        // The default user may not write there, through whatever link.
+        &[("etc", link, "/etc", b""), ("etc/passwd", file, "", b"x")],
+    ];
+    for entries in refused {
+        let status = upload(entries)?;
+        ensure!(status.is_client_error(), "{:?}: {status}", entries[0].0);
+    }
+    // Inside, a link to a path of the host leads to nothing of the host.
+    upload(&[("out", link, &outside, b""), ("out/file", file, "", b"changed")])?;
+    upload(&[("one", link, &format!("{outside}/file"), b""), ("one", file, "", b"changed")])?;
+    upload(&[(&format!("{outside}/file"), file, "", b"changed")])?;
+    ensure!(fs::read_to_string(canary.join("file"))? == "untouched", "the host was written");
+    ensure!(fs::read_dir(&canary)?.count() == 1, "the host has new files");
+    ensure!(w.ok(&name, "ls /escape /vercel/escape 2>/dev/null | wc -l")? == "0");
+    ensure!(w.ok(&name, "id -un; head -1 /etc/passwd | cut -d: -f1")? == "ubuntu\nroot");
+    // Not a tar at all, and one that ends in the middle.
+    for body in [vec![0xff; 4096], b"short".to_vec()] {
+        let request = w
+            .http
+            .post(format!("{}/api/v2/sandboxes/sessions/{run}/fs/write", w.base))
+            .header("x-api-key", &w.key)
+            .header("content-type", "application/gzip")
+            .body(body);
+        let status = w.block_on(async { request.send().await })?.status();
+        ensure!(status == StatusCode::BAD_REQUEST, "garbage: {status}");
+    }
+    w.delete(&name)
+}
+
+/// Capabilities and set-user-id bits give nothing that the sandbox lacks.
+pub(crate) fn privileges(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    // VFS_CAP_REVISION_2, effective, permitted = CAP_SYS_ADMIN (capabilities(7)).
+    let grant = "import os,struct,shutil
+shutil.copy('/usr/bin/grep', '/tmp/grep'); os.chmod('/tmp/grep', 0o755)
+os.setxattr('/tmp/grep', 'security.capability', struct.pack('<IIIII', 0x02000001, 1 << 21, 0, 0, 0))
+print(os.getxattr('/tmp/grep', 'security.capability').hex())";
+    let (code, out, err) = w.exec(&name, &["--sudo"], &["python3", "-c", grant])?;
+    ensure!(code == 0 && out.starts_with("01000002"), "control: {out}{err}");
+    let (_, out, _) = w.shell(&name, "/tmp/grep CapEff /proc/self/status || echo refused")?;
+    ensure!(out.contains("refused") || out.contains("0000000000000000"), "file capability: {out}");
+    // A set-user-id binary makes root of the sandbox, as sudo does, not more.
+    w.root_shell(&name, "cp /usr/bin/grep /tmp/suid && chmod 4755 /tmp/suid")?;
+    let (_, out, _) = w.shell(&name, "/tmp/suid -E '^(Uid|CapEff|CapBnd)' /proc/self/status")?;
+    ensure!(out.contains("Uid:\t1000\t0"), "control: {out}");
+    ensure!(out.contains("CapEff:\t00000000800405fb"), "{out}");
+    w.delete(&name)
+}
+
+/// What is put in the place of devices while commands start changes nothing
+/// on the host (the class of CVE-2025-31133).
+pub(crate) fn device_races(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let pattern = || fs::read_to_string("/proc/sys/kernel/core_pattern");
+    let before = pattern()?;
+    w.root_shell(
+        &name,
+        "(while :; do rm -f /dev/null; ln -sf /proc/sys/kernel/core_pattern /dev/null; rm -f /dev/pts; \
+          ln -sfn /proc/sys /dev/shm; mv /dev /dev2; done) >/tmp/race 2>&1 &",
+    )?;
+    for _ in 0..60 {
+        w.shell(&name, "echo '|/tmp/owned' > /dev/null; true")?;
+    }
+    ensure!(w.ok(&name, "pgrep -cf 'rm -f /dev/null' || pgrep -c bash")? != "0", "control: the race runs");
+    ensure!(pattern()? == before, "the host's core_pattern changed");
+    w.delete(&name)
+}
+
+/// Resident memory of the server, in KiB.
+fn server_memory(w: &World) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", w.server_pid()?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+/// Output without end, from many commands at once, with nobody reading it.
+pub(crate) fn floods(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let (_, other) = w.sandbox()?;
+    let run = run_of(w, &name)?;
+    let before = server_memory(w)?;
+    let start = |script: &str| {
+        let body = serde_json::json!({"command": "bash", "args": ["-c", script]});
+        w.good(Method::POST, &format!("/api/v2/sandboxes/sessions/{run}/cmd"), Some(body))
+    };
+    for _ in 0..16 {
+        start("yes flood; sleep 100")?;
+    }
+    let deadline = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < deadline {
+        ensure!(w.ok(&other, "echo fine")? == "fine", "the neighbour answers");
+    }
+    let after = server_memory(w)?;
+    ensure!(after < before + 200_000, "the server went from {before} to {after} KiB");
+    ensure!(w.ok(&name, "echo alive")? == "alive", "its own agent answers");
+    w.delete(&name)?;
+    w.delete(&other)
+}
+
+/// A spinning sandbox gets its share of processors and no more.
+pub(crate) fn processors(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.delete(&name)?;
+    // The quota shows in what 4 spinning processes of one sandbox consume.
+    w.end_server("-TERM")?;
+    w.serve_with(&[("DORMOUSE_SANDBOX__VCPUS", "1")])?;
+    w.post(&session)?;
+    let spin = "import os,time
+for _ in range(3):
+    if os.fork() == 0:
+        end=time.time()+3
+        while time.time()<end: pass
+        os._exit(0)
+end=time.time()+3
+while time.time()<end: pass
+for _ in range(3): os.wait()
+t=os.times(); print(t.user+t.system+t.children_user+t.children_system)";
+    let (_, out, err) = w.exec(&name, &[], &["python3", "-c", spin])?;
+    let used: f64 = out.trim().parse().with_context(|| err)?;
+    // Three seconds of one processor, and what a period of the quota may add.
+    ensure!((0.5..3.9).contains(&used), "4 processes used {used} s of processor in 3 s");
+    w.delete(&name)?;
+    w.end_server("-TERM")?;
+    w.serve()
+}
+
+/// Files without content use up the sandbox's own limit, not the host.
+pub(crate) fn many_files(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let (_, other) = w.sandbox()?;
+    let make = "import os,sys
+os.makedirs('/tmp/many'); os.chdir('/tmp/many')
+for n in range(2000000):
+    try: os.close(os.open('f'*200+str(n), os.O_CREAT|os.O_WRONLY))
+    except OSError as e: print(n, e.errno); sys.exit(3)";
+    let (code, out, _) = w.exec(&name, &["--timeout", "120s"], &["python3", "-c", make])?;
+    ensure!(code == 3, "2 million files of 200 bytes' names fit into 256 MiB: {code} {out}");
+    let (count, errno) = out.trim().split_once(' ').context("count")?;
+    ensure!(count.parse::<u64>()? > 1000 && (errno == "122" || errno == "28"), "{out}");
+    ensure!(w.shell(&other, "head -c 50M /dev/zero > /tmp/fits")?.0 == 0, "the neighbour still writes");
+    w.delete(&name)?;
+    w.delete(&other)
+}
