@@ -22,6 +22,11 @@ async fn main() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let line = format!("http://{}/\n", listener.local_addr()?);
     std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes())?;
+    // Packs go out in many small writes.
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        // Without it the server is only slower.
+        let _ = stream.set_nodelay(true);
+    });
     axum::serve(listener, Router::new().fallback(backend).with_state(root)).await?;
     Ok(())
 }

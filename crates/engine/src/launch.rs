@@ -206,7 +206,7 @@ pub(crate) async fn remove_named(host: &Host, run: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_report;
+    use super::{Report, parse_report};
 
     #[test]
     fn reads_the_launchers_report() {
