@@ -26,7 +26,7 @@ use dormouse_sessions::{LifecycleConfig, NewSession, Sessions};
 use dormouse_store::{AccountRow, Db};
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName};
 use futures::StreamExt as _;
-use timing::{ratio, show, timed};
+use timing::{ratio, show, timed, times};
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -230,17 +230,16 @@ async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: 
     let sessions = Arc::new(Sessions::new(db.clone(), provider, clock.clone(), lifecycle));
     let repo: GithubRepo = "https://github.com/dormouse/dormouse".parse()?;
     for width in WIDTHS {
-        let count = 24.max(width);
+        let count = 32;
         let mut ids = Vec::new();
         for _ in 0..count {
             ids.push(sessions.create(&account.id, NewSession { title: None, repo: None }).await?.id);
         }
-        let ours = timed("create with clone", width, count, |n| {
+        let ours = |n: usize| {
             let (sessions, account, id, repo) = (&sessions, account.id.clone(), ids[n].clone(), repo.clone());
             async move { Ok(sessions.provision(account, Some(id), repo).await.map(drop)?) }
-        })
-        .await?;
-        let bare = timed("bare git clone on the host", width, count, |n| {
+        };
+        let bare = |n: usize| {
             let target = dir.join(format!("bare-{width}-{n}"));
             async move {
                 let mut command = tokio::process::Command::new("git");
@@ -249,8 +248,16 @@ async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: 
                 ensure!(status.success(), "bare clone failed");
                 Ok(())
             }
-        })
-        .await?;
+        };
+        // By turns: what else the machine does then weighs on both alike.
+        let (mut our_times, mut bare_times) = (Vec::new(), Vec::new());
+        for first in (0..count).step_by(width) {
+            let numbers = first..(first + width).min(count);
+            our_times.extend(times(width, numbers.clone(), ours).await?);
+            bare_times.extend(times(width, numbers, bare).await?);
+        }
+        let ours = show("create with clone", width, our_times);
+        let bare = show("bare git clone on the host", width, bare_times);
         ratio("  ratio to the bare clone", width, ours, bare);
         for id in &ids {
             sessions.delete(&account.id, id).await?;

@@ -35,7 +35,20 @@ where
     F: Fn(usize) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    let times = futures::stream::iter(0..count)
+    Ok(show(name, width, times(width, 0..count, operation).await?))
+}
+
+/// What each operation of `numbers` took, `width` at once.
+pub(crate) async fn times<F, Fut>(
+    width: usize,
+    numbers: std::ops::Range<usize>,
+    operation: F,
+) -> anyhow::Result<Vec<Duration>>
+where
+    F: Fn(usize) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    futures::stream::iter(numbers)
         .map(|number| {
             let work = operation(number);
             async move {
@@ -47,6 +60,5 @@ where
         .collect::<Vec<_>>()
         .await
         .into_iter()
-        .collect::<anyhow::Result<_>>()?;
-    Ok(show(name, width, times))
+        .collect()
 }
