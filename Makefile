@@ -5,9 +5,9 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test demo bench setup tools lint unit blackbox fuzz fmt audit
+.PHONY: test test-vm demo bench setup tools lint unit blackbox fuzz fmt audit
 
-test: setup lint unit blackbox fuzz
+test: setup lint unit blackbox fuzz test-vm
 
 ## What the tests and the demo need from Debian.
 setup:
@@ -35,6 +35,12 @@ blackbox:
 fuzz:
 	cargo build --package dormouse --locked
 	scripts/fuzz-api
+
+## The main job on Debian's own kernel with cgroup v2 only, in a virtual machine.
+test-vm:
+	@scripts/setup qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod xz=xz-utils strip=binutils mke2fs=e2fsprogs
+	cargo build --workspace --locked
+	TEST_IMAGE_CACHE=$(CACHE) scripts/test-vm
 
 demo: setup
 	cargo build --locked --package dormouse --package dormouse-tests

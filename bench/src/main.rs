@@ -9,6 +9,7 @@ mod api;
 mod peers;
 mod timing;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,11 +88,11 @@ async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<(
     let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);
     timing::head();
     let done = async {
-        engine_operations(&engine, launches).await?;
+        let ours = engine_operations(&engine, launches).await?;
         main_job(&engine, &db, &clock, url, dir).await?;
         let image = db.image("default").await?.context("image")?;
         let root = data.join("pool/layers").join(image.layers[0].as_str()).join("u");
-        peers::measure(dir, &root).await?;
+        peers::measure(dir, &root, &ours).await?;
         idle_memory(&engine).await
     };
     let measured = done.await;
@@ -149,6 +150,34 @@ async fn round_trip(engine: &Engine, run: &RunRef) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Medians of the engine, by width, that peers are set beside.
+#[derive(Debug, Default)]
+pub(crate) struct Ours(HashMap<usize, Medians>);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Medians {
+    create: Duration,
+    command: Duration,
+    delete: Duration,
+}
+
+impl Ours {
+    fn at(&self, width: usize) -> Medians {
+        self.0.get(&width).copied().unwrap_or_default()
+    }
+
+    /// A command in a sandbox that is there.
+    pub(crate) fn command(&self, width: usize) -> Duration {
+        self.at(width).command
+    }
+
+    /// A sandbox for one command.
+    pub(crate) fn whole(&self, width: usize) -> Duration {
+        let Medians { create, command, delete } = self.at(width);
+        create + command + delete
+    }
+}
+
 /// Keeps what the engine logs of its launches: the time from the launcher's
 /// start to the exec of the agent, in microseconds.
 #[derive(Debug, Default, Clone)]
@@ -179,11 +208,12 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Launches {
     }
 }
 
-async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Result<()> {
+async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Result<Ours> {
+    let mut ours = Ours::default();
     for width in WIDTHS {
         launches.take();
         let keys = (0..COUNT).map(|n| key(&format!("w{width}"), n)).collect::<anyhow::Result<Vec<_>>>()?;
-        timed("create, no repository", width, COUNT, |n| {
+        let create = timed("create, no repository", width, COUNT, |n| {
             let key = &keys[n];
             async move { create(engine, key).await.map(drop) }
         })
@@ -193,7 +223,8 @@ async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Resu
         for key in &keys {
             runs.push(RunRef { namespace: key.namespace.clone(), id: engine.get(key).await?.run.id });
         }
-        timed("command round trip", width, COUNT * 4, |n| round_trip(engine, &runs[n % COUNT])).await?;
+        let command =
+            timed("command round trip", width, COUNT * 4, |n| round_trip(engine, &runs[n % COUNT])).await?;
         timed("stop", width, COUNT, |n| {
             let run = &runs[n];
             async move { Ok(engine.stop(run, StopReason::Requested).await.map(drop)?) }
@@ -204,13 +235,14 @@ async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Resu
             async move { Ok(engine.resume(key).await.map(drop)?) }
         })
         .await?;
-        timed("delete", width, COUNT, |n| {
+        let delete = timed("delete", width, COUNT, |n| {
             let key = &keys[n];
             async move { Ok(engine.delete(key).await.map(drop)?) }
         })
         .await?;
+        ours.0.insert(width, Medians { create, command, delete });
     }
-    Ok(())
+    Ok(ours)
 }
 
 async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: &Path) -> anyhow::Result<()> {

@@ -8,13 +8,14 @@ use std::process::Stdio;
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-use crate::timing::timed;
+use crate::Ours;
+use crate::timing::{ratio, timed};
 
 /// Operations of each kind at each width.
 const COUNT: usize = 32;
 
 /// How many at once.
-const WIDTHS: [usize; 2] = [1, 8];
+const WIDTHS: [usize; 3] = [1, 8, 32];
 
 async fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command.stdin(Stdio::null()).output().await.context("run a peer")?;
@@ -22,14 +23,16 @@ async fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Times the peers over the root file system at `root`; their scratch files
-/// lie in `dir`.
-pub(crate) async fn measure(dir: &Path, root: &Path) -> anyhow::Result<()> {
-    runc(dir, root).await?;
-    podman(dir, root).await
+/// Times the peers over the root file system at `root`, beside our own medians
+/// in `ours`; their scratch files lie in `dir`. A peer's `run` makes a
+/// container, runs one command and removes it, so it stands beside our create,
+/// command and delete together.
+pub(crate) async fn measure(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
+    runc(dir, root, ours).await?;
+    podman(dir, root, ours).await
 }
 
-async fn runc(dir: &Path, root: &Path) -> anyhow::Result<()> {
+async fn runc(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
     let (bundle, state) = (dir.join("bundle"), dir.join("runc"));
     std::fs::create_dir_all(&bundle)?;
     run(Command::new("runc").arg("spec").arg("--bundle").arg(&bundle)).await?;
@@ -40,7 +43,7 @@ async fn runc(dir: &Path, root: &Path) -> anyhow::Result<()> {
     config["root"] = serde_json::json!({"path": root, "readonly": true});
     std::fs::write(&path, config.to_string())?;
     for width in WIDTHS {
-        timed("runc run (true)", width, COUNT, |number| {
+        let theirs = timed("runc run (true)", width, COUNT, |number| {
             let (state, bundle) = (&state, &bundle);
             async move {
                 let mut command = Command::new("runc");
@@ -49,6 +52,7 @@ async fn runc(dir: &Path, root: &Path) -> anyhow::Result<()> {
             }
         })
         .await?;
+        ratio("  ours to it", width, ours.whole(width), theirs);
     }
     Ok(())
 }
@@ -64,11 +68,11 @@ fn podman_command(dir: &Path) -> Command {
 /// Limits that may be set without `CAP_SYS_RESOURCE`.
 const ULIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"];
 
-async fn podman(dir: &Path, root: &Path) -> anyhow::Result<()> {
+async fn podman(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
     // Writable by an overlay of podman's own over the same files.
     let root: PathBuf = format!("{}:O", root.display()).into();
     for width in WIDTHS {
-        timed("podman run --rm (true)", width, COUNT, |_| {
+        let theirs = timed("podman run --rm (true)", width, COUNT, |_| {
             let root = &root;
             async move {
                 let mut command = podman_command(dir);
@@ -77,6 +81,7 @@ async fn podman(dir: &Path, root: &Path) -> anyhow::Result<()> {
             }
         })
         .await?;
+        ratio("  ours to it", width, ours.whole(width), theirs);
     }
     let mut command = podman_command(dir);
     command.args(["run", "--detach", "--network", "none", "--name", "bench"]).args(ULIMITS);
@@ -87,7 +92,7 @@ async fn podman(dir: &Path, root: &Path) -> anyhow::Result<()> {
             run(podman_command(dir).args(["exec", "bench", "true"])).await
         })
         .await
-        .map(drop);
+        .map(|theirs| ratio("  ours to it", width, ours.command(width), theirs));
         if measured.is_err() {
             break;
         }

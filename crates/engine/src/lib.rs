@@ -40,7 +40,7 @@ pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::EngineConfig;
 pub use image::{ImageError, ImageReference, ImageSource, Images};
 pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
-pub use storage::{PoolUsage, StorageKind};
+pub use storage::{DiskUsage, StorageKind, disk_usage};
 
 use binaries::Binaries;
 use cgroup::Cgroups;
@@ -171,14 +171,6 @@ impl Engine {
     #[must_use]
     pub fn live_runs(&self) -> usize {
         self.registry.live_count()
-    }
-
-    /// Bytes of the storage pool.
-    ///
-    /// # Errors
-    /// The error of `statfs(2)`.
-    pub fn pool_usage(&self) -> std::io::Result<PoolUsage> {
-        self.host.storage.usage()
     }
 
     /// Lets go of the host without ending a sandbox.

@@ -179,6 +179,14 @@ async fn housekeeping(host: &Arc<Host>) {
         }
         Err(error) => tracing::warn!(%error, "forget unused layers"),
     }
+    match host.storage.usage() {
+        Ok(usage) if usage.free_bytes < usage.total_bytes / 20 => {
+            let (free, total) = (usage.free_bytes >> 20, usage.total_bytes >> 20);
+            tracing::warn!(free_mib = free, total_mib = total, "the pool is nearly full");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "look at the pool"),
+    }
     let storage = host.storage.clone();
     report("empty trash", tokio::task::spawn_blocking(move || storage.empty_trash()).await);
     for layer in host.db.uncounted_layers(16).await.unwrap_or_default() {

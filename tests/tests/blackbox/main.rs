@@ -71,16 +71,29 @@ const SLEEPY: &[Scenario] = &[
     ("crash::kill_at_any_moment", crash::kill_at_any_moment),
 ];
 
+/// Scenarios of a world on the plain storage driver.
+const PLAIN: &[Scenario] = &[
+    ("api::main_job", api::main_job),
+    ("commands::files", commands::files),
+    ("isolation::two_sandboxes", isolation::two_sandboxes),
+    ("limits::deep_trees", limits::deep_trees),
+    ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),
+    ("lifecycle::deep_stacks_are_squashed", lifecycle::deep_stacks_are_squashed),
+    ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
+];
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     let (mut passed, mut failed) = (0, 0);
     let worlds = [
         (14, "[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\nsquash_depth = 4\n", SHARED),
+        (9, "storage.driver = \"plain\"\n[sandbox]\nsquash_depth = 4\n", PLAIN),
         (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", SLEEPY),
     ];
     for (instance, config, scenarios) in worlds {
-        let scenarios: Vec<_> = scenarios.iter().filter(|(name, _)| runs(name)).collect();
+        let scenarios: Vec<_> =
+            scenarios.iter().filter(|(name, _)| runs(&format!("{instance}/{name}"))).collect();
         if scenarios.is_empty() {
             continue;
         }
@@ -98,11 +111,11 @@ fn main() -> ExitCode {
             match scenario(&world) {
                 Ok(()) => {
                     passed += 1;
-                    eprintln!("ok    {name} ({:.1} s)", started.elapsed().as_secs_f32());
+                    eprintln!("ok    {instance}/{name} ({:.1} s)", started.elapsed().as_secs_f32());
                 }
                 Err(error) => {
                     failed += 1;
-                    eprintln!("FAIL  {name}: {error:#}\n{}", world.log_tail(15));
+                    eprintln!("FAIL  {instance}/{name}: {error:#}\n{}", world.log_tail(15));
                 }
             }
         }

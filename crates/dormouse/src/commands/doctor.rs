@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use dormouse_engine::{StorageKind, detect_cgroups};
+use dormouse_engine::{StorageKind, detect_cgroups, disk_usage};
 use serde_json::json;
 
 use crate::cli::DataArgs;
@@ -65,6 +65,7 @@ fn examine(config: &Config) -> Vec<Finding> {
         "apt-get install mmdebstrap, or give `image build` a tar, a layout or a reference",
     );
     findings.push(Finding { needed: false, ..recipe });
+    findings.push(room(config));
     findings.push(port(config));
     findings
 }
@@ -155,6 +156,32 @@ fn tool(name: &'static str, program: &str, remedy: &'static str) -> Finding {
     let found =
         place.as_ref().map_or_else(|| format!("{program} not found"), |path| path.display().to_string());
     Finding { name, ok: place.is_some(), needed: true, found, remedy }
+}
+
+/// What the pool's image takes, and whether it can grow to its size.
+fn room(config: &Config) -> Finding {
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    // The data directory may not be there yet: its file system is.
+    let place = config.data_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let free = disk_usage(place).map_or(0, |usage| usage.free_bytes);
+    let image = std::fs::metadata(config.data_dir.join("pool.img"));
+    let taken = image.map_or(0, |found| std::os::unix::fs::MetadataExt::blocks(&found) * 512);
+    let wanted = match config.storage.driver {
+        StorageKind::Btrfs => config.pool_bytes().saturating_sub(taken),
+        StorageKind::Plain => 0,
+    };
+    Finding {
+        name: "disk",
+        ok: free > wanted,
+        needed: false,
+        found: format!(
+            "the pool takes {} and may grow by {}; {} are free",
+            gib(taken),
+            gib(wanted),
+            gib(free)
+        ),
+        remedy: "make room, or set a smaller storage.pool_gib before the first start",
+    }
 }
 
 fn port(config: &Config) -> Finding {

@@ -57,13 +57,22 @@ pub(crate) struct NewLayer {
     _lock: std::os::fd::OwnedFd,
 }
 
-/// Bytes of the pool.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
-pub struct PoolUsage {
-    /// Size of the pool's file system.
+/// Bytes of a file system.
+#[derive(Debug, Clone, Copy)]
+pub struct DiskUsage {
+    /// Its size.
     pub total_bytes: u64,
     /// What is free there.
     pub free_bytes: u64,
+}
+
+/// Bytes of the file system that `path` lies on.
+///
+/// # Errors
+/// What `statfs(2)` says.
+pub fn disk_usage(path: &Path) -> io::Result<DiskUsage> {
+    let (_, total_bytes, free_bytes) = sys::statfs(path)?;
+    Ok(DiskUsage { total_bytes, free_bytes })
 }
 
 impl Storage {
@@ -95,9 +104,9 @@ impl Storage {
         self.kind == StorageKind::Btrfs
     }
 
-    pub(crate) fn usage(&self) -> io::Result<PoolUsage> {
-        let (_, total_bytes, free_bytes) = sys::statfs(&self.root)?;
-        Ok(PoolUsage { total_bytes, free_bytes })
+    /// Bytes of the pool's file system.
+    pub(crate) fn usage(&self) -> io::Result<DiskUsage> {
+        disk_usage(&self.root)
     }
 
     /// Directory with the upper and work directory of a run.
