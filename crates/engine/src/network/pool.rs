@@ -5,13 +5,18 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{FilterError, Numbering, SLOTS, filter, netlink};
 use crate::sys;
 
 /// How long a caller waits for a network before the host counts as full.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// While the pool is at least half full it is only filled when nothing was
+/// taken for so long: making a network takes a processor away from the sandbox
+/// that has just been given one.
+const QUIET: Duration = Duration::from_millis(250);
 
 /// Link indexes are the slot plus this, plus 65,536 per instance: far from
 /// what the kernel hands out.
@@ -30,7 +35,23 @@ struct State {
     /// Oldest first, so that the kernel has time to remove a slot's old link.
     free: VecDeque<u32>,
     wanted: usize,
+    last_taken: Option<Instant>,
     closed: bool,
+}
+
+impl State {
+    /// How long to wait before the next network is made; `None`: until
+    /// something changes.
+    fn pause(&self, now: Instant) -> Option<Duration> {
+        if self.ready.len() >= self.wanted || self.free.is_empty() {
+            return None;
+        }
+        if self.ready.len() * 2 < self.wanted {
+            return Some(Duration::ZERO);
+        }
+        let quiet_for = self.last_taken.map_or(QUIET, |taken| now.duration_since(taken));
+        Some(QUIET.saturating_sub(quiet_for))
+    }
 }
 
 /// Networks of one instance.
@@ -47,7 +68,7 @@ impl Network {
     /// slots in `taken` alone.
     pub(crate) fn start(numbering: Numbering, wanted: usize, taken: &BTreeSet<u32>) -> io::Result<Arc<Self>> {
         let free = (0..SLOTS).filter(|slot| !taken.contains(slot)).collect();
-        let state = State { ready: VecDeque::new(), free, wanted, closed: false };
+        let state = State { ready: VecDeque::new(), free, wanted, last_taken: None, closed: false };
         let network = Arc::new(Self {
             numbering,
             state: Mutex::new(state),
@@ -89,9 +110,13 @@ impl Network {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let available = self.available.notified();
-            if let Some(net) = self.lock().ready.pop_front() {
-                self.changed.notify_all();
-                return Some(net);
+            {
+                let mut state = self.lock();
+                if let Some(net) = state.ready.pop_front() {
+                    state.last_taken = Some(Instant::now());
+                    self.changed.notify_all();
+                    return Some(net);
+                }
             }
             self.changed.notify_all();
             tokio::time::timeout_at(deadline, available).await.ok()?;
@@ -131,12 +156,17 @@ impl Network {
                     if state.closed {
                         return;
                     }
-                    if state.ready.len() < state.wanted
-                        && let Some(slot) = state.free.pop_front()
-                    {
-                        break slot;
-                    }
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = match state.pause(Instant::now()) {
+                        Some(Duration::ZERO) => match state.free.pop_front() {
+                            Some(slot) => break slot,
+                            None => state,
+                        },
+                        Some(pause) => {
+                            let waited = self.changed.wait_timeout(state, pause);
+                            waited.unwrap_or_else(PoisonError::into_inner).0
+                        }
+                        None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    };
                 }
             };
             match self.make_one(slot, &home, &socket) {
@@ -166,5 +196,30 @@ impl Network {
         sys::setns(home)?;
         inside?;
         Ok(netns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fills_at_once_when_low_and_in_quiet_otherwise() {
+        let net = || PreparedNet { slot: 0, netns: File::open("/dev/null").unwrap().into() };
+        let state = |ready: usize, last_taken: Option<Instant>| State {
+            ready: (0..ready).map(|_| net()).collect(),
+            free: VecDeque::from([1]),
+            wanted: 4,
+            last_taken,
+            closed: false,
+        };
+        let now = Instant::now();
+        assert_eq!(state(0, Some(now)).pause(now), Some(Duration::ZERO));
+        assert_eq!(state(1, Some(now)).pause(now), Some(Duration::ZERO));
+        assert_eq!(state(2, Some(now)).pause(now), Some(QUIET));
+        assert_eq!(state(3, Some(now)).pause(now + QUIET), Some(Duration::ZERO));
+        assert_eq!(state(3, None).pause(now), Some(Duration::ZERO));
+        assert_eq!(state(4, None).pause(now), None);
+        assert_eq!(State { free: VecDeque::new(), ..state(0, None) }.pause(now), None);
     }
 }
