@@ -6,6 +6,7 @@ mod body;
 mod cors;
 mod error;
 mod jwt;
+mod linger;
 mod openapi;
 mod operations;
 mod provider;
@@ -54,5 +55,6 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(axum::middleware::from_fn(cors::apply))
+        .layer(axum::middleware::from_fn(linger::apply))
         .with_state(app)
 }
