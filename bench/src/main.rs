@@ -112,6 +112,7 @@ fn config(data: &Path, url: &str) -> EngineConfig {
         max_vcpus: 8,
         default_timeout: Duration::from_secs(3600),
         max_timeout: Duration::from_secs(7200),
+        source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 32,
         squash_depth: 20,
@@ -126,16 +127,7 @@ fn key(name: &str, number: usize) -> anyhow::Result<SandboxKey> {
 }
 
 async fn create(engine: &Engine, key: &SandboxKey) -> anyhow::Result<RunRef> {
-    let request = CreateSandbox {
-        key: key.clone(),
-        persistent: true,
-        image: None,
-        resources: None,
-        timeout: None,
-        env: std::collections::BTreeMap::default(),
-        tags: std::collections::BTreeMap::default(),
-        ephemeral: false,
-    };
+    let request = CreateSandbox::new(key.clone());
     let made = engine.create(request).await?;
     Ok(RunRef { namespace: key.namespace.clone(), id: made.run.id })
 }
@@ -237,7 +229,7 @@ async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Resu
         .await?;
         let delete = timed("delete", width, COUNT, |n| {
             let key = &keys[n];
-            async move { Ok(engine.delete(key).await.map(drop)?) }
+            async move { Ok(engine.delete(key, false).await.map(drop)?) }
         })
         .await?;
         ours.0.insert(width, Medians { create, command, delete });
@@ -317,7 +309,7 @@ async fn idle_memory(engine: &Engine) -> anyhow::Result<()> {
     let each = before.saturating_sub(available_kib()?) / IDLE as u64;
     println!("{:<32} {IDLE:>5} {each:>7} KiB each", "memory of idle sandboxes");
     for key in &keys {
-        engine.delete(key).await?;
+        engine.delete(key, false).await?;
     }
     Ok(())
 }

@@ -57,6 +57,32 @@ pub enum Request {
         /// Command id.
         id: String,
     },
+    /// Generation 2. Starts a command on a terminal of its own. Answers
+    /// [`Reply::Started`]; then data frames are what the user types, output
+    /// frames what the screen gets, and [`Request::Resize`] may come between.
+    /// Ends with [`Reply::Exited`]; `End`, or the end of the connection, hangs
+    /// up.
+    Terminal {
+        /// What to run.
+        spawn: Spawn,
+        /// Columns of the window.
+        cols: u16,
+        /// Rows of the window.
+        rows: u16,
+    },
+    /// Generation 2, within a [`Request::Terminal`]: the window has another size.
+    Resize {
+        /// Columns of the window.
+        cols: u16,
+        /// Rows of the window.
+        rows: u16,
+    },
+    /// Generation 2. Connects to a TCP port of the sandbox's loopback. Answers
+    /// [`Reply::Dialed`] with the socket attached (`SCM_RIGHTS`, `unix(7)`).
+    Dial {
+        /// Port.
+        port: u16,
+    },
     /// Sends a signal to the command's whole process group.
     Signal {
         /// Command id.
@@ -167,6 +193,12 @@ pub struct CommandStatus {
     /// Output was lost because the log reached its limit or the disk was full.
     #[serde(default)]
     pub output_truncated: bool,
+    /// Executable and arguments; the executable alone where they are long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub argv: Vec<String>,
+    /// Working directory.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cwd: String,
 }
 
 /// A structured answer.
@@ -193,6 +225,8 @@ pub enum Reply {
         /// Oldest first.
         commands: Vec<CommandStatus>,
     },
+    /// A connected socket comes with this.
+    Dialed,
     /// Nothing but the agent runs any more.
     Stopped {
         /// 1 when SIGTERM was not enough.

@@ -51,6 +51,8 @@ fn generation_1_is_frozen() {
             duration_ms: Some(4),
             timed_out: true,
             output_truncated: false,
+            argv: Vec::new(),
+            cwd: String::new(),
         })),
         2,
         r#"{"reply":"exited","id":"c","pid":2,"started_at":3,"exit_code":137,"duration_ms":4,"timed_out":true,"output_truncated":false}"#,

@@ -42,13 +42,31 @@ pub(crate) struct Command {
     stderr: Option<OwnedFd>,
     /// Writing end of standard input, until it is closed.
     pub(crate) stdin: Option<OwnedFd>,
+    /// Our side of its terminal, until either side hangs up. What is on it is
+    /// for one connection and goes into no log.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// As it is told: see [`brief`].
+    argv: Vec<String>,
+    cwd: String,
+}
+
+/// Arguments that a command is remembered by, in bytes of JSON. A list of all
+/// commands must fit into one frame.
+const MAX_REMEMBERED: usize = 2048;
+
+/// `argv`, or only the beginning of its first word where it is long.
+fn brief(argv: &[String]) -> Vec<String> {
+    if serde_json::to_string(argv).is_ok_and(|text| text.len() <= MAX_REMEMBERED) {
+        return argv.to_vec();
+    }
+    argv.iter().take(1).map(|word| word.chars().take(MAX_REMEMBERED / 8).collect()).collect()
 }
 
 impl Command {
     /// Starts `spawn`. A missing executable is not an error here: like under a
     /// shell, the command starts and exits with 127 (126: not executable).
     pub(crate) fn start(spawn: &Spawn) -> io::Result<Self> {
-        let plan = Plan::new(spawn)?;
+        let plan = Plan::new(spawn, false)?;
         let (stdout, stdout_end) = sys::pipe(true)?;
         let (stderr, stderr_end) = sys::pipe(true)?;
         let (stdin_end, stdin) = match spawn.stdin {
@@ -62,8 +80,23 @@ impl Command {
         let Some(pid) = sys::fork()? else {
             plan.run(stdio);
         };
+        Ok(Self { stdout: Some(stdout), stderr: Some(stderr), stdin, ..Self::started(spawn, pid) })
+    }
+
+    /// Starts `spawn` on a terminal of its own.
+    pub(crate) fn start_on_terminal(spawn: &Spawn, cols: u16, rows: u16) -> io::Result<Self> {
+        let plan = Plan::new(spawn, true)?;
+        let (ours, theirs) = sys::open_terminal(plan.user.uid)?;
+        sys::resize_terminal(&ours, cols, rows)?;
+        let Some(pid) = sys::fork()? else {
+            plan.run([theirs.as_raw_fd(); 3]);
+        };
+        Ok(Self { terminal: Some(ours), ..Self::started(spawn, pid) })
+    }
+
+    fn started(spawn: &Spawn, pid: i32) -> Self {
         let started = Instant::now();
-        Ok(Self {
+        Self {
             id: spawn.id.clone(),
             pid,
             started,
@@ -72,10 +105,13 @@ impl Command {
             timed_out: false,
             finished: None,
             log: Log::new(),
-            stdout: Some(stdout),
-            stderr: Some(stderr),
-            stdin,
-        })
+            stdout: None,
+            stderr: None,
+            stdin: None,
+            terminal: None,
+            argv: brief(&spawn.argv),
+            cwd: spawn.cwd.chars().take(MAX_REMEMBERED / 8).collect(),
+        }
     }
 
     pub(crate) fn status(&self) -> CommandStatus {
@@ -87,6 +123,8 @@ impl Command {
             duration_ms: self.finished.map(|(_, took)| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
             timed_out: self.timed_out,
             output_truncated: self.log.truncated(),
+            argv: self.argv.clone(),
+            cwd: self.cwd.clone(),
         }
     }
 
@@ -172,10 +210,11 @@ struct Plan {
     argv: Vec<CString>,
     env: Vec<CString>,
     candidates: Vec<CString>,
+    on_terminal: bool,
 }
 
 impl Plan {
-    fn new(spawn: &Spawn) -> io::Result<Self> {
+    fn new(spawn: &Spawn, on_terminal: bool) -> io::Result<Self> {
         let user = users::find(&spawn.user)?;
         let mut env: Vec<(String, String)> = vec![
             ("PATH".into(), PATH.into()),
@@ -185,6 +224,9 @@ impl Plan {
             ("SHELL".into(), user.shell.clone()),
             ("LANG".into(), "C.UTF-8".into()),
         ];
+        if on_terminal {
+            env.push(("TERM".into(), "xterm-256color".into()));
+        }
         for (key, value) in &spawn.env {
             env.retain(|(known, _)| known != key);
             env.push((key.clone(), value.clone()));
@@ -205,6 +247,7 @@ impl Plan {
             env: env.iter().map(|(k, v)| c_string(&format!("{k}={v}"))).collect::<io::Result<_>>()?,
             candidates,
             user,
+            on_terminal,
         })
     }
 
@@ -219,6 +262,9 @@ impl Plan {
 
     fn enter(&self, stdio: [i32; 3]) -> io::Result<()> {
         sys::isolate_child(stdio)?;
+        if self.on_terminal {
+            sys::take_terminal()?;
+        }
         // Worth a try only: the sandbox works without it.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_ADJUSTMENT);
         sys::become_user(self.user.uid, self.user.gid, &self.user.groups)?;

@@ -3,6 +3,7 @@
 //! ```text
 //!  Greeting ──hello, request──► Following   output until the command exits
 //!                             ► Feeding     data frames into standard input
+//!                             ► Terminal    both ways, until either side hangs up
 //!                             ► Ending      waits for a shutdown to finish
 //!                             ► Draining    last bytes go out, then close
 //!                             ► (a file operation leaves with its helper)
@@ -23,6 +24,7 @@ pub(crate) enum State {
     Greeting,
     Following { id: String, offset: u64, output: bool },
     Feeding { id: String, waiting: Vec<u8>, ended: bool },
+    Terminal { id: String, waiting: Vec<u8> },
     Ending,
     Draining,
 }
@@ -84,7 +86,10 @@ impl Connection {
     /// Bytes from the engine. A feeding connection reads no more while the
     /// command does not take what it has.
     pub(crate) fn wants_read(&self) -> bool {
-        !matches!(&self.state, State::Feeding { waiting, .. } if !waiting.is_empty())
+        match &self.state {
+            State::Feeding { waiting, .. } | State::Terminal { waiting, .. } => waiting.is_empty(),
+            _ => true,
+        }
     }
 
     pub(crate) fn receive(&mut self) {

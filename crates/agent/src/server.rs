@@ -99,7 +99,11 @@ impl Server {
         while index < self.connections.len() {
             // A helper takes its connection along, so it leaves the list.
             let mut connection = self.connections.swap_remove(index);
-            if self.advance(&mut connection) && !connection.closed {
+            let kept = self.advance(&mut connection);
+            if connection.closed {
+                self.hang_up(&connection);
+            }
+            if kept && !connection.closed {
                 self.connections.push(connection);
                 let last = self.connections.len() - 1;
                 self.connections.swap(index, last);
@@ -133,6 +137,18 @@ impl Server {
                 events |= libc::POLLOUT;
             }
             watch(connection.socket.as_raw_fd(), events, Source::Connection(index));
+            if let State::Terminal { id, waiting } = &connection.state
+                && let Some(terminal) = self.find(id).and_then(|command| command.terminal.as_ref())
+            {
+                let mut events = 0;
+                if connection.unsent() < HIGH_WATER {
+                    events |= libc::POLLIN;
+                }
+                if !waiting.is_empty() {
+                    events |= libc::POLLOUT;
+                }
+                watch(terminal.as_raw_fd(), events, Source::Input);
+            }
             if let State::Feeding { id, waiting, .. } = &connection.state
                 && !waiting.is_empty()
                 && let Some(stdin) = self.find(id).and_then(|command| command.stdin.as_ref())
@@ -212,9 +228,10 @@ impl Server {
             // First what waits, since frames behind it may be here already and
             // no event would tell of them again.
             self.feed(connection);
+            self.type_in(connection);
             let wants_frames = match &connection.state {
                 State::Greeting => true,
-                State::Feeding { waiting, .. } => waiting.is_empty(),
+                State::Feeding { waiting, .. } | State::Terminal { waiting, .. } => waiting.is_empty(),
                 _ => false,
             };
             if !wants_frames {
@@ -231,6 +248,7 @@ impl Server {
             }
         }
         self.follow(connection);
+        self.show(connection);
         connection.flush();
         true
     }
@@ -244,6 +262,17 @@ impl Server {
             }
             (State::Feeding { waiting, .. }, Frame::Data(data)) => *waiting = data,
             (State::Feeding { ended, .. }, Frame::End) => *ended = true,
+            (State::Terminal { waiting, .. }, Frame::Data(data)) => *waiting = data,
+            (State::Terminal { id, .. }, Frame::Request(Request::Resize { cols, rows })) => {
+                let id = id.clone();
+                if let Some(terminal) = self.find(&id).and_then(|command| command.terminal.as_ref()) {
+                    // A window of no size is the user's own business.
+                    let _ = sys::resize_terminal(terminal, cols, rows);
+                }
+            }
+            (State::Terminal { .. }, Frame::End) => {
+                self.hang_up(connection);
+            }
             _ => connection.fail(libc::EPROTO, "frame out of order"),
         }
         true
@@ -284,6 +313,9 @@ impl Server {
                 let commands = self.commands.iter().map(Command::status).collect();
                 connection.finish(&Frame::Reply(Reply::Commands { commands }));
             }
+            Request::Terminal { spawn, cols, rows } => self.open_terminal(connection, &spawn, cols, rows),
+            Request::Resize { .. } => connection.fail(libc::EPROTO, "there is no terminal to resize"),
+            Request::Dial { port } => self.dial(connection, port),
             Request::Stdin { id } => match self.find(&id) {
                 Some(_) => {
                     connection.state = State::Feeding { id, waiting: Vec::new(), ended: false };
@@ -334,6 +366,104 @@ impl Server {
             connection.state = State::Following { id, offset: 0, output: true };
         } else {
             connection.finish(&Frame::End);
+        }
+    }
+
+    fn open_terminal(
+        &mut self,
+        connection: &mut Connection,
+        spawn: &dormouse_agent_protocol::Spawn,
+        cols: u16,
+        rows: u16,
+    ) {
+        if self.shutdown.is_some() {
+            return connection.fail(libc::ESHUTDOWN, "the sandbox is stopping");
+        }
+        if self.find(&spawn.id).is_some() {
+            return connection.fail(libc::EEXIST, format!("command {} exists already", spawn.id));
+        }
+        match Command::start_on_terminal(spawn, cols, rows) {
+            Ok(command) => {
+                connection.send(&Frame::Reply(Reply::Started(command.status())));
+                connection.state = State::Terminal { id: command.id.clone(), waiting: Vec::new() };
+                self.commands.push_back(command);
+            }
+            Err(error) => connection.finish(&Frame::Error(files::errno(&error))),
+        }
+    }
+
+    /// Hands a connection to one of the sandbox's own ports over.
+    fn dial(&self, connection: &mut Connection, port: u16) {
+        match sys::connect_local(port) {
+            Ok(socket) => {
+                // The hello must be out before the descriptor.
+                connection.flush();
+                let reply = Frame::Reply(Reply::Dialed).to_bytes();
+                if connection.unsent() > 0 || sys::send_with(&connection.socket, &reply, &socket).is_err() {
+                    connection.closed = true;
+                }
+                connection.state = State::Draining;
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                connection.fail(errno, format!("connect to port {port}: {error}"));
+            }
+        }
+    }
+
+    /// Passes on what the user types.
+    fn type_in(&mut self, connection: &mut Connection) {
+        let State::Terminal { id, waiting } = &mut connection.state else { return };
+        let command = self.commands.iter_mut().find(|command| &command.id == id);
+        let Some(terminal) = command.and_then(|command| command.terminal.as_ref()) else {
+            waiting.clear();
+            return;
+        };
+        while !waiting.is_empty() {
+            match sys::write(terminal, waiting) {
+                Ok(written) => drop(waiting.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Nobody has the terminal open any more.
+                Err(_) => waiting.clear(),
+            }
+        }
+    }
+
+    /// Passes on what is to be shown, and the end.
+    fn show(&mut self, connection: &mut Connection) {
+        let State::Terminal { id, .. } = &connection.state else { return };
+        let Some(command) = self.commands.iter_mut().find(|command| &command.id == id) else { return };
+        let mut buffer = [0; 16 << 10];
+        let mut dry = command.terminal.is_none();
+        while let Some(terminal) = &command.terminal
+            && !dry
+            && connection.unsent() < HIGH_WATER
+        {
+            match sys::read(terminal, &mut buffer) {
+                Ok(read) if read > 0 => connection.send(&Frame::Stdout(buffer[..read].to_vec())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => dry = true,
+                // EIO: every process has closed its side (`pty(7)`); whether the
+                // command has ended too, its exit tells.
+                _ => {
+                    command.terminal = None;
+                    dry = true;
+                }
+            }
+        }
+        if dry && command.is_finished() {
+            command.terminal = None;
+            connection.send(&Frame::Reply(Reply::Exited(command.status())));
+            connection.finish(&Frame::End);
+        }
+    }
+
+    /// The user has gone: the command's session gets SIGHUP.
+    fn hang_up(&mut self, connection: &Connection) {
+        if let State::Terminal { id, .. } = &connection.state
+            && let Some(command) = self.commands.iter_mut().find(|command| &command.id == id)
+        {
+            command.terminal = None;
         }
     }
 

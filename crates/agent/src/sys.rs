@@ -179,6 +179,123 @@ pub(crate) fn isolate_child(stdio: [RawFd; 3]) -> io::Result<()> {
     Ok(())
 }
 
+/// A new terminal: our side, non-blocking, and the side for a command of user
+/// `uid` (`pty(7)`, `ioctl_tty(2)`).
+pub(crate) fn open_terminal(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    // Never a FIFO's open that waits, whatever the sandbox put there.
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: live C string.
+    let ours = owned(unsafe { libc::open(c"/dev/ptmx".as_ptr(), flags) })?;
+    let unlocked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads one int, which outlives the call.
+    check(unsafe { libc::ioctl(ours.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) })?;
+    let peer = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags by value and returns a descriptor.
+    let theirs = owned(unsafe { libc::ioctl(ours.as_raw_fd(), libc::TIOCGPTPEER, peer) })?;
+    // SAFETY: plain integers; the group stays.
+    check(unsafe { libc::fchown(theirs.as_raw_fd(), uid, libc::gid_t::MAX) })?;
+    Ok((ours, theirs))
+}
+
+/// Tells a terminal the size of its window.
+pub(crate) fn resize_terminal(terminal: &OwnedFd, cols: u16, rows: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize, which outlives the call.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// In a fresh child that leads its session: standard input is its terminal.
+pub(crate) fn take_terminal() -> io::Result<()> {
+    // SAFETY: plain integers.
+    check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// How long a connection to our own loopback may take to come up, in
+/// milliseconds: longer only where a listener's queue is full.
+const DIAL_PATIENCE_MS: i32 = 20;
+
+/// A connection to a port of this sandbox, on 127.0.0.1 or else ::1.
+pub(crate) fn connect_local(port: u16) -> io::Result<OwnedFd> {
+    let v4 = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(std::net::Ipv4Addr::LOCALHOST).to_be() },
+        sin_zero: [0; 8],
+    };
+    let v6 = libc::sockaddr_in6 {
+        sin6_family: libc::AF_INET6 as libc::sa_family_t,
+        sin6_port: port.to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: libc::in6_addr { s6_addr: std::net::Ipv6Addr::LOCALHOST.octets() },
+        sin6_scope_id: 0,
+    };
+    // SAFETY: each pointer is to a live address of the size that is given.
+    unsafe {
+        connect(libc::AF_INET, (&raw const v4).cast(), size_of_val(&v4)).or_else(|refused| {
+            connect(libc::AF_INET6, (&raw const v6).cast(), size_of_val(&v6)).map_err(|_| refused)
+        })
+    }
+}
+
+/// # Safety
+/// `address` points to `length` bytes of a socket address of `family`.
+unsafe fn connect(family: i32, address: *const libc::sockaddr, length: usize) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain integers.
+    let socket = owned(unsafe { libc::socket(family, kind, 0) })?;
+    // SAFETY: by the caller's promise.
+    let begun = check(unsafe { libc::connect(socket.as_raw_fd(), address, length as libc::socklen_t) });
+    match begun {
+        Ok(_) => return Ok(socket),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let mut fds = [libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 }];
+    poll(&mut fds, DIAL_PATIENCE_MS)?;
+    let (mut error, mut size) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: room for one int, and its size.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ERROR,
+            (&raw mut error).cast(),
+            &raw mut size,
+        )
+    })?;
+    if error == 0 { Ok(socket) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+/// Sends `bytes` (few) with a descriptor attached (`cmsg(3)`).
+pub(crate) fn send_with(socket: &OwnedFd, bytes: &[u8], fd: &OwnedFd) -> io::Result<()> {
+    // Room for one descriptor, aligned as a header must be.
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let mut control = Control([0; 64]);
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: an all-zero msghdr is valid; every pointer set in it is to a live
+    // local; CMSG_SPACE of one int is far below 64 bytes, so the first header
+    // and its data lie within `control`.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as usize;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
+        let sent = libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL);
+        match usize::try_from(sent) {
+            Ok(sent) if sent == bytes.len() => Ok(()),
+            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+            Err(_) => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 /// In a fresh child: `fd` becomes descriptor 3, everything above is closed.
 pub(crate) fn keep_only(fd: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: plain integers; descriptor 3 (the listener) is replaced.

@@ -1,7 +1,7 @@
 //! Configuration: defaults, then a TOML file, then `DORMOUSE_…` (a double
 //! underscore goes one level down), then flags. Unknown keys are refused.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use dormouse_egress::Mirror;
 use dormouse_engine::{EngineConfig, INSTANCES, StorageKind};
 use dormouse_provider::Resources;
-use dormouse_types::{format_duration, parse_duration};
+use dormouse_types::{Cidr, format_duration, parse_duration};
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,7 @@ pub(crate) struct Config {
     pub(crate) sandbox: Sandbox,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) network: Network,
+    pub(crate) ports: Ports,
     pub(crate) git: Git,
     pub(crate) images: Images,
     /// Foreign tokens; absent: none are accepted.
@@ -97,6 +98,33 @@ pub(crate) struct Network {
     pub(crate) dns: Option<SocketAddr>,
 }
 
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Ports {
+    /// What comes after the name of a published port; absent: `localhost` and
+    /// the port of `listen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) domain: Option<String>,
+    /// `http`, or `https` behind something that speaks TLS.
+    pub(crate) scheme: String,
+    /// Start a stopped persistent sandbox for a request to one of its ports.
+    pub(crate) wake_on_traffic: bool,
+    /// Networks from which `x-forwarded-host` counts.
+    pub(crate) trusted_proxies: Vec<Cidr>,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        Self {
+            domain: None,
+            scheme: "http".to_owned(),
+            wake_on_traffic: false,
+            trusted_proxies: loopback.map(Cidr::from).to_vec(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Git {
@@ -152,6 +180,7 @@ impl Default for Config {
             sandbox: Sandbox::default(),
             lifecycle: Lifecycle::default(),
             network: Network::default(),
+            ports: Ports::default(),
             git: Git::default(),
             images: Images::default(),
             jwt: None,
@@ -302,6 +331,19 @@ impl Config {
         self.storage.pool_gib << 30
     }
 
+    /// How ports are published by a server that listens on `address`.
+    pub(crate) fn ports(&self, address: SocketAddr) -> anyhow::Result<dormouse_http::PortsConfig> {
+        let Ports { domain, scheme, wake_on_traffic, trusted_proxies } = self.ports.clone();
+        anyhow::ensure!(["http", "https"].contains(&scheme.as_str()), "ports.scheme must be http or https");
+        let domain = domain.unwrap_or_else(|| format!("localhost:{}", address.port()));
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-.:".contains(&b);
+        anyhow::ensure!(
+            !domain.is_empty() && !domain.starts_with('.') && domain.bytes().all(plain),
+            "ports.domain: {domain:?} is no domain"
+        );
+        Ok(dormouse_http::PortsConfig { domain, scheme, wake_on_traffic, trusted_proxies })
+    }
+
     pub(crate) fn engine(&self) -> anyhow::Result<EngineConfig> {
         let lifecycle = self.lifecycle_durations()?;
         let disk = self.sandbox.disk_mib.unwrap_or(match self.storage.driver {
@@ -323,6 +365,8 @@ impl Config {
             max_vcpus: self.sandbox.max_vcpus,
             default_timeout: lifecycle.max_lifetime,
             max_timeout: lifecycle.max_lifetime * 2,
+            // Clients of the provider API wait five minutes for an answer to begin.
+            source_timeout: lifecycle.clone_timeout.min(Duration::from_secs(280)),
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
             network_pool: self.network.pool,
             squash_depth: self.sandbox.squash_depth,

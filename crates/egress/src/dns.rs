@@ -12,6 +12,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
+use crate::policy::Policies;
+
 /// How long the host's resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -23,6 +25,7 @@ const TTL: u32 = 60;
 
 #[derive(Debug)]
 pub(crate) struct Resolver {
+    pub(crate) policies: Arc<Policies>,
     pub(crate) upstream: Option<SocketAddr>,
     pub(crate) mirror_address: Ipv4Addr,
     pub(crate) mirrored: Vec<String>,
@@ -54,7 +57,10 @@ impl Resolver {
         answer.to_vec().ok()
     }
 
-    async fn answer(&self, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    async fn answer(&self, question: &[u8], tcp: bool, asker: IpAddr) -> Option<Vec<u8>> {
+        if !self.policies.allow_names(asker) {
+            return failure(question, ResponseCode::Refused);
+        }
         if let Some(answer) = self.own_answer(question) {
             return Some(answer);
         }
@@ -82,15 +88,15 @@ impl Resolver {
         };
         match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Some(answer)) => Some(answer),
-            _ => failure(question),
+            _ => failure(question, ResponseCode::ServFail),
         }
     }
 }
 
-/// "Server failure" for a question that can be read.
-fn failure(question: &[u8]) -> Option<Vec<u8>> {
+/// An answer that is none, for a question that can be read.
+fn failure(question: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     let mut answer = Message::from_vec(question).ok()?.into_response();
-    answer.metadata.response_code = ResponseCode::ServFail;
+    answer.metadata.response_code = code;
     answer.to_vec().ok()
 }
 
@@ -103,7 +109,7 @@ pub(crate) async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
         let Ok(permit) = width.clone().try_acquire_owned() else { continue };
         let (resolver, socket, question) = (resolver.clone(), socket.clone(), buffer[..read].to_vec());
         tokio::spawn(async move {
-            if let Some(answer) = resolver.answer(&question, false).await {
+            if let Some(answer) = resolver.answer(&question, false, peer.ip()).await {
                 // The asker may be gone.
                 let _ = socket.send_to(&answer, peer).await;
             }
@@ -115,13 +121,13 @@ pub(crate) async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
 pub(crate) async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
     let width = Arc::new(Semaphore::new(WIDTH));
     loop {
-        let Ok((mut stream, _)) = listener.accept().await else { continue };
+        let Ok((mut stream, peer)) = listener.accept().await else { continue };
         let Ok(permit) = width.clone().try_acquire_owned() else { continue };
         let resolver = resolver.clone();
         tokio::spawn(async move {
             let talk = async {
                 while let Some(question) = read_framed(&mut stream).await {
-                    let answer = resolver.answer(&question, true).await?;
+                    let answer = resolver.answer(&question, true, peer.ip()).await?;
                     write_framed(&mut stream, &answer).await?;
                 }
                 Some(())
@@ -159,6 +165,7 @@ mod tests {
 
     fn resolver() -> Resolver {
         Resolver {
+            policies: Arc::default(),
             upstream: None,
             mirror_address: Ipv4Addr::new(10, 9, 8, 7),
             mirrored: vec!["github.com".into()],
@@ -179,7 +186,16 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_resolver_the_answer_is_a_failure() {
-        let answer = resolver().answer(&ask("example.test.", RecordType::A), false).await.unwrap();
-        assert_eq!(Message::from_vec(&answer).unwrap().metadata.response_code, ResponseCode::ServFail);
+        let (resolver, asker) = (resolver(), Ipv4Addr::new(10, 0, 0, 2));
+        let question = ask("example.test.", RecordType::A);
+        let code = async || {
+            let answer = resolver.answer(&question, false, asker.into()).await.unwrap();
+            Message::from_vec(&answer).unwrap().metadata.response_code
+        };
+        assert_eq!(code().await, ResponseCode::Refused);
+        resolver.policies.set(asker, crate::EgressPolicy::AllowAll);
+        assert_eq!(code().await, ResponseCode::ServFail);
+        resolver.policies.set(asker, crate::EgressPolicy::DenyAll);
+        assert_eq!(code().await, ResponseCode::Refused);
     }
 }

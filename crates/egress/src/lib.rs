@@ -1,9 +1,9 @@
 //! What a sandbox's traffic must pass: a resolver and a TCP relay on the host,
 //! to which the packet filter sends everything that a sandbox says.
 //!
-//! Today the relay passes whatever is public, and refuses private, link-local
-//! and host addresses (the packet filter does too; this is the second door).
-//! Policies and credentials join here. Mirrored hosts (`git.mirrors`) resolve
+//! The relay passes what is public and what the sandbox's policy allows, and
+//! refuses private, link-local and host addresses (the packet filter does too;
+//! this is the second door). Rules for domains and credentials join here. Mirrored hosts (`git.mirrors`) resolve
 //! to an address of ours, where [`mirror`] answers in their name.
 //!
 //! What does not live here: which sandbox may do what, and the packet filter.
@@ -12,6 +12,7 @@
 
 mod dns;
 mod mirror;
+mod policy;
 mod relay;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 
 pub use mirror::{Mirror, MirrorError};
+pub use policy::{EgressPolicy, Policies};
 
 /// Where to listen and what to stand in for.
 #[derive(Debug, Clone)]
@@ -61,6 +63,7 @@ pub struct Egress {
     dns_port: u16,
     tcp_port: u16,
     mirrors: Option<Arc<mirror::Gateway>>,
+    policies: Arc<Policies>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -83,7 +86,9 @@ impl Egress {
         let dns_udp = UdpSocket::bind(at(dns_port)).await.map_err(listen(at(dns_port)))?;
         let tcp_port = relay.local_addr().map_err(listen(at(0)))?.port();
 
+        let policies = Arc::new(Policies::default());
         let resolver = Arc::new(dns::Resolver {
+            policies: policies.clone(),
             upstream: config.upstream.or_else(dns::host_resolver),
             mirror_address: config.mirror_address,
             mirrored: mirrors.as_ref().map(|gateway| gateway.hosts()).unwrap_or_default(),
@@ -91,9 +96,9 @@ impl Egress {
         let tasks = vec![
             tokio::spawn(dns::serve_udp(resolver.clone(), Arc::new(dns_udp))),
             tokio::spawn(dns::serve_tcp(resolver, dns_tcp)),
-            tokio::spawn(relay::serve(relay, config.mirror_address, mirrors.clone())),
+            tokio::spawn(relay::serve(relay, config.mirror_address, mirrors.clone(), policies.clone())),
         ];
-        Ok(Self { dns_port, tcp_port, mirrors, tasks })
+        Ok(Self { dns_port, tcp_port, mirrors, policies, tasks })
     }
 
     /// Port of the resolver, UDP and TCP.
@@ -106,6 +111,12 @@ impl Egress {
     #[must_use]
     pub fn tcp_port(&self) -> u16 {
         self.tcp_port
+    }
+
+    /// What each sandbox may reach.
+    #[must_use]
+    pub fn policies(&self) -> Arc<Policies> {
+        self.policies.clone()
     }
 
     /// Certificate of our authority in PEM, when hosts are mirrored.

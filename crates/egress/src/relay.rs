@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::mirror::Gateway;
+use crate::policy::{EgressPolicy, Policies};
 
 /// Connections of one sandbox at once.
 const PER_SANDBOX: u32 = 512;
@@ -47,7 +48,12 @@ impl Drop for Place {
     }
 }
 
-pub(crate) async fn serve(listener: TcpListener, mirror_address: Ipv4Addr, mirrors: Option<Arc<Gateway>>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    mirror_address: Ipv4Addr,
+    mirrors: Option<Arc<Gateway>>,
+    policies: Arc<Policies>,
+) {
     let counts = Counts::default();
     loop {
         let (stream, source) = match listener.accept().await {
@@ -59,10 +65,27 @@ pub(crate) async fn serve(listener: TcpListener, mirror_address: Ipv4Addr, mirro
                 continue;
             }
         };
+        // Unknown: refused, by closing.
+        let Some(mut policy) = policies.of(source.ip()) else { continue };
         let Some(place) = Place::take(&counts, source.ip()) else { continue };
         let mirrors = mirrors.clone();
         tokio::spawn(async move {
-            let done = pass(stream, mirror_address, mirrors).await;
+            let done = async {
+                let target = original_destination(&stream)?;
+                let is_mirror = *target.ip() == mirror_address;
+                let allows = |policy: &EgressPolicy| {
+                    if is_mirror { policy.allows_names() } else { policy.allows(*target.ip()) }
+                };
+                tokio::select! {
+                    biased;
+                    // A policy that forbids it, now or later, or the end of the sandbox.
+                    _ = policy.wait_for(|policy| !allows(policy)) => {
+                        Err(io::ErrorKind::PermissionDenied.into())
+                    }
+                    done = pass(stream, target, is_mirror, mirrors) => done,
+                }
+            }
+            .await;
             if let Err(error) = done {
                 tracing::debug!(%source, %error, "connection of a sandbox");
             }
@@ -73,11 +96,11 @@ pub(crate) async fn serve(listener: TcpListener, mirror_address: Ipv4Addr, mirro
 
 async fn pass(
     mut stream: TcpStream,
-    mirror_address: Ipv4Addr,
+    target: SocketAddrV4,
+    is_mirror: bool,
     mirrors: Option<Arc<Gateway>>,
 ) -> io::Result<()> {
-    let target = original_destination(&stream)?;
-    if *target.ip() == mirror_address {
+    if is_mirror {
         return match mirrors {
             Some(gateway) if target.port() == 443 => gateway.serve(stream).await,
             _ => Err(io::ErrorKind::ConnectionRefused.into()),

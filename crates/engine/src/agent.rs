@@ -1,14 +1,15 @@
 //! Talking to the agent of one run: one connection per operation.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_agent_protocol::{Decoder, Errno, Frame, GENERATION, Hello, OLDEST_GENERATION, Reply, Request};
 use dormouse_provider::ProviderError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpStream, UnixStream};
 
 /// How long an agent may take to answer where it has nothing to wait for.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -77,13 +78,15 @@ impl Agent {
         let mut bytes = Frame::Hello(Hello { generation: GENERATION, oldest: OLDEST_GENERATION }).to_bytes();
         Frame::Request(request).encode(&mut bytes);
         stream.write_all(&bytes).await.map_err(AgentError::Broken)?;
-        let mut dialogue = Dialogue { stream, decoder: Decoder::default() };
+        let mut dialogue =
+            Dialogue { stream, decoder: Decoder::default(), generation: OLDEST_GENERATION, descriptor: None };
         let hello =
             tokio::time::timeout(PATIENCE, dialogue.next()).await.map_err(|_| AgentError::Silent)??;
         match hello {
             Some(Frame::Hello(hello))
                 if hello.oldest <= GENERATION && hello.generation >= OLDEST_GENERATION =>
             {
+                dialogue.generation = hello.generation.min(GENERATION);
                 Ok(dialogue)
             }
             Some(Frame::Hello(hello)) => {
@@ -97,6 +100,45 @@ impl Agent {
     /// One request, one structured answer, within a bound.
     pub(crate) async fn call(&self, request: Request) -> Result<Reply, AgentError> {
         self.call_within(request, PATIENCE).await
+    }
+
+    /// [`Agent::open`] for what came with a generation after the first. A run
+    /// that began before an upgrade of the server has an agent without it.
+    pub(crate) async fn open_new(&self, generation: u32, request: Request) -> Result<Dialogue, AgentError> {
+        let dialogue = self.open(request).await?;
+        if dialogue.generation < generation {
+            return Err(AgentError::Refused(Errno {
+                errno: libc::ENOTSUP,
+                message: "this run began before the server could do this; stop and resume the sandbox"
+                    .to_owned(),
+            }));
+        }
+        Ok(dialogue)
+    }
+
+    /// A connection to a TCP port of the sandbox's loopback.
+    pub(crate) async fn dial(&self, port: u16) -> Result<TcpStream, AgentError> {
+        let talk = async {
+            let mut dialogue = self.open_new(2, Request::Dial { port }).await?;
+            match dialogue.expect().await? {
+                Frame::Reply(Reply::Dialed) => {}
+                other => return Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
+            }
+            let missing = || AgentError::Protocol("it sent no socket".to_owned());
+            let socket = dialogue.descriptor.take().ok_or_else(missing)?;
+            // The agent is ours; that it sent what it should costs little to see.
+            let kind = rustix::net::sockopt::socket_type(&socket);
+            let family = rustix::net::sockopt::socket_domain(&socket);
+            let inet = [rustix::net::AddressFamily::INET, rustix::net::AddressFamily::INET6];
+            match (kind, family) {
+                (Ok(rustix::net::SocketType::STREAM), Ok(family)) if inet.contains(&family) => {}
+                _ => return Err(AgentError::Protocol("it sent something else than a TCP socket".to_owned())),
+            }
+            let socket = std::net::TcpStream::from(socket);
+            socket.set_nonblocking(true).map_err(AgentError::Broken)?;
+            TcpStream::from_std(socket).map_err(AgentError::Broken)
+        };
+        tokio::time::timeout(PATIENCE, talk).await.map_err(|_| AgentError::Silent)?
     }
 
     /// [`Agent::call`] with a bound of its own.
@@ -117,6 +159,9 @@ impl Agent {
 pub(crate) struct Dialogue {
     stream: UnixStream,
     decoder: Decoder,
+    generation: u32,
+    /// The last descriptor that came along.
+    descriptor: Option<OwnedFd>,
 }
 
 impl Dialogue {
@@ -128,7 +173,9 @@ impl Dialogue {
             if frame.is_some() {
                 return Ok(frame);
             }
-            match self.stream.read(&mut buffer).await.map_err(AgentError::Broken)? {
+            let (read, descriptor) = receive(&self.stream, &mut buffer).await.map_err(AgentError::Broken)?;
+            self.descriptor = descriptor.or(self.descriptor.take());
+            match read {
                 0 => return Ok(None),
                 read => self.decoder.push(&buffer[..read]),
             }
@@ -144,8 +191,67 @@ impl Dialogue {
         }
     }
 
+    /// The two directions, for two tasks.
+    pub(crate) fn split(self) -> (DialogueReader, DialogueWriter) {
+        let (reader, writer) = self.stream.into_split();
+        (DialogueReader { stream: reader, decoder: self.decoder }, DialogueWriter(writer))
+    }
+
     /// Sends one frame.
     pub(crate) async fn send(&mut self, frame: &Frame) -> Result<(), AgentError> {
         self.stream.write_all(&frame.to_bytes()).await.map_err(AgentError::Broken)
+    }
+}
+
+/// Bytes, and the descriptor that came with them (`unix(7)`, `SCM_RIGHTS`).
+async fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+    let received = stream.async_io(tokio::io::Interest::READABLE, || {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [io::IoSliceMut::new(buffer)];
+        let message = rustix::net::recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let descriptor = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        Ok((message.bytes, descriptor))
+    });
+    received.await
+}
+
+/// What an agent says.
+#[derive(Debug)]
+pub(crate) struct DialogueReader {
+    stream: OwnedReadHalf,
+    decoder: Decoder,
+}
+
+impl DialogueReader {
+    /// The next frame; an error frame or the end is an error.
+    pub(crate) async fn expect(&mut self) -> Result<Frame, AgentError> {
+        let mut buffer = [0; 32 << 10];
+        loop {
+            match self.decoder.next_frame().map_err(|e| AgentError::Protocol(e.to_string()))? {
+                Some(Frame::Error(errno)) => return Err(AgentError::Refused(errno)),
+                Some(frame) => return Ok(frame),
+                None => {}
+            }
+            match self.stream.read(&mut buffer).await.map_err(AgentError::Broken)? {
+                0 => return Err(AgentError::Gone(io::ErrorKind::UnexpectedEof.into())),
+                read => self.decoder.push(&buffer[..read]),
+            }
+        }
+    }
+}
+
+/// What an agent is told.
+#[derive(Debug)]
+pub(crate) struct DialogueWriter(OwnedWriteHalf);
+
+impl DialogueWriter {
+    /// Sends one frame.
+    pub(crate) async fn send(&mut self, frame: &Frame) -> Result<(), AgentError> {
+        self.0.write_all(&frame.to_bytes()).await.map_err(AgentError::Broken)
     }
 }

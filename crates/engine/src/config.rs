@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dormouse_provider::{NetworkPolicy, Resources};
+use dormouse_provider::{Expiration, NetworkPolicy, Resources, Retention};
 
 use crate::storage::StorageKind;
 
@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub default_timeout: Duration,
     /// Longest hard lifetime.
     pub max_timeout: Duration,
+    /// What a new sandbox's source (a clone, an archive) may take.
+    pub source_timeout: Duration,
     /// Time between SIGTERM and SIGKILL when a run is stopped.
     pub stop_grace: Duration,
     /// Networks kept ready.
@@ -59,4 +61,12 @@ pub(crate) struct RunConfig {
     pub(crate) timeout_ms: u64,
     pub(crate) network: NetworkPolicy,
     pub(crate) ephemeral: bool,
+    #[serde(default)]
+    pub(crate) runtime: Option<String>,
+    #[serde(default)]
+    pub(crate) ports: Vec<u16>,
+    #[serde(default)]
+    pub(crate) snapshot_expiration: Option<Expiration>,
+    #[serde(default)]
+    pub(crate) retention: Retention,
 }

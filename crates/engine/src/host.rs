@@ -22,6 +22,7 @@ pub(crate) struct Host {
     pub(crate) cgroups: Arc<Cgroups>,
     pub(crate) network: Arc<Network>,
     pub(crate) numbering: Numbering,
+    pub(crate) policies: Arc<dormouse_egress::Policies>,
     pub(crate) binaries: Binaries,
     pub(crate) boot_id: String,
     pub(crate) mirror_trust: Option<MirrorTrust>,

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dormouse_agent_protocol::{BootFile, Reply, Request};
-use dormouse_provider::ProviderError;
+use dormouse_egress::EgressPolicy;
+use dormouse_provider::{NetworkPolicy, ProviderError};
 use dormouse_store::{RunProcess, RunRow};
 use dormouse_types::RunId;
 use tokio::process::Command;
@@ -85,6 +86,8 @@ async fn make(
         let run = run.id.clone();
         move |source: io::Error| LaunchError::Io { operation, run, source }
     };
+    // Before the first instruction.
+    put_policy(host, net.slot, &config.network);
     let upper = host.storage.create_run(&run.id, disk).map_err(failed("create disk"))?;
     host.cgroups.create(&run.id, &config.resources).map_err(failed("create cgroups"))?;
     let socket_dir = host.socket_dir(run.id.as_str());
@@ -140,6 +143,32 @@ async fn make(
     Ok(RunProcess { pid, start_time, boot_id: host.boot_id.clone(), slot: net.slot })
 }
 
+/// Puts a policy in force for the sandbox in `slot`. What the egress cannot
+/// enforce was refused before ([`enforceable`]); here it would let nothing out.
+pub(crate) fn put_policy(host: &Host, slot: u32, policy: &NetworkPolicy) {
+    let policy = match policy {
+        NetworkPolicy::AllowAll => EgressPolicy::AllowAll,
+        NetworkPolicy::DenyAll => EgressPolicy::DenyAll,
+        NetworkPolicy::Custom(custom) => EgressPolicy::Networks {
+            allowed: custom.allowed_networks.clone(),
+            denied: custom.denied_networks.clone(),
+        },
+    };
+    host.policies.set(host.numbering.address(slot), policy);
+}
+
+/// Refuses a policy of which a part would not be enforced.
+pub(crate) fn enforceable(policy: &NetworkPolicy) -> Result<(), ProviderError> {
+    match policy {
+        NetworkPolicy::Custom(custom) if !custom.domains.is_empty() => Err(ProviderError::Invalid(format!(
+            "networkPolicy: rules for domains ({}) are not enforced by this server yet, so they are not \
+             accepted; allow-all, deny-all and subnets are",
+            custom.domains[0].domain
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Host name of every sandbox. It must not tell the run.
 const HOSTNAME: &str = "sandbox";
 
@@ -183,6 +212,7 @@ fn parse_report(line: &str) -> Result<Report, &str> {
 pub(crate) async fn remove(host: &Host, run: &RunId, slot: Option<u32>) {
     remove_named(host, run.as_str()).await;
     if let Some(slot) = slot {
+        host.policies.remove(host.numbering.address(slot));
         host.network.release(slot);
     }
 }

@@ -18,12 +18,18 @@ mod image;
 mod launch;
 mod machine;
 mod network;
+mod ports;
+mod present;
 mod provider;
 mod recovery;
 mod registry;
+mod sandboxes;
 mod seccomp;
+mod snapshots;
+mod source;
 mod storage;
 mod sys;
+mod terminal;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -67,6 +73,9 @@ pub enum EngineError {
         /// What went wrong.
         source: std::io::Error,
     },
+    /// A limit is configured that the storage driver cannot keep.
+    #[error("the plain storage driver cannot limit disks: leave sandbox.disk_mib out, or use btrfs")]
+    DiskLimit,
     /// Another server holds the lock.
     #[error("another server {0}")]
     Locked(String),
@@ -110,6 +119,9 @@ impl Engine {
         let numbering = Numbering::new(config.instance);
         let storage = Storage::open(config.storage, &config.data_dir, config.pool_size)
             .map_err(host("open the storage pool"))?;
+        if config.default_resources.disk_mib.is_some() && !storage.enforces_limits() {
+            return Err(EngineError::DiskLimit);
+        }
         let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
         let binaries = Binaries::install(&config.data_dir.join("bin")).map_err(host("install the agent"))?;
         std::fs::create_dir_all(host::sockets(&config.data_dir))
@@ -143,6 +155,7 @@ impl Engine {
             cgroups: Arc::new(cgroups),
             network,
             numbering,
+            policies: egress.policies(),
             binaries,
             mirror_trust,
             layers: tokio::sync::RwLock::new(()),

@@ -8,25 +8,27 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_agent_protocol::{CommandStatus, Frame, MAX_DATA, Reply, Request, Spawn, StdinMode};
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, LogEvent, Namespace, NetworkPolicy, Page,
-    ProviderError, Resources, Result, Resumed, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider,
-    Snapshot, SnapshotKind, StdinSource, StopReason, Stopped,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Expiration, ForkSandbox, ListOf,
+    ListSandboxes, LogEvent, Namespace, NetworkPolicy, Order as ListOrder, ProviderError, Result, Resumed,
+    Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, Snapshot, SnapshotTree, StdinSource,
+    StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
 };
-use dormouse_store::{RunRow, SandboxRow, SnapshotRow};
-use dormouse_types::{CommandId, SandboxId, Timestamp};
+use dormouse_store::{RunRow, SandboxRow};
+use dormouse_types::{CommandId, SnapshotId, Timestamp};
 use futures::StreamExt as _;
 
 use crate::Engine;
 use crate::agent::{AgentError, Dialogue};
-use crate::config::{DEFAULT_CWD, DEFAULT_USER, RunConfig};
-use crate::machine::{Live, Order, internal, parse, pending_run};
+use crate::config::DEFAULT_USER;
+use crate::machine::{Live, Order, internal};
+use crate::present::{self, take_page};
 
 /// Largest argument list and environment of a command, in bytes: half of what
 /// the kernel takes (`execve(2)`), and well within one frame.
 const MAX_COMMAND_BYTES: usize = 512 << 10;
 
 impl Engine {
-    async fn find(&self, key: &SandboxKey) -> Result<SandboxRow> {
+    pub(crate) async fn find(&self, key: &SandboxKey) -> Result<SandboxRow> {
         self.wait_until_recovered().await?;
         let row =
             self.host.db.sandbox(&key.namespace.0, &key.name).await.map_err(internal("read sandbox"))?;
@@ -41,7 +43,7 @@ impl Engine {
     }
 
     /// The live run, or the reason why there is none.
-    async fn live(&self, run: &RunRef) -> Result<Arc<Live>> {
+    pub(crate) async fn live(&self, run: &RunRef) -> Result<Arc<Live>> {
         self.wait_until_recovered().await?;
         if let Some(live) = self.registry.live(&run.id) {
             return if live.namespace == run.namespace.0 {
@@ -60,100 +62,23 @@ impl Engine {
             _ => Err(ProviderError::Stopped),
         }
     }
-
-    async fn present(&self, row: &SandboxRow, resumed: bool) -> Result<Resumed> {
-        let run = self.host.db.newest_run(&row.id).await.map_err(internal("read newest run"))?;
-        let run = run.ok_or_else(|| ProviderError::NotFound(format!("run of {}", row.name)))?;
-        let run = present_run(&run)?;
-        Ok(Resumed { sandbox: present_sandbox(row, &run)?, run, resumed })
-    }
-
-    async fn present_snapshot(&self, row: &SnapshotRow) -> Result<Snapshot> {
-        let size = self.host.db.layers_size(&row.layers).await.map_err(internal("size snapshot"))?;
-        Ok(Snapshot {
-            id: row.id.clone(),
-            source_run: row.source_run.clone(),
-            kind: if row.kind == SnapshotKind::Manual.as_str() {
-                SnapshotKind::Manual
-            } else {
-                SnapshotKind::Automatic
-            },
-            size_bytes: u64::try_from(size).unwrap_or(0),
-            created_at: row.created_at,
-            parent: row.parent.clone(),
-        })
-    }
-
-    fn limits(&self, asked: Option<Resources>) -> Result<Resources> {
-        let limits = asked.unwrap_or(self.host.config.default_resources);
-        let most = self.host.config.max_vcpus;
-        if limits.vcpus == 0 || limits.vcpus > most {
-            return Err(ProviderError::Invalid(format!("resources.vcpus must be from 1 to {most}")));
-        }
-        if limits.memory_mib < 16 || limits.pids < 8 {
-            return Err(ProviderError::Invalid("a sandbox needs at least 16 MiB and 8 processes".to_owned()));
-        }
-        if limits.disk_mib.is_some() && !self.host.storage.enforces_limits() {
-            return Err(ProviderError::Invalid(
-                "this host's storage (plain) cannot limit disks; leave the disk limit out or use btrfs"
-                    .to_owned(),
-            ));
-        }
-        Ok(limits)
-    }
-
-    fn timeout(&self, asked: Option<Duration>) -> Result<Duration> {
-        let timeout = asked.unwrap_or(self.host.config.default_timeout);
-        let most = self.host.config.max_timeout;
-        if timeout < Duration::from_secs(1) || timeout > most {
-            let most = dormouse_types::format_duration(most);
-            return Err(ProviderError::Invalid(format!("timeout must be from 1s to {most}")));
-        }
-        Ok(timeout)
-    }
 }
 
 #[async_trait]
 impl SandboxProvider for Engine {
     async fn create(&self, request: CreateSandbox) -> Result<Resumed> {
-        self.wait_until_recovered().await?;
-        let image_name = request.image.as_deref().unwrap_or(&self.host.config.default_image);
-        let image = self.host.db.image(image_name).await.map_err(internal("read image"))?;
-        let image =
-            image.ok_or_else(|| ProviderError::Invalid(format!("there is no image {image_name:?}")))?;
-        let config = RunConfig {
-            resources: self.limits(request.resources)?,
-            image: image.name.clone(),
-            cwd: DEFAULT_CWD.to_owned(),
-            env: request.env,
-            tags: request.tags,
-            timeout_ms: u64::try_from(self.timeout(request.timeout)?.as_millis()).unwrap_or(u64::MAX),
-            network: NetworkPolicy::default(),
-            ephemeral: request.ephemeral,
-        };
-        let now = self.host.clock.now();
-        let row = SandboxRow {
-            id: SandboxId::generate(),
-            namespace: request.key.namespace.0.clone(),
-            name: request.key.name,
-            persistent: request.persistent,
-            image_id: image.id,
-            config: serde_json::to_string(&config)
-                .map_err(|e| ProviderError::internal("write configuration", e))?,
-            current_snapshot: None,
-            created_at: now,
-            updated_at: now,
-        };
-        let run = pending_run(&row, &config, image.layers, now);
-        self.registry.begin(&run.id);
-        let inserted = self.host.db.insert_sandbox(&row, &run).await.map_err(internal("insert sandbox"));
-        if inserted.is_err() {
-            self.registry.forget(&run.id, true);
-        }
-        inserted?;
-        let boot = Box::new(run);
-        self.order(&row.id, |reply| Order::Boot { run: boot.clone(), reply }).await?;
-        self.present(&row, true).await
+        self.create_sandbox(request).await
+    }
+
+    async fn fork(&self, request: ForkSandbox) -> Result<Resumed> {
+        self.fork_sandbox(request).await
+    }
+
+    async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<Resumed> {
+        let row = self.find(key).await?;
+        let changes = Box::new(changes);
+        self.order(&row.id, |reply| Order::Update { changes: changes.clone(), reply }).await?;
+        self.present(&self.find(key).await?, false).await
     }
 
     async fn get(&self, key: &SandboxKey) -> Result<Resumed> {
@@ -167,51 +92,107 @@ impl SandboxProvider for Engine {
         self.present(&self.find(key).await?, resumed).await
     }
 
-    async fn list(&self, namespace: &Namespace, page: Page) -> Result<(Vec<Sandbox>, Option<String>)> {
-        self.wait_until_recovered().await?;
-        let limit = i64::from(page.limit);
-        let rows = self.host.db.sandboxes_of(&namespace.0, page.cursor.as_deref(), limit + 1).await;
-        let mut rows = rows.map_err(internal("list sandboxes"))?;
-        let next = take_page(&mut rows, page.limit, |row| row.id.to_string());
-        let mut sandboxes = Vec::with_capacity(rows.len());
-        for row in &rows {
-            // Deleted between the two reads: left out.
-            if let Ok(found) = self.present(row, false).await {
-                sandboxes.push(found.sandbox);
-            }
-        }
-        Ok((sandboxes, next))
+    async fn list(
+        &self,
+        namespace: &Namespace,
+        list: ListSandboxes,
+    ) -> Result<(Vec<Sandbox>, Option<String>)> {
+        self.list_sandboxes(namespace, list).await
     }
 
-    async fn delete(&self, key: &SandboxKey) -> Result<Sandbox> {
+    async fn delete(&self, key: &SandboxKey, with_snapshots: bool) -> Result<Sandbox> {
         let row = self.find(key).await?;
         let before = self.present(&row, false).await?;
-        self.order(&row.id, |reply| Order::Delete { reply }).await?;
+        self.order(&row.id, |reply| Order::Delete { with_snapshots, reply }).await?;
         Ok(before.sandbox)
     }
 
     async fn run(&self, run: &RunRef) -> Result<Run> {
-        present_run(&self.find_run(run).await?)
+        present::run(&self.find_run(run).await?)
     }
 
-    async fn runs(
+    async fn routes(&self, run: &RunRef) -> Result<Vec<Route>> {
+        let row = self.find_run(run).await?;
+        let sandbox = self.host.db.sandbox_by_id(&row.sandbox_id).await.map_err(internal("read sandbox"))?;
+        match sandbox {
+            Some(sandbox) => self.routes_of(&sandbox).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn runs(&self, namespace: &Namespace, list: ListOf) -> Result<(Vec<Run>, Option<String>)> {
+        let limit = i64::from(list.page.limit) + 1;
+        let ascending = list.order == ListOrder::Ascending;
+        let (sandbox, cursor) = (list.sandbox.as_deref(), list.page.cursor.as_deref());
+        let rows = self.host.db.runs_of(&namespace.0, sandbox, ascending, cursor, limit).await;
+        let mut rows = rows.map_err(internal("list runs"))?;
+        let next = take_page(&mut rows, list.page.limit, |row| row.id.to_string());
+        Ok((rows.iter().map(present::run).collect::<Result<_>>()?, next))
+    }
+
+    async fn snapshot(&self, run: &RunRef, expiration: Option<Expiration>) -> Result<(Snapshot, Run)> {
+        self.live(run).await?;
+        let row = self.find_run(run).await?;
+        let id = run.id.clone();
+        let made = |reply| Order::Snapshot { run: id.clone(), expiration, reply };
+        self.order(&row.sandbox_id, made).await?;
+        let sandbox = self.host.db.sandbox_by_id(&row.sandbox_id).await.map_err(internal("read sandbox"))?;
+        let snapshot = sandbox.and_then(|sandbox| sandbox.current_snapshot);
+        let snapshot = snapshot.ok_or_else(|| ProviderError::NotFound("snapshot".to_owned()))?;
+        let snapshot = self.find_snapshot(&run.namespace, &snapshot).await?;
+        Ok((self.present_snapshot(&snapshot).await?, present::run(&self.find_run(run).await?)?))
+    }
+
+    async fn snapshots(
         &self,
         namespace: &Namespace,
-        sandbox: Option<&str>,
-        page: Page,
-    ) -> Result<(Vec<Run>, Option<String>)> {
-        let limit = i64::from(page.limit);
-        let rows = self.host.db.runs_of(&namespace.0, sandbox, page.cursor.as_deref(), limit + 1).await;
-        let mut rows = rows.map_err(internal("list runs"))?;
-        let next = take_page(&mut rows, page.limit, |row| row.id.to_string());
-        Ok((rows.iter().map(present_run).collect::<Result<_>>()?, next))
+        list: ListOf,
+    ) -> Result<(Vec<Snapshot>, Option<String>)> {
+        self.list_snapshots(namespace, list).await
+    }
+
+    async fn get_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
+        self.present_snapshot(&self.find_snapshot(namespace, id).await?).await
+    }
+
+    async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
+        self.drop_snapshot(namespace, id).await
+    }
+
+    async fn snapshot_tree(
+        &self,
+        namespace: &Namespace,
+        id: &SnapshotId,
+        order: ListOrder,
+        limit: u32,
+    ) -> Result<SnapshotTree> {
+        self.line_of_snapshots(namespace, id, order, limit).await
+    }
+
+    async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run> {
+        self.live(run).await?;
+        let row = self.find_run(run).await?;
+        let (id, set) = (run.id.clone(), policy);
+        self.order(&row.sandbox_id, |reply| Order::SetPolicy { run: id.clone(), policy: set.clone(), reply })
+            .await?;
+        SandboxProvider::run(self, run).await
+    }
+
+    async fn terminal(
+        &self,
+        run: &RunRef,
+        spec: CommandSpec,
+        size: TerminalSize,
+        input: TerminalStream,
+    ) -> Result<BoxStream<TerminalOutput>> {
+        self.open_terminal(run, spec, size, input).await
     }
 
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped> {
         let row = self.find_run(run).await?;
         let id = run.id.clone();
         self.order(&row.sandbox_id, |reply| Order::Stop { run: Some(id.clone()), reason, reply }).await?;
-        let run = present_run(&self.find_run(run).await?)?;
+        let run = present::run(&self.find_run(run).await?)?;
         let sandbox = self.host.db.sandbox_by_id(&row.sandbox_id).await.map_err(internal("read sandbox"))?;
         let mut stopped = Stopped { run, sandbox: None, snapshot: None };
         if let Some(sandbox) = sandbox {
@@ -353,7 +334,7 @@ impl SandboxProvider for Engine {
 }
 
 /// A run that ended under a waiting call.
-fn cut_off(error: AgentError) -> ProviderError {
+pub(crate) fn cut_off(error: AgentError) -> ProviderError {
     match error {
         AgentError::Broken(_) | AgentError::Gone(_) => ProviderError::Stopped,
         other => other.into(),
@@ -413,7 +394,12 @@ fn events(
     }))
 }
 
-fn start_request(live: &Live, id: &CommandId, spec: &CommandSpec, follow: bool) -> Result<Request> {
+pub(crate) fn start_request(
+    live: &Live,
+    id: &CommandId,
+    spec: &CommandSpec,
+    follow: bool,
+) -> Result<Request> {
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err(ProviderError::Invalid("command must not be empty".to_owned()));
     }
@@ -469,8 +455,8 @@ fn absolute(base: &str, path: &str) -> Result<String> {
 fn command(live: &Live, id: &CommandId, status: &CommandStatus) -> Command {
     Command {
         id: id.clone(),
-        argv: Vec::new(),
-        cwd: live.config.cwd.clone(),
+        argv: status.argv.clone(),
+        cwd: if status.cwd.is_empty() { live.config.cwd.clone() } else { status.cwd.clone() },
         run: live.run.clone(),
         started_at: Timestamp(status.started_at),
         exit_code: status.exit_code,
@@ -485,54 +471,6 @@ fn started(live: &Live, id: &CommandId, spec: &CommandSpec, status: &CommandStat
     Command { argv: spec.argv.clone(), cwd, ..command(live, id, status) }
 }
 
-fn unexpected(answer: &impl std::fmt::Debug) -> ProviderError {
+pub(crate) fn unexpected(answer: &impl std::fmt::Debug) -> ProviderError {
     ProviderError::internal("talk to the agent", format!("unexpected answer {answer:?}"))
-}
-
-fn take_page<T>(rows: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Option<String> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    rows.last().filter(|_| more).map(cursor)
-}
-
-fn present_run(row: &RunRow) -> Result<Run> {
-    let config: RunConfig = parse(&row.config)?;
-    Ok(Run {
-        id: row.id.clone(),
-        sandbox: row.sandbox_name.clone(),
-        status: RunStatus::from_word(&row.status)
-            .ok_or_else(|| ProviderError::internal("read run", format!("unknown status {}", row.status)))?,
-        resources: config.resources,
-        timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or(0)),
-        cwd: config.cwd,
-        requested_at: row.requested_at,
-        started_at: row.started_at,
-        stop_requested_at: row.stop_requested_at,
-        stopped_at: row.stopped_at,
-        updated_at: row.updated_at,
-        source_snapshot: row.source_snapshot.clone(),
-        stop_reason: row.stop_reason.clone(),
-        network: config.network,
-    })
-}
-
-fn present_sandbox(row: &SandboxRow, run: &Run) -> Result<Sandbox> {
-    let config: RunConfig = parse(&row.config)?;
-    Ok(Sandbox {
-        name: row.name.clone(),
-        persistent: row.persistent,
-        created_at: row.created_at,
-        updated_at: row.updated_at.max(run.updated_at),
-        current_run: run.id.clone(),
-        status: run.status,
-        resources: config.resources,
-        image: config.image,
-        timeout: Duration::from_millis(config.timeout_ms),
-        network: config.network,
-        current_snapshot: row.current_snapshot.clone(),
-        cwd: config.cwd,
-        tags: config.tags,
-        expires_at: (run.status == RunStatus::Running).then(|| run.expires_at()),
-    })
 }

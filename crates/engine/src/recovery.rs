@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use dormouse_provider::{RunStatus, StopReason};
-use dormouse_store::RunRow;
+use dormouse_store::{RunRow, SnapshotsOfDeleted};
 use dormouse_types::{LayerId, SandboxId};
 use tokio::sync::mpsc;
 
 use crate::host::{self, Host};
-use crate::machine::{Machine, Order, finish};
+use crate::machine::{Keep, Machine, Order, finish};
 use crate::registry::Registry;
 use crate::{launch, sys};
 
@@ -91,7 +91,7 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
             (true, true) => StopReason::Died,
             (true, false) => StopReason::Requested,
         };
-        finish(host, &run, reason).await.map_err(|error| error.detail())
+        finish(host, &run, reason, Keep::AsConfigured).await.map_err(|error| error.detail())
     };
     match ended {
         Ok(()) => tracing::info!(run = %run.id, "ended"),
@@ -107,10 +107,9 @@ async fn abandon(host: &Arc<Host>, run: &RunRow) -> Result<(), String> {
     let now = host.clock.now();
     let (failed, reason) = (RunStatus::Failed.as_str(), StopReason::StartFailed.as_str());
     host.db.run_ended(&run.id, failed, reason, now).await.map_err(|error| error.to_string())?;
-    let runs = host.db.runs_of(&run.namespace, Some(run.sandbox_name.as_str()), None, 2).await;
-    let first = runs.map_err(|error| error.to_string())?.iter().all(|other| other.id == run.id);
-    if first {
-        host.db.delete_sandbox(&run.sandbox_id, now).await.map_err(|error| error.to_string())?;
+    if host.db.count_runs(&run.sandbox_id).await.map_err(|error| error.to_string())? == 1 {
+        let deleted = host.db.delete_sandbox(&run.sandbox_id, SnapshotsOfDeleted::AllGo, now).await;
+        deleted.map_err(|error| error.to_string())?;
     }
     Ok(())
 }
@@ -160,8 +159,13 @@ fn report<E: std::fmt::Display>(what: &str, done: Result<std::io::Result<()>, E>
     }
 }
 
-/// Squashes deep stacks, collects unused layers, counts sizes.
+/// Expires snapshots, squashes deep stacks, collects unused layers, counts sizes.
 async fn housekeeping(host: &Arc<Host>) {
+    match host.db.expire_snapshots(host.clock.now()).await {
+        Ok(0) => {}
+        Ok(expired) => tracing::info!(expired, "snapshots expired"),
+        Err(error) => tracing::warn!(%error, "expire snapshots"),
+    }
     if let Err(error) = squash_deep(host).await {
         tracing::warn!(error, "squash");
     }
@@ -210,10 +214,8 @@ async fn squash_deep(host: &Arc<Host>) -> Result<(), String> {
     }
     for snapshot in snapshots {
         // The base image's layers are shared: only what lies above is merged.
-        let sandbox = host.db.sandbox_by_id(&snapshot.sandbox_id).await.map_err(|e| e.to_string())?;
-        let Some(sandbox) = sandbox else { continue };
-        let image = host.db.image_by_id(&sandbox.image_id).await.map_err(|e| e.to_string())?;
-        let base = image.map_or(0, |image| image.layers.len());
+        let image = host.db.image_by_id(&snapshot.image_id).await.map_err(|e| e.to_string())?;
+        let Some(base) = image.map(|image| image.layers.len()) else { continue };
         if snapshot.layers.len() < base + 2 {
             continue;
         }

@@ -42,7 +42,9 @@ impl Registry {
 
     pub(crate) fn unpublish(&self, run: &RunId) {
         let mut inner = self.lock();
-        inner.live.remove(run);
+        if let Some(live) = inner.live.remove(run) {
+            live.ended.cancel();
+        }
         inner.busy.insert(run.clone());
     }
 

@@ -14,11 +14,26 @@ use crate::error::ApiError;
 #[derive(Debug, Clone)]
 pub(crate) struct Caller(pub(crate) AccountId);
 
+/// Who calls, and what their token says of the platform that issued it.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) account: AccountId,
+    pub(crate) platform: Option<PlatformClaims>,
+}
+
+/// Owner and project in the words of the token's issuer (provider contract,
+/// section 12). The owner stands for the caller's own account.
+#[derive(Debug, Clone)]
+pub(crate) struct PlatformClaims {
+    pub(crate) owner_id: String,
+    pub(crate) project_id: Option<String>,
+}
+
 impl FromRequestParts<App> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        authenticate(&parts.headers, app).await.map(Self)
+        authenticate(&parts.headers, app).await.map(|identity| Self(identity.account))
     }
 }
 
@@ -48,18 +63,18 @@ fn credential(headers: &HeaderMap) -> Result<Credential, ApiError> {
     }
 }
 
-async fn authenticate(headers: &HeaderMap, app: &App) -> Result<AccountId, ApiError> {
+pub(crate) async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiError> {
     match credential(headers)? {
         Credential::Key(key) => {
             let found = app.db.key_by_hash(&hash_secret(&key)).await?;
             let now = app.clock.now();
             found
                 .filter(|row| row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now))
-                .map(|row| row.account_id)
+                .map(|row| Identity { account: row.account_id, platform: None })
                 .ok_or_else(|| ApiError::unauthorized("Unauthorized"))
         }
         Credential::Token(token) => match &app.jwt {
-            Some(verifier) => verifier.account(&token, &app.db, &app.clock).await,
+            Some(verifier) => verifier.identity(&token, &app.db, &app.clock).await,
             None => Err(ApiError::unauthorized("Unauthorized")),
         },
     }

@@ -10,6 +10,7 @@ use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use tokio::sync::Mutex;
 
+use crate::auth::{Identity, PlatformClaims};
 use crate::error::{ApiError, chain};
 
 /// How long fetched keys are believed.
@@ -46,6 +47,8 @@ struct Claims {
     sub: String,
     email: Option<String>,
     name: Option<String>,
+    owner_id: Option<String>,
+    project_id: Option<String>,
 }
 
 impl JwtVerifier {
@@ -84,8 +87,8 @@ impl JwtVerifier {
         }
     }
 
-    /// The account that the token speaks for.
-    pub(crate) async fn account(&self, token: &str, db: &Db, clock: &Clock) -> Result<AccountId, ApiError> {
+    /// Who the token speaks for.
+    pub(crate) async fn identity(&self, token: &str, db: &Db, clock: &Clock) -> Result<Identity, ApiError> {
         let refused = || ApiError::unauthorized("Unauthorized");
         let header = jsonwebtoken::decode_header(token).map_err(|_| refused())?;
         if !self.config.algorithms.contains(&header.alg) {
@@ -103,8 +106,10 @@ impl JwtVerifier {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
         let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| refused())?.claims;
+        let project_id = claims.project_id;
+        let platform = claims.owner_id.map(|owner_id| PlatformClaims { owner_id, project_id });
         if let Some(account) = db.account_of_identity(&self.config.issuer, &claims.sub).await? {
-            return Ok(account);
+            return Ok(Identity { account, platform });
         }
         if !self.config.create_accounts {
             return Err(refused());
@@ -115,7 +120,8 @@ impl JwtVerifier {
             email: claims.email,
             created_at: clock.now(),
         };
-        Ok(db.account_for_identity(&self.config.issuer, &claims.sub, &account).await?)
+        let account = db.account_for_identity(&self.config.issuer, &claims.sub, &account).await?;
+        Ok(Identity { account, platform })
     }
 }
 

@@ -9,6 +9,7 @@ mod jwt;
 mod linger;
 mod openapi;
 mod operations;
+mod ports;
 mod provider;
 mod session;
 
@@ -17,34 +18,67 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use dormouse_jobs::Clock;
-use dormouse_provider::SandboxProvider;
+use dormouse_provider::{PortGateway, SandboxProvider};
 use dormouse_sessions::Sessions;
 use dormouse_store::Db;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use jwt::{JwtConfig, JwtVerifier};
 pub use openapi::document as openapi_document;
+pub use ports::PortsConfig;
 
 /// Largest JSON body, in bytes.
 const MAX_JSON: usize = 256 << 10;
 
-/// What every handler can reach.
-#[derive(Debug, Clone)]
-pub struct App {
+/// What the service is made of.
+#[derive(Debug)]
+pub struct Parts {
     /// Accounts and keys.
     pub db: Db,
     /// The product.
     pub sessions: Arc<Sessions>,
     /// Who runs sandboxes.
     pub provider: Arc<dyn SandboxProvider>,
+    /// Who reaches their ports; `None`: the provider publishes them itself.
+    pub gateway: Option<Arc<dyn PortGateway>>,
+    /// How ports are published.
+    pub ports: PortsConfig,
     /// Time.
     pub clock: Clock,
     /// Foreign tokens, when configured.
     pub jwt: Option<Arc<JwtVerifier>>,
 }
 
+/// What every handler can reach.
+#[derive(Debug, Clone)]
+pub(crate) struct App {
+    db: Db,
+    sessions: Arc<Sessions>,
+    provider: Arc<dyn SandboxProvider>,
+    gateway: ports::Gateway,
+    ports: Arc<PortsConfig>,
+    clock: Clock,
+    jwt: Option<Arc<JwtVerifier>>,
+    creations: provider::Creations,
+    tickets: provider::Tickets,
+    noted: ports::Noted,
+}
+
 /// The whole service.
-pub fn router(app: App) -> Router {
+pub fn router(parts: Parts) -> Router {
+    let Parts { db, sessions, provider, gateway, ports, clock, jwt } = parts;
+    let app = App {
+        db,
+        sessions,
+        provider,
+        gateway,
+        ports: Arc::new(ports),
+        clock,
+        jwt,
+        creations: provider::Creations::default(),
+        tickets: provider::Tickets::default(),
+        noted: ports::Noted::default(),
+    };
     let (session_routes, _) = session::router().split_for_parts();
     Router::new()
         .merge(session_routes)
@@ -56,5 +90,6 @@ pub fn router(app: App) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(axum::middleware::from_fn(cors::apply))
         .layer(axum::middleware::from_fn(linger::apply))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), ports::route))
         .with_state(app)
 }

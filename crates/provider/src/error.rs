@@ -10,6 +10,9 @@ pub enum ProviderError {
     /// The request itself is wrong; the message names the field.
     #[error("{0}")]
     Invalid(String),
+    /// A lifetime that is too long here.
+    #[error("{0}")]
+    TimeoutInvalid(String),
     /// No such sandbox, run, command, snapshot or file in the caller's
     /// namespace.
     #[error("{0} not found")]

@@ -6,18 +6,29 @@
 
 mod error;
 mod model;
+mod policy;
+mod ports;
 
 use std::pin::Pin;
 
 pub use error::{ProviderError, Result};
 pub use model::{
-    Command, CommandSpec, CreateSandbox, LogEvent, Namespace, NetworkPolicy, Page, Resources, Resumed, Run,
-    RunRef, RunStatus, Sandbox, SandboxKey, Snapshot, SnapshotKind, StdinSource, StopReason, Stopped,
+    CloneDirectory, Command, CommandSpec, CreateSandbox, Environment, Expiration, ForkSandbox, GitSource,
+    KeepLast, ListOf, ListSandboxes, LogEvent, Namespace, Order, Page, Resources, ResourcesRequest, Resumed,
+    Retention, Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxSort, Snapshot, SnapshotKind,
+    SnapshotNode, SnapshotStatus, SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalInput,
+    TerminalOutput, TerminalSize, UpdateSandbox,
 };
+pub use policy::{
+    Action, CustomPolicy, DirectResponse, DomainPolicy, KeyValueMatcher, Matcher, NetworkPolicy,
+    RequestMatch, Rule,
+};
+
+pub use ports::{PortConnection, PortError, PortGateway, PortStream};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_types::CommandId;
+use dormouse_types::{CommandId, SnapshotId};
 use futures::Stream;
 
 /// A stream that a provider returns.
@@ -25,6 +36,9 @@ pub type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;
 
 /// A body that a caller sends.
 pub type BodyStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// What the user of a terminal does, until they hang up.
+pub type TerminalStream = Pin<Box<dyn Stream<Item = TerminalInput> + Send>>;
 
 /// Runs sandboxes.
 ///
@@ -47,26 +61,77 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// current snapshot. Waits for a stop in progress.
     async fn resume(&self, key: &SandboxKey) -> Result<Resumed>;
 
-    /// Sandboxes of a namespace, newest first.
-    async fn list(&self, namespace: &Namespace, page: Page) -> Result<(Vec<Sandbox>, Option<String>)>;
+    /// Sandboxes of a namespace, and the cursor of the next page.
+    async fn list(
+        &self,
+        namespace: &Namespace,
+        list: ListSandboxes,
+    ) -> Result<(Vec<Sandbox>, Option<String>)>;
+
+    /// Changes a sandbox, whatever its state.
+    async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<Resumed>;
+
+    /// Makes a sandbox from the last snapshot (else the image) and the
+    /// configuration of another.
+    ///
+    /// # Errors
+    /// As [`SandboxProvider::create`].
+    async fn fork(&self, request: ForkSandbox) -> Result<Resumed>;
 
     /// Ends the run, if any, and forgets the sandbox. Legal in every state.
-    async fn delete(&self, key: &SandboxKey) -> Result<Sandbox>;
+    /// Manual snapshots stay unless `with_snapshots`.
+    async fn delete(&self, key: &SandboxKey, with_snapshots: bool) -> Result<Sandbox>;
 
     /// The run as it stands.
     async fn run(&self, run: &RunRef) -> Result<Run>;
 
-    /// Runs of a namespace or of one sandbox, newest first.
-    async fn runs(
-        &self,
-        namespace: &Namespace,
-        sandbox: Option<&str>,
-        page: Page,
-    ) -> Result<(Vec<Run>, Option<String>)>;
+    /// The ports of the run's sandbox.
+    async fn routes(&self, run: &RunRef) -> Result<Vec<Route>>;
+
+    /// Runs of a namespace or of one sandbox.
+    async fn runs(&self, namespace: &Namespace, list: ListOf) -> Result<(Vec<Run>, Option<String>)>;
 
     /// Ends the run; a persistent sandbox keeps everything in a snapshot.
     /// Ending an ended run changes nothing.
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped>;
+
+    /// Ends the run and keeps its files in a manual snapshot, also when the
+    /// sandbox is not persistent. `expiration` is for this snapshot alone.
+    async fn snapshot(&self, run: &RunRef, expiration: Option<Expiration>) -> Result<(Snapshot, Run)>;
+
+    /// Snapshots of a namespace or of one sandbox, deleted ones included.
+    async fn snapshots(&self, namespace: &Namespace, list: ListOf)
+    -> Result<(Vec<Snapshot>, Option<String>)>;
+
+    /// One snapshot, deleted or not.
+    async fn get_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot>;
+
+    /// Deletes a snapshot. Sandboxes that would start from it next do not
+    /// start; runs that stand on it go on.
+    async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot>;
+
+    /// What a snapshot was made on top of ([`Order::Descending`]), or what was
+    /// made on top of it.
+    async fn snapshot_tree(
+        &self,
+        namespace: &Namespace,
+        id: &SnapshotId,
+        order: Order,
+        limit: u32,
+    ) -> Result<SnapshotTree>;
+
+    /// Changes what may leave the live run, and its sandbox's later ones.
+    async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run>;
+
+    /// Starts a command on a terminal of its own. It gets SIGHUP when the input
+    /// ends.
+    async fn terminal(
+        &self,
+        run: &RunRef,
+        spec: CommandSpec,
+        size: TerminalSize,
+        input: TerminalStream,
+    ) -> Result<BoxStream<TerminalOutput>>;
 
     /// Moves the run's hard end later.
     async fn extend(&self, run: &RunRef, by: std::time::Duration) -> Result<Run>;

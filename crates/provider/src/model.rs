@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormouse_types::{CommandId, RunId, SandboxName, SnapshotId, Timestamp};
 
+use crate::NetworkPolicy;
+
 /// Owner and project of a sandbox, as one opaque word. The provider keeps
 /// namespaces apart and knows nothing else about them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,13 +44,115 @@ pub struct Resources {
     pub disk_mib: Option<u64>,
 }
 
-/// What may leave a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NetworkPolicy {
-    /// Everything public.
+/// Limits that a caller asks for; the rest is the host's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResourcesRequest {
+    /// CPUs: 1 or an even number.
+    pub vcpus: u32,
+    /// Memory in MiB; `None`: 2,048 for each CPU.
+    pub memory_mib: Option<u64>,
+}
+
+/// What the files of a new sandbox are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Environment {
+    /// The host's default image.
     #[default]
-    AllowAll,
+    Default,
+    /// A base image by name.
+    Image(String),
+    /// The image of a language runtime, such as `node24`.
+    Runtime(String),
+}
+
+/// What is put into a new sandbox before it is handed over.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A git repository over https.
+    Git(GitSource),
+    /// A tar archive (plain, gzip, xz, bzip2, zstd) behind a URL, unpacked in
+    /// the working directory.
+    Tarball {
+        /// `http` or `https`.
+        url: String,
+    },
+    /// All files of a snapshot; the environment is that of the snapshot.
+    Snapshot(SnapshotId),
+}
+
+/// A git repository.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GitSource {
+    /// `https://…`.
+    pub url: String,
+    /// Commits of history; `None`: 1.
+    pub depth: Option<u32>,
+    /// Branch, tag or commit; `None`: the remote's default branch.
+    pub revision: Option<String>,
+    /// User and password for the clone alone: they are not kept in the sandbox.
+    pub credentials: Option<(String, String)>,
+    /// Where it goes.
+    pub directory: CloneDirectory,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Git(git) => write!(f, "Git({})", git.url),
+            Self::Tarball { url } => write!(f, "Tarball({url})"),
+            Self::Snapshot(id) => write!(f, "Snapshot({id})"),
+        }
+    }
+}
+
+impl std::fmt::Debug for GitSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The password stays out.
+        write!(f, "GitSource({})", self.url)
+    }
+}
+
+/// Where a clone goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneDirectory {
+    /// Into the working directory itself.
+    Workdir,
+    /// Into a directory of the repository's name below it.
+    Named,
+}
+
+/// How long something is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expiration {
+    /// For ever.
+    Never,
+    /// For this many milliseconds after its last use.
+    After(u64),
+}
+
+/// How many snapshots of a sandbox stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KeepLast {
+    /// 1 to 10.
+    pub count: u32,
+    /// For those that stay.
+    pub expiration: Option<Expiration>,
+    /// Delete the others at once, instead of at their expiration.
+    pub delete_evicted: bool,
+}
+
+/// Which snapshots of a sandbox stay when a new one is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retention {
+    /// Automatic ones only while they are current; manual ones until deleted.
+    #[default]
+    Current,
+    /// All, until they expire.
+    Expiry,
+    /// The last ones.
+    KeepLast(KeepLast),
 }
 
 /// A sandbox to make.
@@ -58,18 +162,99 @@ pub struct CreateSandbox {
     pub key: SandboxKey,
     /// Keep its files when it stops.
     pub persistent: bool,
-    /// Base image by name; `None`: the default.
-    pub image: Option<String>,
+    /// Image or runtime.
+    pub environment: Environment,
+    /// What is put into it.
+    pub source: Option<Source>,
     /// Limits; `None`: the host's default.
-    pub resources: Option<Resources>,
+    pub resources: Option<ResourcesRequest>,
     /// Hard lifetime of each run; `None`: the host's default.
     pub timeout: Option<Duration>,
     /// Environment of every command.
     pub env: BTreeMap<String, String>,
     /// Labels.
     pub tags: BTreeMap<String, String>,
+    /// Ports that get a route.
+    pub ports: Vec<u16>,
+    /// What may leave it.
+    pub network: NetworkPolicy,
+    /// For its snapshots; `None`: the host's default.
+    pub snapshot_expiration: Option<Expiration>,
+    /// Which snapshots stay.
+    pub retention: Retention,
     /// Forget the sandbox when its run ends.
     pub ephemeral: bool,
+}
+
+impl CreateSandbox {
+    /// A persistent sandbox of the default image with the host's defaults.
+    #[must_use]
+    pub fn new(key: SandboxKey) -> Self {
+        Self {
+            key,
+            persistent: true,
+            environment: Environment::Default,
+            source: None,
+            resources: None,
+            timeout: None,
+            env: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            ports: Vec::new(),
+            network: NetworkPolicy::AllowAll,
+            snapshot_expiration: None,
+            retention: Retention::Current,
+            ephemeral: false,
+        }
+    }
+}
+
+/// Changes to a sandbox; `None` changes nothing. They apply to its next run,
+/// tags, ports and retention at once.
+#[derive(Debug, Clone, Default)]
+pub struct UpdateSandbox {
+    /// Keep its files when it stops.
+    pub persistent: Option<bool>,
+    /// Limits.
+    pub resources: Option<ResourcesRequest>,
+    /// Hard lifetime of each run.
+    pub timeout: Option<Duration>,
+    /// Labels, all of them.
+    pub tags: Option<BTreeMap<String, String>>,
+    /// Ports, all of them.
+    pub ports: Option<Vec<u16>>,
+    /// What may leave it.
+    pub network: Option<NetworkPolicy>,
+    /// For its snapshots.
+    pub snapshot_expiration: Option<Expiration>,
+    /// Which snapshots stay.
+    pub retention: Option<Retention>,
+    /// What the next run starts from.
+    pub current_snapshot: Option<SnapshotId>,
+}
+
+/// A sandbox to make from another: its files as they were last kept, and its
+/// configuration, but for what is named here.
+#[derive(Debug, Clone)]
+pub struct ForkSandbox {
+    /// Name of the source, in the same namespace.
+    pub source: SandboxName,
+    /// The new sandbox.
+    pub key: SandboxKey,
+    /// Environment of every command.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Everything else.
+    pub changes: UpdateSandbox,
+}
+
+/// A port of a sandbox, and the name under which it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Port inside.
+    pub port: u16,
+    /// First label of its host name.
+    pub subdomain: String,
+    /// Whole URL, where the provider knows it.
+    pub url: Option<String>,
 }
 
 /// State of one run.
@@ -141,6 +326,8 @@ impl RunStatus {
 pub enum StopReason {
     /// Somebody asked.
     Requested,
+    /// Its files were kept by hand.
+    Snapshot,
     /// Nobody used it for its idle timeout.
     Idle,
     /// Its hard lifetime passed.
@@ -161,6 +348,7 @@ impl StopReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
+            Self::Snapshot => "snapshot",
             Self::Idle => "idle",
             Self::Lifetime => "lifetime",
             Self::Died => "died",
@@ -190,9 +378,11 @@ pub struct Sandbox {
     pub resources: Resources,
     /// Base image.
     pub image: String,
+    /// Runtime that it was asked for by.
+    pub runtime: Option<String>,
     /// Hard lifetime of a run.
     pub timeout: Duration,
-    /// Policy in force.
+    /// Policy of its next run.
     pub network: NetworkPolicy,
     /// What the next run starts from.
     pub current_snapshot: Option<SnapshotId>,
@@ -202,6 +392,12 @@ pub struct Sandbox {
     pub tags: BTreeMap<String, String>,
     /// End of the current run, while it lives.
     pub expires_at: Option<Timestamp>,
+    /// When `status` last changed.
+    pub status_updated_at: Timestamp,
+    /// For its snapshots, when it was asked for.
+    pub snapshot_expiration: Option<Expiration>,
+    /// Which snapshots stay.
+    pub retention: Retention,
 }
 
 /// One boot of a sandbox.
@@ -233,6 +429,8 @@ pub struct Run {
     pub source_snapshot: Option<SnapshotId>,
     /// Why it ended.
     pub stop_reason: Option<String>,
+    /// Runtime that its sandbox was asked for by.
+    pub runtime: Option<String>,
     /// Policy in force.
     pub network: NetworkPolicy,
 }
@@ -252,6 +450,8 @@ pub struct Resumed {
     pub sandbox: Sandbox,
     /// Its newest run.
     pub run: Run,
+    /// Its ports.
+    pub routes: Vec<Route>,
     /// This call started that run.
     pub resumed: bool,
 }
@@ -276,8 +476,28 @@ impl SnapshotKind {
     }
 }
 
+/// State of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotStatus {
+    /// Sandboxes can start from it.
+    Created,
+    /// Its files are gone; the record stays.
+    Deleted,
+}
+
+impl SnapshotStatus {
+    /// Word of the wire and of the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
 /// An immutable root file system.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Its id.
     pub id: SnapshotId,
@@ -285,12 +505,42 @@ pub struct Snapshot {
     pub source_run: RunId,
     /// Who made it.
     pub kind: SnapshotKind,
+    /// Whether it is still there.
+    pub status: SnapshotStatus,
     /// Bytes on top of the base image, as far as they were counted.
     pub size_bytes: u64,
     /// When it was made.
     pub created_at: Timestamp,
+    /// When the record last changed.
+    pub updated_at: Timestamp,
+    /// When it goes by itself.
+    pub expires_at: Option<Timestamp>,
+    /// When a run last started from it.
+    pub last_used_at: Option<Timestamp>,
     /// What it was made on top of.
     pub parent: Option<SnapshotId>,
+}
+
+/// A snapshot among those made on top of the same one.
+#[derive(Debug, Clone)]
+pub struct SnapshotNode {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Others on top of the same parent, newest first, not all of them.
+    pub siblings: Vec<Snapshot>,
+    /// How many there are.
+    pub sibling_count: u64,
+}
+
+/// Part of a line of snapshots.
+#[derive(Debug, Clone)]
+pub struct SnapshotTree {
+    /// Ancestors or descendants, nearest first.
+    pub nodes: Vec<SnapshotNode>,
+    /// The snapshot that was asked about.
+    pub anchor: SnapshotNode,
+    /// Where the next part begins.
+    pub next: Option<String>,
 }
 
 /// What a stop left.
@@ -387,6 +637,81 @@ pub struct Page {
     pub limit: u32,
     /// Where the page before ended.
     pub cursor: Option<String>,
+}
+
+/// Which way a list runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Oldest, or first by name, first.
+    Ascending,
+    /// The other way.
+    #[default]
+    Descending,
+}
+
+/// What a list of sandboxes is sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SandboxSort {
+    /// When it was made.
+    #[default]
+    CreatedAt,
+    /// Its name.
+    Name,
+    /// When its status last changed.
+    StatusUpdatedAt,
+}
+
+/// Which sandboxes to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListSandboxes {
+    /// How many, from where.
+    pub page: Page,
+    /// By what.
+    pub sort: SandboxSort,
+    /// Which way.
+    pub order: Order,
+    /// Only names that begin so.
+    pub name_prefix: Option<String>,
+    /// Only with all of these labels.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Which runs or snapshots to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListOf {
+    /// How many, from where.
+    pub page: Page,
+    /// Which way, by age.
+    pub order: Order,
+    /// Only those of this sandbox.
+    pub sandbox: Option<String>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// What the user of a terminal does.
+#[derive(Debug, Clone)]
+pub enum TerminalInput {
+    /// Types.
+    Data(Bytes),
+    /// Has another window.
+    Resize(TerminalSize),
+}
+
+/// What a terminal shows.
+#[derive(Debug, Clone)]
+pub enum TerminalOutput {
+    /// Bytes for the screen.
+    Data(Bytes),
+    /// Its command ended with this code; nothing comes after.
+    Exited(i32),
 }
 
 impl Default for Page {

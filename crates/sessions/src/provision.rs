@@ -159,37 +159,22 @@ impl Sessions {
             match self.provider.get(key).await {
                 Err(ProviderError::NotFound(_)) => {}
                 Ok(_) => {
-                    self.provider.delete(key).await?;
+                    self.provider.delete(key, false).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        let request = CreateSandbox {
-            key: key.clone(),
-            persistent: true,
-            image: None,
-            resources: None,
-            timeout: Some(self.config.max_lifetime),
-            env: std::collections::BTreeMap::default(),
-            tags: std::collections::BTreeMap::default(),
-            ephemeral: false,
-        };
+        let mut request = CreateSandbox::new(key.clone());
+        request.timeout = Some(self.config.max_lifetime);
         self.create_with_clone(request, account, repo).await
     }
 
     async fn provision_ephemeral(&self, account: &AccountId, repo: &GithubRepo) -> Result<Provisioned> {
         let name = SandboxName::generate();
         let key = SandboxKey { namespace: Self::namespace(account), name: name.clone() };
-        let request = CreateSandbox {
-            key,
-            persistent: false,
-            image: None,
-            resources: None,
-            timeout: Some(self.config.idle_timeout),
-            env: std::collections::BTreeMap::default(),
-            tags: std::collections::BTreeMap::default(),
-            ephemeral: true,
-        };
+        let mut request = CreateSandbox::new(key);
+        (request.persistent, request.ephemeral) = (false, true);
+        request.timeout = Some(self.config.idle_timeout);
         let (_, branch) = self.create_with_clone(request, account, repo).await?;
         Ok(Provisioned { ready_at: self.now(), timeout: self.config.idle_timeout, branch, sandbox: name })
     }
@@ -270,7 +255,7 @@ impl Sessions {
 
     /// Removes a sandbox that did not become what it should.
     async fn discard(&self, key: &SandboxKey) {
-        match self.provider.delete(key).await {
+        match self.provider.delete(key, false).await {
             Ok(_) | Err(ProviderError::NotFound(_)) => {}
             // The next provision finds it unbound and deletes it first.
             Err(error) => tracing::error!(sandbox = %key.name, error = error.detail(), "discard"),
@@ -279,7 +264,11 @@ impl Sessions {
 
     /// Changes a row, whatever others write in the meantime, as long as the
     /// session may still be provisioned.
-    async fn change(&self, mut row: SessionRow, change: impl Fn(&mut SessionRow)) -> Result<SessionRow> {
+    pub(crate) async fn change(
+        &self,
+        mut row: SessionRow,
+        change: impl Fn(&mut SessionRow),
+    ) -> Result<SessionRow> {
         for _ in 0..TRIES {
             change(&mut row);
             match self.write(row.clone()).await {

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, SandboxKey, StopReason};
+use dormouse_provider::{
+    CommandSpec, LogEvent, Namespace, ProviderError, RunRef, RunStatus, SandboxKey, StopReason,
+};
 use dormouse_store::{SessionFilter, SessionRow};
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
@@ -162,7 +164,7 @@ impl Sessions {
     }
 
     pub(crate) async fn delete_sandbox(&self, key: &SandboxKey) -> Result<()> {
-        match self.provider.delete(key).await {
+        match self.provider.delete(key, false).await {
             Ok(_) | Err(ProviderError::NotFound(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -230,6 +232,45 @@ impl Sessions {
     pub async fn touch(&self, id: &SessionId) -> Result<bool> {
         let now = self.now();
         Ok(self.db.touch_session(id, now, now.plus(self.config.idle_timeout)).await?)
+    }
+
+    /// What was done in a sandbox is use of the session that it belongs to, if
+    /// it does. One that was woken without the session is awake for it too.
+    pub async fn note_use(&self, namespace: &Namespace, sandbox: &SandboxName) -> Result<()> {
+        let Some(id) = sandbox.session() else { return Ok(()) };
+        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
+        // Whoever may name a sandbox may not speak for another's session.
+        if row.sandbox_name.as_ref() != Some(sandbox)
+            || &Self::namespace(&row.account_id) != namespace
+            || row.status == "archived"
+        {
+            return Ok(());
+        }
+        match LifecycleState::of(&row) {
+            LifecycleState::Active => self.touch(&id).await.map(drop),
+            LifecycleState::Hibernated | LifecycleState::Failed => {
+                let _slot = self.slots.take(&id).await;
+                let Some(row) = self.db.session(&id).await? else { return Ok(()) };
+                let asleep =
+                    matches!(LifecycleState::of(&row), LifecycleState::Hibernated | LifecycleState::Failed);
+                let found = self.provider.get(&Self::key(&row, sandbox)).await?;
+                if !asleep || found.run.status != RunStatus::Running {
+                    return Ok(());
+                }
+                let now = self.now();
+                let idle = self.config.idle_timeout;
+                self.change(row, |row| {
+                    LifecycleState::Active.put(row);
+                    row.lifecycle_error = None;
+                    row.last_activity_at = Some(now);
+                    row.hibernate_after = Some(now.plus(idle));
+                    row.sandbox_expires_at = Some(found.run.expires_at());
+                })
+                .await
+                .map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Moves the hard end of the sandbox 20 minutes later. Returns the new end.

@@ -23,10 +23,10 @@ pub use images::{ImageRow, LayerRow};
 pub use keys::KeyRow;
 pub use organizations::OrgRow;
 pub use runs::{RunProcess, RunRow};
-pub use sandboxes::SandboxRow;
+pub use sandboxes::{RouteRow, SandboxFilter, SandboxOrder, SandboxRow, SnapshotsOfDeleted};
 pub use secret::{ApiKey, hash_secret};
 pub use sessions::{SessionFilter, SessionRow};
-pub use snapshots::SnapshotRow;
+pub use snapshots::{Retire, SnapshotRow};
 
 /// Result of a store call.
 pub type Result<T> = std::result::Result<T, StoreError>;

@@ -45,6 +45,38 @@ impl Db {
             .transpose()
     }
 
+    /// The organization with this id or name, if `account` is a member.
+    pub async fn org_of_member(
+        &self,
+        account: &AccountId,
+        id_or_name: &str,
+    ) -> crate::Result<Option<OrgRow>> {
+        Ok(self
+            .orgs_of(account)
+            .await?
+            .into_iter()
+            .find(|org| org.id.as_str() == id_or_name || org.name == id_or_name))
+    }
+
+    /// Organizations of an account, by name.
+    pub async fn orgs_of(&self, account: &AccountId) -> crate::Result<Vec<OrgRow>> {
+        let found: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT o.id, o.name, o.created_at FROM organizations o
+             JOIN organization_members m ON m.org_id = o.id WHERE m.account_id = $1 ORDER BY o.name",
+        )
+        .bind(account.as_str())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(StoreError::database(format!("read organizations of {account}")))?;
+        found
+            .into_iter()
+            .map(|(id, name, created)| {
+                let id = typed(&id, "organizations", "id")?;
+                Ok(OrgRow { id, name, created_at: Timestamp(created) })
+            })
+            .collect()
+    }
+
     /// Adds a member; adding one twice changes nothing.
     pub async fn add_member(&self, org: &OrgId, account: &AccountId) -> crate::Result<()> {
         let mut tx = self.write().await?;

@@ -124,8 +124,35 @@ pub(crate) async fn insert(tx: &mut Tx<'_>, run: &RunRow) -> crate::Result<()> {
     .bind(run.updated_at.0)
     .execute(&mut **tx)
     .await
+    .map_err(StoreError::unique("insert run", format!("a live run of {}", run.sandbox_name)))?;
+    if let Some(snapshot) = &run.source_snapshot {
+        // Use puts its expiration off.
+        sqlx::query(
+            "UPDATE snapshots SET last_used_at = $1,
+             expires_at = CASE WHEN expiration_ms IS NULL THEN expires_at ELSE $1 + expiration_ms END
+             WHERE id = $2",
+        )
+        .bind(run.requested_at.0)
+        .bind(snapshot.as_str())
+        .execute(&mut **tx)
+        .await
+        .map_err(StoreError::database(format!("note use of {snapshot}")))?;
+    }
+    status_changed(tx, &run.id, run.requested_at).await
+}
+
+/// The status of the sandbox's newest run is another from now on.
+async fn status_changed(tx: &mut Tx<'_>, run: &RunId, now: Timestamp) -> crate::Result<()> {
+    sqlx::query(
+        "UPDATE sandboxes SET status_updated_at = $1
+         WHERE id = (SELECT sandbox_id FROM runs WHERE id = $2)",
+    )
+    .bind(now.0)
+    .bind(run.as_str())
+    .execute(&mut **tx)
+    .await
     .map(drop)
-    .map_err(StoreError::unique("insert run", format!("a live run of {}", run.sandbox_name)))
+    .map_err(StoreError::database(format!("move the status of the sandbox of {run}")))
 }
 
 impl Db {
@@ -178,23 +205,24 @@ impl Db {
             .collect()
     }
 
-    /// Runs of a namespace (or of one sandbox in it) older than `before`,
-    /// newest first.
+    /// Runs of a namespace (or of the sandboxes of one name in it), by age.
     pub async fn runs_of(
         &self,
         namespace: &str,
         sandbox: Option<&str>,
-        before: Option<&str>,
+        ascending: bool,
+        after: Option<&str>,
         limit: i64,
     ) -> crate::Result<Vec<RunRow>> {
+        let (compare, direction) = if ascending { (">", "ASC") } else { ("<", "DESC") };
         let sql = format!(
             "SELECT {COLUMNS} FROM runs WHERE namespace = $1 AND ($2 IS NULL OR sandbox_name = $2)
-             AND ($3 IS NULL OR id < $3) ORDER BY id DESC LIMIT $4"
+             AND ($3 IS NULL OR id {compare} $3) ORDER BY id {direction} LIMIT $4"
         );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(namespace)
             .bind(sandbox)
-            .bind(before)
+            .bind(after)
             .bind(limit)
             .fetch_all(&self.readers)
             .await
@@ -202,6 +230,16 @@ impl Db {
             .iter()
             .map(row)
             .collect()
+    }
+
+    /// How many runs a sandbox had so far.
+    pub async fn count_runs(&self, sandbox: &SandboxId) -> crate::Result<i64> {
+        let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM runs WHERE sandbox_id = $1")
+            .bind(sandbox.as_str())
+            .fetch_one(&self.readers)
+            .await
+            .map_err(StoreError::database(format!("count runs of {sandbox}")))?;
+        Ok(count)
     }
 
     /// The run takes commands from now on.
@@ -227,6 +265,7 @@ impl Db {
         .execute(&mut *tx)
         .await
         .map_err(StoreError::database(format!("start run {id}")))?;
+        status_changed(&mut tx, id, now).await?;
         commit(tx, "start run").await
     }
 
@@ -242,7 +281,21 @@ impl Db {
         .execute(&mut *tx)
         .await
         .map_err(StoreError::database(format!("stop run {id}")))?;
+        status_changed(&mut tx, id, now).await?;
         commit(tx, "stop run").await
+    }
+
+    /// Replaces the configuration of a live run.
+    pub async fn configure_run(&self, id: &RunId, config: &str, now: Timestamp) -> crate::Result<()> {
+        let mut tx = self.write().await?;
+        sqlx::query("UPDATE runs SET config = $1, updated_at = $2 WHERE id = $3 AND status = 'running'")
+            .bind(config)
+            .bind(now.0)
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(StoreError::database(format!("configure run {id}")))?;
+        commit(tx, "configure run").await
     }
 
     /// Moves the hard end of a live run.
@@ -300,6 +353,6 @@ pub(crate) async fn ended(
     .bind(id.as_str())
     .execute(&mut **tx)
     .await
-    .map(drop)
-    .map_err(StoreError::database(format!("end run {id}")))
+    .map_err(StoreError::database(format!("end run {id}")))?;
+    status_changed(tx, id, now).await
 }

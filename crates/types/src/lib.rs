@@ -1,11 +1,13 @@
 //! Words that every crate shares: ids, instants, repository names, durations
 //! and the error envelope. No I/O and no rule of one endpoint.
 
+mod cidr;
 mod duration;
 mod github;
 mod id;
 mod time;
 
+pub use cidr::Cidr;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use github::{GithubRepo, RepoError};
 pub use id::{

@@ -34,9 +34,9 @@ pub(crate) async fn run(
                 "name      {}\nstatus    {}\nimage     {}\nvcpus     {}\nmemory    {} MiB\nsession   {}\nsnapshot  {}",
                 s.name,
                 s.status,
-                s.image,
-                s.vcpus,
-                s.memory,
+                s.image.as_deref().unwrap_or("-"),
+                s.vcpus.unwrap_or(0),
+                s.memory.unwrap_or(0),
                 s.current_session_id,
                 s.current_snapshot_id.as_deref().unwrap_or("-")
             );
@@ -69,7 +69,7 @@ pub(crate) async fn run(
         }
         SandboxAction::Delete { name } => {
             let path = format!("/{}", plain(&name)?);
-            let deleted: wire::DeleteReply = client.json(client.request(Method::DELETE, &path)).await?;
+            let deleted: wire::ChangeReply = client.json(client.request(Method::DELETE, &path)).await?;
             output.data(&serde_json::to_value(&deleted)?, &format!("{name} deleted"));
         }
     }
@@ -89,7 +89,10 @@ async fn list(client: &Client, output: &Output) -> anyhow::Result<()> {
             break;
         }
     }
-    let rows: Vec<_> = all.iter().map(|s| vec![s.name.clone(), s.status.clone(), s.image.clone()]).collect();
+    let rows: Vec<_> = all
+        .iter()
+        .map(|s| vec![s.name.clone(), s.status.clone(), s.image.clone().unwrap_or_default()])
+        .collect();
     output.table(&json!({"sandboxes": all}), &["NAME", "STATUS", "IMAGE"], &rows);
     Ok(())
 }

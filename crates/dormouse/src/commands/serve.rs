@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use dormouse_engine::Engine;
-use dormouse_http::{App, JwtVerifier};
+use dormouse_http::{JwtVerifier, Parts};
 use dormouse_jobs::Clock;
 use dormouse_provider::SandboxProvider;
 use dormouse_sessions::Sessions;
@@ -63,8 +63,17 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "there is no such base image yet; run `dormouse image build`"
         );
     }
-    let app = App { db: db.clone(), sessions, provider, clock, jwt };
-    tracing::info!(listen = %listener.local_addr()?, data_dir = %config.data_dir.display(), "ready");
+    let address = listener.local_addr()?;
+    let parts = Parts {
+        db: db.clone(),
+        sessions,
+        provider,
+        gateway: Some(engine.clone()),
+        ports: config.ports(address)?,
+        clock,
+        jwt,
+    };
+    tracing::info!(listen = %address, data_dir = %config.data_dir.display(), "ready");
 
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = Arc::new(tokio::sync::Notify::new());
@@ -76,7 +85,11 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             tracing::debug!(%error, "set TCP_NODELAY");
         }
     });
-    let serve = axum::serve(listener, dormouse_http::router(app)).with_graceful_shutdown(async move {
+    let serve = axum::serve(
+        listener,
+        dormouse_http::router(parts).into_make_service_with_connect_info::<std::net::SocketAddr>(),
+    )
+    .with_graceful_shutdown(async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}

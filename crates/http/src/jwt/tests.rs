@@ -54,10 +54,14 @@ async fn only_the_right_tokens_get_in() {
     let verifier = JwtVerifier::new(config(true)).unwrap();
 
     let good = token(&key, "k1", |_| {});
-    let first = verifier.account(&good, &db, &clock).await.unwrap();
-    assert_eq!(verifier.account(&good, &db, &clock).await.unwrap(), first, "one subject, one account");
+    let first = verifier.identity(&good, &db, &clock).await.map(|found| found.account).unwrap();
+    assert_eq!(
+        verifier.identity(&good, &db, &clock).await.map(|found| found.account).unwrap(),
+        first,
+        "one subject, one account"
+    );
     let other = token(&key, "k1", |claims| claims["sub"] = json!("u2"));
-    assert_ne!(verifier.account(&other, &db, &clock).await.unwrap(), first);
+    assert_ne!(verifier.identity(&other, &db, &clock).await.map(|found| found.account).unwrap(), first);
 
     let mut wrong = vec![
         token(&stranger, "k1", |_| {}),
@@ -77,10 +81,13 @@ async fn only_the_right_tokens_get_in() {
     header.kid = Some("k1".to_owned());
     wrong.push(encode(&header, &json!({"sub": "u1"}), &EncodingKey::from_secret(b"x")).unwrap());
     for token in wrong {
-        assert!(verifier.account(&token, &db, &clock).await.is_err(), "{token}");
+        assert!(verifier.identity(&token, &db, &clock).await.map(|found| found.account).is_err(), "{token}");
     }
     let closed = JwtVerifier::new(config(false)).unwrap();
-    assert!(closed.account(&good, &db, &clock).await.is_ok(), "known subjects stay welcome");
+    assert!(
+        closed.identity(&good, &db, &clock).await.map(|found| found.account).is_ok(),
+        "known subjects stay welcome"
+    );
     let unknown = token(&key, "k1", |claims| claims["sub"] = json!("u3"));
-    assert!(closed.account(&unknown, &db, &clock).await.is_err());
+    assert!(closed.identity(&unknown, &db, &clock).await.map(|found| found.account).is_err());
 }

@@ -63,6 +63,7 @@ impl From<ProviderError> for WireError {
             ProviderError::Invalid(_) | ProviderError::Refused { .. } => {
                 (StatusCode::BAD_REQUEST, "bad_request")
             }
+            ProviderError::TimeoutInvalid(_) => (StatusCode::BAD_REQUEST, "sandbox_timeout_invalid"),
             ProviderError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
             ProviderError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
             ProviderError::Stopped => (StatusCode::GONE, "sandbox_stopped"),

@@ -1,49 +1,101 @@
-//! The provider API, as far as the command line needs it: sandboxes, sessions
-//! (our runs), commands, files. Facts: provider contract.
+//! The provider API: the Vercel Sandbox protocol over the provider port. Facts:
+//! provider contract. Sessions of the wire are our runs.
+//!
+//! `/api/v2` and `/api/v3` are the same but for one thing: a git source goes into
+//! the working directory itself in 2, into a directory of its own in 3.
 
 mod commands;
+mod creation;
 mod error;
 mod files;
+mod platform;
 mod present;
+mod requests;
 mod sandboxes;
+mod snapshots;
+mod terminal;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use axum::routing::{get, post};
-use dormouse_provider::{Namespace, RunRef};
+use axum::routing::{any, get, post};
+use dormouse_provider::{CloneDirectory, Namespace, RunRef};
 use dormouse_types::RunId;
 
 use crate::App;
-use crate::auth::Caller;
+use crate::auth::{Identity, authenticate};
+pub(crate) use creation::Creations;
 use error::WireError;
+pub(crate) use terminal::Tickets;
 
 /// Largest archive that a write takes, in bytes.
 const MAX_ARCHIVE: usize = 4 << 30;
 
+/// Project where the session API's sandboxes live, and of those who name none.
+const DEFAULT_PROJECT: &str = "default";
+
 pub(crate) fn router() -> Router<App> {
-    let base = "/api/v2/sandboxes";
-    let path = |rest: &str| format!("{base}{rest}");
     let unlimited = axum::extract::DefaultBodyLimit::max(MAX_ARCHIVE);
-    Router::new()
-        .route(base, get(sandboxes::list))
-        .route(&path("/sessions"), get(sandboxes::list_sessions))
-        .route(&path("/sessions/{id}"), get(sandboxes::session))
-        .route(&path("/sessions/{id}/stop"), post(sandboxes::stop))
-        .route(&path("/sessions/{id}/extend-timeout"), post(sandboxes::extend))
-        .route(&path("/sessions/{id}/cmd"), post(commands::start).get(commands::list))
-        .route(&path("/sessions/{id}/cmd/{command}"), get(commands::get))
-        .route(&path("/sessions/{id}/cmd/{command}/logs"), get(commands::logs))
-        .route(&path("/sessions/{id}/cmd/{command}/kill"), post(commands::kill))
-        .route(&path("/sessions/{id}/cmd/{command}/stdin"), post(commands::stdin).layer(unlimited))
-        .route(&path("/sessions/{id}/fs/mkdir"), post(files::mkdir))
-        .route(&path("/sessions/{id}/fs/read"), post(files::read))
-        .route(&path("/sessions/{id}/fs/write"), post(files::write).layer(unlimited))
-        .route(&path("/{name}"), get(sandboxes::get).delete(sandboxes::delete))
+    let mut router = platform::router().merge(terminal::router());
+    for (version, clones) in [("v2", CloneDirectory::Workdir), ("v3", CloneDirectory::Named)] {
+        let base = format!("/api/{version}/sandboxes");
+        let path = |rest: &str| format!("{base}{rest}");
+        let create = post(move |app, scope, body| sandboxes::create(clones, app, scope, body));
+        router = router
+            .route(&base, get(sandboxes::list).merge(create))
+            .route(&path("/sessions"), get(sandboxes::list_sessions))
+            .route(&path("/sessions/{id}"), get(sandboxes::session))
+            .route(&path("/sessions/{id}/stop"), post(sandboxes::stop))
+            .route(&path("/sessions/{id}/extend-timeout"), post(sandboxes::extend))
+            .route(&path("/sessions/{id}/network-policy"), post(sandboxes::set_policy))
+            .route(&path("/sessions/{id}/snapshot"), post(snapshots::create))
+            .route(&path("/sessions/{id}/interactive"), post(terminal::invite))
+            .route(&path("/sessions/{id}/cmd"), post(commands::start).get(commands::list))
+            .route(&path("/sessions/{id}/cmd/{command}"), get(commands::get))
+            .route(&path("/sessions/{id}/cmd/{command}/logs"), get(commands::logs))
+            .route(&path("/sessions/{id}/cmd/{command}/kill"), post(commands::kill))
+            .route(
+                &path("/sessions/{id}/cmd/{command}/stdin"),
+                post(commands::stdin).layer(unlimited.clone()),
+            )
+            .route(&path("/sessions/{id}/fs/mkdir"), post(files::mkdir))
+            .route(&path("/sessions/{id}/fs/read"), post(files::read))
+            .route(&path("/sessions/{id}/fs/write"), post(files::write).layer(unlimited.clone()))
+            .route(&path("/snapshots"), get(snapshots::list))
+            .route(&path("/snapshots/tree"), get(snapshots::tree))
+            .route(&path("/snapshots/{id}"), get(snapshots::get).delete(snapshots::delete))
+            .route(&path("/drives"), any(drives))
+            .route(&path("/drives/{name}"), any(drives))
+            .route(&path("/{name}"), get(sandboxes::get).patch(sandboxes::update).delete(sandboxes::delete))
+            .route(&path("/{name}/fork"), post(sandboxes::fork));
+    }
+    router
 }
 
-/// The caller and the namespace that the query names.
-pub(crate) struct Scope(pub(crate) Namespace);
+/// Drives do not exist here. A 5xx would be tried again.
+async fn drives(_scope: Scope) -> WireError {
+    WireError::bad_request("drives are not supported by this server")
+}
+
+/// The caller, and the namespace that the query names.
+pub(crate) struct Scope {
+    /// Account or organization.
+    pub(crate) owner: String,
+    pub(crate) namespace: Namespace,
+}
+
+impl Scope {
+    /// The scope with the project that a body names, which the query did not.
+    pub(crate) fn with_project(self, project: Option<String>) -> Result<Self, WireError> {
+        match project {
+            None => Ok(self),
+            Some(project) => {
+                let namespace = namespace(&self.owner, Some(project))?;
+                Ok(Self { namespace, ..self })
+            }
+        }
+    }
+}
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,29 +106,57 @@ struct ScopeQuery {
     project: Option<String>,
 }
 
+fn namespace(owner: &str, project: Option<String>) -> Result<Namespace, WireError> {
+    let project = project.filter(|project| !project.is_empty()).unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.';
+    if project.len() > 100 || !project.bytes().all(plain) {
+        return Err(WireError::bad_request("projectId must have 1 to 100 letters, digits, -, _ and ."));
+    }
+    Ok(Namespace(format!("{owner}/{project}")))
+}
+
+/// The account or organization that `team` names, if the caller may speak for
+/// it; without a name, their own account.
+pub(crate) async fn owner(app: &App, identity: &Identity, team: Option<&str>) -> Result<String, WireError> {
+    let account = identity.account.as_str();
+    let own = |team: &str| {
+        team == account || identity.platform.as_ref().is_some_and(|platform| platform.owner_id == team)
+    };
+    match team.filter(|team| !team.is_empty()) {
+        Some(team) if !own(team) => {
+            let org = app.db.org_of_member(&identity.account, team).await;
+            let org = org.map_err(crate::error::ApiError::from)?;
+            org.map(|org| org.id.to_string()).ok_or_else(|| {
+                WireError::forbidden("teamId is neither your account nor an organization that you belong to")
+            })
+        }
+        _ => Ok(account.to_owned()),
+    }
+}
+
+async fn scope_query(parts: &mut Parts, app: &App) -> Result<(Identity, String, ScopeQuery), WireError> {
+    let identity = authenticate(&parts.headers, app).await?;
+    let query = axum::extract::Query::<ScopeQuery>::from_request_parts(parts, app).await;
+    let axum::extract::Query(query) = query
+        .map_err(|rejection| WireError::bad_request(format!("wrong query: {}", rejection.body_text())))?;
+    let team = query.team_id.as_deref().or(query.slug.as_deref());
+    let owner = owner(app, &identity, team).await?;
+    Ok((identity, owner, query))
+}
+
 impl FromRequestParts<App> for Scope {
     type Rejection = WireError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, WireError> {
-        let Caller(account) = Caller::from_request_parts(parts, app).await?;
-        let query = axum::extract::Query::<ScopeQuery>::from_request_parts(parts, app).await;
-        let axum::extract::Query(query) = query
-            .map_err(|rejection| WireError::bad_request(format!("wrong query: {}", rejection.body_text())))?;
-        let own = |id: &String| id == account.as_str();
-        if query.team_id.as_ref().or(query.slug.as_ref()).is_some_and(|id| !own(id)) {
-            return Err(WireError::forbidden("teamId is not your account"));
-        }
-        let project = query.project_id.or(query.project).unwrap_or_else(|| "default".to_owned());
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if project.is_empty() || project.len() > 100 || !project.bytes().all(plain) {
-            return Err(WireError::bad_request("projectId must have 1 to 100 letters, digits, - and _"));
-        }
-        Ok(Self(Namespace(format!("{account}/{project}"))))
+        let (identity, owner, query) = scope_query(parts, app).await?;
+        let of_token = identity.platform.as_ref().and_then(|platform| platform.project_id.clone());
+        let namespace = namespace(&owner, query.project_id.or(query.project).or(of_token))?;
+        Ok(Self { owner, namespace })
     }
 }
 
-/// The run that a path names. Runs are looked up in the caller's account,
-/// whatever the project, since these paths carry none.
+/// The run that a path names. Runs are looked up with the owner, whatever the
+/// project, since these paths carry none.
 pub(crate) struct RunScope {
     pub(crate) run: RunRef,
 }
@@ -85,23 +165,26 @@ impl FromRequestParts<App> for RunScope {
     type Rejection = WireError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, WireError> {
-        let Caller(account) = Caller::from_request_parts(parts, app).await?;
+        let (_, owner, _) = scope_query(parts, app).await?;
         let params = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app).await;
         let id = params.ok().and_then(|Path(params)| params.get("id").cloned()).unwrap_or_default();
         let missing = || WireError::not_found(format!("session {id} not found"));
         let id: RunId = id.parse().map_err(|_| missing())?;
         let row = app.db.run(&id).await.map_err(crate::error::ApiError::from)?;
-        let row = row
-            .filter(|row| row.namespace.split_once('/').is_some_and(|(owner, _)| owner == account.as_str()));
+        let row = row.filter(|row| row.namespace.split_once('/').is_some_and(|(of, _)| of == owner));
         let row = row.ok_or_else(missing)?;
+        let namespace = Namespace(row.namespace);
         // What is done in a session's sandbox is use of that session.
-        if let Some(session) = row.sandbox_name.session()
-            && parts.method != axum::http::Method::GET
-            && !parts.uri.path().ends_with("/stop")
-            && let Err(error) = app.sessions.touch(&session).await
-        {
-            tracing::warn!(%session, ?error, "note activity");
+        if parts.method != axum::http::Method::GET && !parts.uri.path().ends_with("/stop") {
+            note_use(app, &namespace, &row.sandbox_name).await;
         }
-        Ok(Self { run: RunRef { namespace: Namespace(row.namespace), id } })
+        Ok(Self { run: RunRef { namespace, id } })
+    }
+}
+
+/// Tells the session of a sandbox that it is used; a failure is only logged.
+pub(crate) async fn note_use(app: &App, namespace: &Namespace, sandbox: &dormouse_types::SandboxName) {
+    if let Err(error) = app.sessions.note_use(namespace, sandbox).await {
+        tracing::warn!(%sandbox, ?error, "note activity");
     }
 }

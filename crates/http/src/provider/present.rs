@@ -1,21 +1,84 @@
 //! From domain types to the wire.
 
-use dormouse_provider::{Command, Resumed, Run, Sandbox, Snapshot};
+use dormouse_provider::{
+    Action, Command, CustomPolicy, Expiration, KeepLast, NetworkPolicy, Resumed, Retention, Route, Run,
+    RunStatus, Sandbox, Snapshot, SnapshotNode,
+};
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
 
-/// Every host is its own only region.
-const REGION: &str = "iad1";
+use crate::PortsConfig;
 
-fn policy() -> wire::NetworkPolicy {
-    wire::NetworkPolicy { mode: "allow-all".to_owned() }
-}
+/// Every server is its own only region.
+pub(crate) const REGION: &str = "iad1";
+
+/// Stands for the terminals of a session: clients only ask whether it is there,
+/// and leave a route to it out of lists. Nobody publishes a port of that number.
+const INTERACTIVE_PORT: u16 = 22;
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A policy as it is enforced, without the values of headers.
+pub(crate) fn policy(policy: NetworkPolicy) -> wire::NetworkPolicy {
+    let mode = |mode: &str| wire::NetworkPolicy { mode: mode.to_owned(), ..wire::NetworkPolicy::default() };
+    let custom = match policy {
+        NetworkPolicy::AllowAll => return mode("allow-all"),
+        NetworkPolicy::DenyAll => return mode("deny-all"),
+        NetworkPolicy::Custom(custom) => custom,
+    };
+    let CustomPolicy { domains, allowed_networks, denied_networks } = custom;
+    let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
+    let (mut injection, mut forward) = (Vec::new(), Vec::new());
+    for domain in &domains {
+        for rule in &domain.rules {
+            let matches = rule.matches.as_ref().and_then(|m| serde_json::to_value(m).ok());
+            match &rule.action {
+                Action::SetHeaders(headers) => injection.push(wire::InjectionRule {
+                    domain: domain.domain.clone(),
+                    headers: None,
+                    header_names: Some(headers.keys().cloned().collect()),
+                    matches,
+                }),
+                Action::Forward(url) => forward.push(wire::ForwardRule {
+                    domain: domain.domain.clone(),
+                    forward_url: url.clone(),
+                    matches,
+                }),
+                // The protocol has no words for it in a reply.
+                Action::Respond(_) => {}
+            }
+        }
+    }
+    wire::NetworkPolicy {
+        allowed_domains: some(domains.into_iter().map(|domain| domain.domain).collect()),
+        allowed_cidrs: some(allowed_networks.iter().map(ToString::to_string).collect()),
+        denied_cidrs: some(denied_networks.iter().map(ToString::to_string).collect()),
+        injection_rules: (!injection.is_empty()).then_some(injection),
+        forward_rules: (!forward.is_empty()).then_some(forward),
+        ..mode("custom")
+    }
+}
+
+fn expiration(expiration: Expiration) -> u64 {
+    match expiration {
+        Expiration::Never => 0,
+        Expiration::After(ms) => ms,
+    }
+}
+
 pub(crate) fn sandbox(sandbox: Sandbox) -> wire::Sandbox {
+    let keep = match sandbox.retention {
+        Retention::KeepLast(KeepLast { count, expiration: of_kept, delete_evicted }) => {
+            Some(wire::KeepLastSnapshots {
+                count,
+                expiration: of_kept.map(expiration),
+                delete_evicted: Some(delete_evicted),
+            })
+        }
+        Retention::Current | Retention::Expiry => None,
+    };
     wire::Sandbox {
         name: sandbox.name.to_string(),
         persistent: sandbox.persistent,
@@ -23,24 +86,32 @@ pub(crate) fn sandbox(sandbox: Sandbox) -> wire::Sandbox {
         updated_at: sandbox.updated_at.as_millis(),
         current_session_id: sandbox.current_run.to_string(),
         status: sandbox.status.as_str().to_owned(),
-        vcpus: sandbox.resources.vcpus,
-        memory: sandbox.resources.memory_mib,
-        image: sandbox.image,
-        timeout: millis(sandbox.timeout),
-        network_policy: policy(),
+        status_updated_at: Some(sandbox.status_updated_at.as_millis()),
+        region: Some(REGION.to_owned()),
+        vcpus: Some(sandbox.resources.vcpus),
+        memory: Some(sandbox.resources.memory_mib),
+        image: Some(sandbox.image),
+        runtime: sandbox.runtime,
+        timeout: Some(millis(sandbox.timeout)),
+        network_policy: Some(policy(sandbox.network)),
         current_snapshot_id: sandbox.current_snapshot.map(|id| id.to_string()),
         expires_at: sandbox.expires_at.map(Timestamp::as_millis),
-        cwd: sandbox.cwd,
+        cwd: Some(sandbox.cwd),
         tags: sandbox.tags,
+        snapshot_expiration: sandbox.snapshot_expiration.map(expiration),
+        keep_last_snapshots: keep,
     }
 }
 
 pub(crate) fn session(run: Run) -> wire::Session {
+    let aborted = run.status == RunStatus::Aborted;
+    let lived = run.started_at.zip(run.stopped_at).map(|(start, end)| millis(end.since(start)));
     wire::Session {
         id: run.id.to_string(),
         memory: run.resources.memory_mib,
         vcpus: run.resources.vcpus,
         region: REGION.to_owned(),
+        runtime: run.runtime,
         timeout: millis(run.timeout),
         status: run.status.as_str().to_owned(),
         requested_at: run.requested_at.as_millis(),
@@ -49,10 +120,14 @@ pub(crate) fn session(run: Run) -> wire::Session {
         cwd: run.cwd,
         started_at: run.started_at.map(Timestamp::as_millis),
         requested_stop_at: run.stop_requested_at.map(Timestamp::as_millis),
-        stopped_at: run.stopped_at.map(Timestamp::as_millis),
+        stopped_at: run.stopped_at.filter(|_| !aborted).map(Timestamp::as_millis),
+        aborted_at: run.stopped_at.filter(|_| aborted).map(Timestamp::as_millis),
+        duration: lived,
         source_snapshot_id: run.source_snapshot.map(|id| id.to_string()),
-        network_policy: policy(),
-        source_sandbox_name: run.sandbox.to_string(),
+        interactive_port: None,
+        network_policy: Some(policy(run.network)),
+        source_sandbox_name: Some(run.sandbox.to_string()),
+        stop_reason: run.stop_reason,
     }
 }
 
@@ -61,12 +136,22 @@ pub(crate) fn snapshot(snapshot: Snapshot) -> wire::Snapshot {
         id: snapshot.id.to_string(),
         source_session_id: snapshot.source_run.to_string(),
         region: REGION.to_owned(),
-        status: "created".to_owned(),
+        status: snapshot.status.as_str().to_owned(),
         size_bytes: snapshot.size_bytes,
         created_at: snapshot.created_at.as_millis(),
-        updated_at: snapshot.created_at.as_millis(),
-        creation_method: snapshot.kind.as_str().to_owned(),
+        updated_at: snapshot.updated_at.as_millis(),
+        expires_at: snapshot.expires_at.map(Timestamp::as_millis),
+        last_used_at: snapshot.last_used_at.map(Timestamp::as_millis),
+        creation_method: Some(snapshot.kind.as_str().to_owned()),
         parent_id: snapshot.parent.map(|id| id.to_string()),
+    }
+}
+
+pub(crate) fn node(node: SnapshotNode) -> wire::SnapshotNode {
+    wire::SnapshotNode {
+        snapshot: snapshot(node.snapshot),
+        siblings: node.siblings.into_iter().map(snapshot).collect(),
+        count: node.sibling_count.to_string(),
     }
 }
 
@@ -84,11 +169,24 @@ pub(crate) fn command(command: Command) -> wire::Command {
     }
 }
 
-pub(crate) fn found(found: Resumed) -> wire::SandboxReply {
+pub(crate) fn routes(routes: Vec<Route>, ports: &PortsConfig) -> Vec<wire::Route> {
+    routes
+        .into_iter()
+        .map(|Route { port, subdomain, url }| {
+            let url = url.unwrap_or_else(|| ports.url(&subdomain));
+            wire::Route { url, subdomain, port }
+        })
+        .collect()
+}
+
+/// A sandbox with its session. `interactive`: the caller asked for terminals.
+pub(crate) fn found(found: Resumed, ports: &PortsConfig, interactive: bool) -> wire::SandboxReply {
+    let mut session = session(found.run);
+    session.interactive_port = interactive.then_some(INTERACTIVE_PORT);
     wire::SandboxReply {
         sandbox: sandbox(found.sandbox),
-        session: session(found.run),
-        routes: Vec::new(),
+        session,
+        routes: routes(found.routes, ports),
         resumed: found.resumed,
     }
 }

@@ -1,42 +1,105 @@
 //! Sandboxes and their sessions.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use dormouse_provider::{Page, SandboxKey, StopReason};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use dormouse_provider::{
+    CloneDirectory, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, Order, Page, ProviderError, Resumed,
+    SandboxKey, SandboxSort, StopReason,
+};
 use dormouse_types::SandboxName;
 use dormouse_wire as wire;
+use sha2::{Digest as _, Sha256};
 
+use super::creation::Answer;
 use super::error::{WireError, WireResult};
-use super::{RunScope, Scope, present};
+use super::{RunScope, Scope, note_use, present, requests};
 use crate::App;
 use crate::body::ApiJson;
 
 /// Most items on one page.
 const MAX_PAGE: u32 = 100;
 
+/// Lifetime of a run whose creator named none (provider contract, section 3).
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+
 #[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct ListQuery {
     limit: Option<u32>,
     cursor: Option<String>,
+    sort_order: Option<String>,
     name: Option<String>,
 }
 
-fn page(query: &ListQuery) -> WireResult<Page> {
-    let limit = query.limit.unwrap_or(20);
+pub(crate) fn page(limit: Option<u32>, cursor: Option<String>) -> WireResult<Page> {
+    let limit = limit.unwrap_or(20);
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(WireError::bad_request(format!("limit must be from 1 to {MAX_PAGE}")));
     }
-    Ok(Page { limit, cursor: query.cursor.clone() })
+    Ok(Page { limit, cursor: cursor.filter(|cursor| !cursor.is_empty()) })
 }
 
+pub(crate) fn order(text: Option<&str>) -> WireResult<Order> {
+    match text {
+        None | Some("desc") => Ok(Order::Descending),
+        Some("asc") => Ok(Order::Ascending),
+        Some(_) => Err(WireError::bad_request("sortOrder must be asc or desc")),
+    }
+}
+
+impl ListQuery {
+    pub(crate) fn list(self) -> WireResult<ListOf> {
+        Ok(ListOf {
+            page: page(self.limit, self.cursor)?,
+            order: order(self.sort_order.as_deref())?,
+            sandbox: self.name,
+        })
+    }
+}
+
+/// Parameters may come more than once (`tags`), which a struct cannot read.
 pub(crate) async fn list(
     State(app): State<App>,
-    Scope(namespace): Scope,
-    Query(query): Query<ListQuery>,
+    scope: Scope,
+    Query(pairs): Query<Vec<(String, String)>>,
 ) -> WireResult<Json<wire::SandboxList>> {
-    let (sandboxes, next) = app.provider.list(&namespace, page(&query)?).await?;
+    let one = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let limit =
+        one("limit").map(|text| text.parse().map_err(|_| WireError::bad_request("limit must be a number")));
+    let name_prefix = one("namePrefix").filter(|prefix| !prefix.is_empty());
+    let sort = match one("sortBy").as_deref() {
+        None | Some("createdAt") => SandboxSort::CreatedAt,
+        Some("name") => SandboxSort::Name,
+        Some("statusUpdatedAt") => SandboxSort::StatusUpdatedAt,
+        Some(_) => {
+            return Err(WireError::bad_request("sortBy must be createdAt, name or statusUpdatedAt"));
+        }
+    };
+    if name_prefix.is_some() && sort != SandboxSort::Name {
+        return Err(WireError::bad_request("namePrefix needs sortBy=name"));
+    }
+    let mut tags = BTreeMap::new();
+    for (_, tag) in pairs.iter().filter(|(key, _)| key == "tags" || key == "tags[]") {
+        let (key, value) =
+            tag.split_once(':').ok_or_else(|| WireError::bad_request("tags must be written key:value"))?;
+        if tags.insert(key.to_owned(), value.to_owned()).is_some_and(|other| other != value) {
+            return Err(WireError::bad_request(format!("tags: {key} cannot have two values")));
+        }
+    }
+    let list = ListSandboxes {
+        page: page(limit.transpose()?, one("cursor"))?,
+        sort,
+        order: order(one("sortOrder").as_deref())?,
+        name_prefix,
+        tags,
+    };
+    let (sandboxes, next) = app.provider.list(&scope.namespace, list).await?;
     let sandboxes: Vec<_> = sandboxes.into_iter().map(present::sandbox).collect();
     let pagination = wire::Pagination { count: sandboxes.len(), next };
     Ok(Json(wire::SandboxList { sandboxes, pagination }))
@@ -44,22 +107,128 @@ pub(crate) async fn list(
 
 pub(crate) async fn list_sessions(
     State(app): State<App>,
-    Scope(namespace): Scope,
+    scope: Scope,
     Query(query): Query<ListQuery>,
 ) -> WireResult<Json<wire::SessionList>> {
-    let (runs, next) = app.provider.runs(&namespace, query.name.as_deref(), page(&query)?).await?;
+    let (runs, next) = app.provider.runs(&scope.namespace, query.list()?).await?;
     let sessions: Vec<_> = runs.into_iter().map(present::session).collect();
     let pagination = wire::Pagination { count: sessions.len(), next };
     Ok(Json(wire::SessionList { sessions, pagination }))
 }
 
-fn key(namespace: dormouse_provider::Namespace, name: &str) -> WireResult<SandboxKey> {
+fn key(scope: &Scope, name: &str) -> WireResult<SandboxKey> {
     let name: SandboxName =
         name.parse().map_err(|_| WireError::not_found(format!("sandbox {name} not found")))?;
-    Ok(SandboxKey { namespace, name })
+    Ok(SandboxKey { namespace: scope.namespace.clone(), name })
+}
+
+/// A body, read twice: as it is for [`Answer`], and for what it says.
+pub(crate) struct Read<T>(T, [u8; 32]);
+
+impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Read<T> {
+    type Rejection = WireError;
+
+    async fn from_request(request: axum::extract::Request, app: &App) -> Result<Self, WireError> {
+        let (parts, body) = request.into_parts();
+        let bytes = Bytes::from_request(axum::extract::Request::from_parts(parts.clone(), body), app).await;
+        let bytes =
+            bytes.map_err(|_| WireError::bad_request("the body could not be read, or is too large"))?;
+        let digest = Sha256::digest(&bytes).into();
+        let request = axum::extract::Request::from_parts(parts, Body::from(bytes));
+        let ApiJson(value) = ApiJson::from_request(request, app).await?;
+        Ok(Self(value, digest))
+    }
+}
+
+pub(crate) async fn create(
+    clones: CloneDirectory,
+    State(app): State<App>,
+    scope: Scope,
+    Read(body, digest): Read<wire::CreateRequest>,
+) -> WireResult<Response> {
+    requests::refuse_unsupported(
+        body.region.as_deref(),
+        body.failover_regions.as_deref(),
+        body.network_id.as_deref(),
+        body.mounts.as_ref(),
+    )?;
+    let scope = scope.with_project(body.project_id)?;
+    let named = body.name.is_some();
+    let key = SandboxKey { namespace: scope.namespace, name: requests::name(body.name)? };
+    let request = CreateSandbox {
+        persistent: body.persistent.unwrap_or(true),
+        environment: requests::environment(body.runtime, body.image)?,
+        source: body.source.map(|source| requests::source(source, clones)).transpose()?,
+        resources: body.resources.map(requests::resources),
+        timeout: Some(body.timeout.map_or(DEFAULT_TIMEOUT, Duration::from_millis)),
+        env: body.env.unwrap_or_default(),
+        tags: body.tags.unwrap_or_default(),
+        ports: body.ports.unwrap_or_default(),
+        network: body.network_policy.map(requests::policy).transpose()?.unwrap_or_default(),
+        snapshot_expiration: body.snapshot_expiration.map(requests::expiration),
+        retention: requests::retention(body.keep_last_snapshots),
+        ..CreateSandbox::new(key.clone())
+    };
+    let provider = app.provider.clone();
+    if !named {
+        // Nobody can ask for it again.
+        return Ok(reply(
+            present::found(provider.create(request).await?, &app.ports, body.interactive),
+            None,
+        ));
+    }
+    let made = app.creations.create(key, digest, async move { provider.create(request).await }).await;
+    let (made, answer) = made?;
+    Ok(reply(present::found(made, &app.ports, body.interactive), Some(answer)))
+}
+
+pub(crate) async fn fork(
+    State(app): State<App>,
+    scope: Scope,
+    Path(source): Path<String>,
+    Read(body, digest): Read<wire::ForkRequest>,
+) -> WireResult<Response> {
+    let source = key(&scope, &source)?.name;
+    let named = body.name.is_some();
+    let key = SandboxKey { namespace: scope.namespace, name: requests::name(body.name)? };
+    if body.image.is_some() || body.changes.runtime.is_some() {
+        return Err(WireError::bad_request("image: a fork stands on what its source stands on"));
+    }
+    let request =
+        ForkSandbox { source, key: key.clone(), env: body.env, changes: requests::changes(body.changes)? };
+    let provider = app.provider.clone();
+    if !named {
+        return Ok(reply(present::found(provider.fork(request).await?, &app.ports, body.interactive), None));
+    }
+    let made = app.creations.create(key, digest, async move { provider.fork(request).await }).await;
+    let (made, answer) = made?;
+    Ok(reply(present::found(made, &app.ports, body.interactive), Some(answer)))
+}
+
+/// JSON that counts as taken once the last of it was asked for.
+fn reply(reply: wire::SandboxReply, answer: Option<Answer>) -> Response {
+    // Strings and numbers: their JSON cannot fail.
+    let text = Bytes::from(serde_json::to_vec(&reply).unwrap_or_default());
+    let chunks = futures::stream::unfold((Some(text), answer), |(text, answer)| async {
+        match text {
+            Some(text) => Some((Ok::<_, std::convert::Infallible>(text), (None, answer))),
+            // The connection took all of it and asks for more.
+            None => {
+                if let Some(answer) = answer {
+                    answer.taken();
+                }
+                None
+            }
+        }
+    });
+    let mut response = Response::new(Body::from_stream(chunks));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
 }
 
 #[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct GetQuery {
     #[serde(default)]
     resume: bool,
@@ -67,27 +236,59 @@ pub(crate) struct GetQuery {
 
 pub(crate) async fn get(
     State(app): State<App>,
-    Scope(namespace): Scope,
+    scope: Scope,
     Path(name): Path<String>,
     Query(query): Query<GetQuery>,
 ) -> WireResult<Json<wire::SandboxReply>> {
-    let key = key(namespace, &name)?;
-    let found = if query.resume { app.provider.resume(&key).await? } else { app.provider.get(&key).await? };
-    Ok(Json(present::found(found)))
+    let key = key(&scope, &name)?;
+    if !query.resume {
+        return Ok(Json(present::found(app.provider.get(&key).await?, &app.ports, true)));
+    }
+    let found = app.provider.resume(&key).await?;
+    note_use(&app, &key.namespace, &key.name).await;
+    Ok(Json(present::found(found, &app.ports, true)))
+}
+
+pub(crate) async fn update(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+    ApiJson(body): ApiJson<wire::UpdateRequest>,
+) -> WireResult<Json<wire::ChangeReply>> {
+    let key = key(&scope, &name)?;
+    if let Some(runtime) = &body.runtime {
+        let now = app.provider.get(&key).await?.sandbox.runtime;
+        if now.as_ref() != Some(runtime) {
+            return Err(WireError::bad_request("runtime: it cannot change; create another sandbox"));
+        }
+    }
+    let ports = body.ports.is_some();
+    let changed: Resumed = app.provider.update(&key, requests::changes(body)?).await?;
+    let routes = ports.then(|| present::routes(changed.routes, &app.ports));
+    Ok(Json(wire::ChangeReply { sandbox: present::sandbox(changed.sandbox), routes }))
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DeleteQuery {
+    #[serde(default)]
+    delete_orphan_snapshots: bool,
 }
 
 pub(crate) async fn delete(
     State(app): State<App>,
-    Scope(namespace): Scope,
+    scope: Scope,
     Path(name): Path<String>,
-) -> WireResult<Json<wire::DeleteReply>> {
-    let sandbox = app.provider.delete(&key(namespace, &name)?).await?;
-    Ok(Json(wire::DeleteReply { sandbox: present::sandbox(sandbox) }))
+    Query(query): Query<DeleteQuery>,
+) -> WireResult<Json<wire::ChangeReply>> {
+    let sandbox = app.provider.delete(&key(&scope, &name)?, query.delete_orphan_snapshots).await?;
+    Ok(Json(wire::ChangeReply { sandbox: present::sandbox(sandbox), routes: None }))
 }
 
 pub(crate) async fn session(State(app): State<App>, scope: RunScope) -> WireResult<Json<wire::SessionReply>> {
     let run = app.provider.run(&scope.run).await?;
-    Ok(Json(wire::SessionReply { session: present::session(run), routes: Vec::new() }))
+    let routes = present::routes(app.provider.routes(&scope.run).await?, &app.ports);
+    Ok(Json(wire::SessionReply { session: present::session(run), routes }))
 }
 
 pub(crate) async fn stop(State(app): State<App>, scope: RunScope) -> WireResult<Json<wire::StopReply>> {
@@ -105,8 +306,19 @@ pub(crate) async fn extend(
     ApiJson(body): ApiJson<wire::ExtendRequest>,
 ) -> WireResult<Json<wire::SessionReply>> {
     if body.duration < 1000 {
-        return Err(WireError::bad_request("duration must be at least 1000 milliseconds"));
+        return Err(
+            ProviderError::TimeoutInvalid("duration must be at least 1000 milliseconds".to_owned()).into()
+        );
     }
     let run = app.provider.extend(&scope.run, Duration::from_millis(body.duration)).await?;
+    Ok(Json(wire::SessionReply { session: present::session(run), routes: Vec::new() }))
+}
+
+pub(crate) async fn set_policy(
+    State(app): State<App>,
+    scope: RunScope,
+    ApiJson(body): ApiJson<wire::NetworkPolicyRequest>,
+) -> WireResult<Json<wire::SessionReply>> {
+    let run = app.provider.set_network_policy(&scope.run, requests::policy(body)?).await?;
     Ok(Json(wire::SessionReply { session: present::session(run), routes: Vec::new() }))
 }

@@ -1,0 +1,268 @@
+//! Ports of sandboxes, published under names of their own: a reverse proxy for
+//! HTTP and WebSocket on the same listener as the APIs. The first label of the
+//! host name decides, whatever the domain after it: the protocol's clients bring
+//! their own. The name is unguessable and is the only credential.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use dormouse_provider::{PortConnection, PortError, PortGateway};
+use dormouse_types::Cidr;
+use dormouse_wire::{ErrorDetail, ErrorReply};
+use hyper_util::rt::TokioIo;
+
+use crate::App;
+
+/// How ports are published.
+#[derive(Debug, Clone)]
+pub struct PortsConfig {
+    /// What comes after the first label, with a port where it is not the
+    /// scheme's own: `sandboxes.example.com`, `localhost:7700`.
+    pub domain: String,
+    /// `http`, or `https` behind something that speaks TLS.
+    pub scheme: String,
+    /// Start a stopped persistent sandbox for a request to one of its ports.
+    pub wake_on_traffic: bool,
+    /// From whom `x-forwarded-host` counts.
+    pub trusted_proxies: Vec<Cidr>,
+}
+
+impl PortsConfig {
+    pub(crate) fn url(&self, subdomain: &str) -> String {
+        format!("{}://{subdomain}.{}", self.scheme, self.domain)
+    }
+}
+
+/// Whether a label is one of ours.
+fn is_subdomain(label: &str) -> bool {
+    label.strip_prefix("dm-").is_some_and(|word| {
+        word.len() == 20 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    })
+}
+
+fn first_label(host: &str) -> String {
+    host.split(['.', ':']).next().unwrap_or_default().to_ascii_lowercase()
+}
+
+/// Middleware: requests to a published port go there, the others on.
+pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let subdomain = asked_host(&request, peer, &app.ports.trusted_proxies).map(|host| first_label(&host));
+    let Some(subdomain) = subdomain.filter(|label| is_subdomain(label)) else {
+        return next.run(request).await;
+    };
+    let Some(gateway) = app.gateway.clone() else {
+        return refusal(StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND", "this server publishes no ports");
+    };
+    match gateway.connect(&subdomain, app.ports.wake_on_traffic).await {
+        Ok(connection) => pass(app, connection, request, peer).await,
+        Err(error) => {
+            let message = error.to_string();
+            match error {
+                PortError::Unknown => refusal(StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND", &message),
+                PortError::Stopped => refusal(StatusCode::GONE, "SANDBOX_STOPPED", &message),
+                PortError::NotListening(_) => {
+                    refusal(StatusCode::BAD_GATEWAY, "SANDBOX_NOT_LISTENING", &message)
+                }
+                PortError::Provider(error) => {
+                    tracing::warn!(error = error.detail(), "reach port");
+                    refusal(StatusCode::BAD_GATEWAY, "SANDBOX_UNREACHABLE", "the sandbox was not reached")
+                }
+            }
+        }
+    }
+}
+
+/// The host that the client asked for: as a trusted proxy says, else as the
+/// request does.
+fn asked_host(request: &Request, peer: Option<IpAddr>, trusted: &[Cidr]) -> Option<String> {
+    let text = |name: HeaderName| request.headers().get(name)?.to_str().ok().map(str::to_owned);
+    let is_trusted =
+        peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(peer.to_canonical())));
+    let forwarded = text(HeaderName::from_static("x-forwarded-host")).filter(|_| is_trusted);
+    forwarded.or_else(|| request.uri().host().map(str::to_owned)).or_else(|| text(header::HOST))
+}
+
+fn refusal(status: StatusCode, code: &str, message: &str) -> Response {
+    let error = ErrorDetail { code: code.to_owned(), message: message.to_owned() };
+    (status, Json(ErrorReply { error })).into_response()
+}
+
+/// Headers that are about one connection (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+];
+
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+async fn pass(app: App, connection: PortConnection, mut request: Request, peer: Option<IpAddr>) -> Response {
+    let PortConnection { namespace, sandbox, port: _, stream } = connection;
+    let unreachable = || {
+        refusal(
+            StatusCode::BAD_GATEWAY,
+            "SANDBOX_UNREACHABLE",
+            "the program in the sandbox broke the connection",
+        )
+    };
+    let activity = Activity { app, namespace, sandbox };
+    activity.note();
+
+    let upgrade = request.headers().get(header::UPGRADE).cloned();
+    let host = request.uri().host().map(str::to_owned);
+    strip(request.headers_mut());
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let Ok(uri) = path.parse() else { return unreachable() };
+    *request.uri_mut() = uri;
+    *request.version_mut() = axum::http::Version::HTTP_11;
+    // HTTP/2 has no Host header of its own.
+    if !request.headers().contains_key(header::HOST)
+        && let Some(Ok(host)) = host.map(HeaderValue::try_from)
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    if let Some(Ok(peer)) = peer.map(|peer| HeaderValue::try_from(peer.to_string())) {
+        request.headers_mut().append("x-forwarded-for", peer);
+    }
+    let of_client = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    if let Some(upgrade) = upgrade {
+        request.headers_mut().insert(header::UPGRADE, upgrade);
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    let Ok((mut sender, driver)) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await
+    else {
+        return unreachable();
+    };
+    tokio::spawn(async move {
+        if let Err(error) = driver.with_upgrades().await {
+            tracing::debug!(%error, "connection to a port");
+        }
+    });
+    let Ok(mut response) = sender.send_request(request).await else { return unreachable() };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let of_sandbox = hyper::upgrade::on(&mut response);
+        let Some(of_client) = of_client else { return unreachable() };
+        tokio::spawn(join(of_client, of_sandbox, activity));
+        return response.map(|_| Body::empty());
+    }
+    strip(response.headers_mut());
+    response.map(|body| {
+        // A body that goes on for long is use for as long.
+        use futures::StreamExt as _;
+        Body::from_stream(Body::new(body).into_data_stream().inspect(move |_| activity.note()))
+    })
+}
+
+/// Passes bytes between two upgraded connections until either ends.
+async fn join(client: hyper::upgrade::OnUpgrade, sandbox: hyper::upgrade::OnUpgrade, activity: Activity) {
+    let (Ok(client), Ok(sandbox)) = tokio::join!(client, sandbox) else { return };
+    let (mut client, mut sandbox) = (TokioIo::new(client), TokioIo::new(sandbox));
+    let passing = tokio::io::copy_bidirectional(&mut client, &mut sandbox);
+    tokio::pin!(passing);
+    loop {
+        tokio::select! {
+            _ = &mut passing => return,
+            () = tokio::time::sleep(Duration::from_secs(30)) => activity.note(),
+        }
+    }
+}
+
+/// Use of a sandbox through its ports.
+struct Activity {
+    app: App,
+    namespace: dormouse_provider::Namespace,
+    sandbox: dormouse_types::SandboxName,
+}
+
+/// Use is noted this often at most.
+const NOTED: Duration = Duration::from_secs(10);
+
+/// When use was last noted, by sandbox.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Noted(Arc<Mutex<HashMap<(String, String), Instant>>>);
+
+impl Activity {
+    fn note(&self) {
+        if self.sandbox.session().is_none() {
+            return;
+        }
+        {
+            let mut noted = self.app.noted.0.lock().unwrap_or_else(PoisonError::into_inner);
+            noted.retain(|_, at| at.elapsed() < NOTED);
+            let key = (self.namespace.0.clone(), self.sandbox.to_string());
+            if noted.contains_key(&key) {
+                return;
+            }
+            noted.insert(key, Instant::now());
+        }
+        let (app, namespace, sandbox) = (self.app.clone(), self.namespace.clone(), self.sandbox.clone());
+        tokio::spawn(async move { crate::provider::note_use(&app, &namespace, &sandbox).await });
+    }
+}
+
+/// For [`App`].
+pub(crate) type Gateway = Option<Arc<dyn PortGateway>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_labels_are_ports() {
+        assert!(is_subdomain(&first_label("dm-abcdefghijklmnopqr22.localhost:7700")));
+        assert!(is_subdomain(&first_label("DM-ABCDEFGHIJKLMNOPQR22.vercel.run")));
+        for host in ["localhost:7700", "127.0.0.1", "dm-short.localhost", "x.dm-abcdefghijklmnopqr22.y", ""] {
+            assert!(!is_subdomain(&first_label(host)), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_forwarded_host_counts_from_a_trusted_proxy_only() {
+        let request = Request::builder()
+            .header("host", "a.test")
+            .header("x-forwarded-host", "b.test")
+            .body(Body::empty())
+            .unwrap();
+        let trusted = ["127.0.0.0/8".parse().unwrap()];
+        let host = |peer: &str| asked_host(&request, Some(peer.parse().unwrap()), &trusted).unwrap();
+        assert_eq!(host("127.0.0.1"), "b.test");
+        assert_eq!(host("::ffff:127.0.0.1"), "b.test");
+        assert_eq!(host("192.0.2.1"), "a.test");
+    }
+
+    #[test]
+    fn headers_of_one_hop_stay_behind() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("connection", "x-own, close"), ("x-own", "1"), ("te", "trailers"), ("accept", "*/*")]
+        {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+    }
+}
