@@ -357,7 +357,8 @@ async fn first_or_error<T: Send + 'static>(mut stream: BoxStream<T>) -> Result<B
     match stream.next().await {
         Some(Ok(first)) => Ok(Box::pin(futures::stream::iter([Ok(first)]).chain(stream))),
         Some(Err(error)) => Err(error),
-        None => Ok(stream),
+        // It must not be asked again.
+        None => Ok(Box::pin(futures::stream::empty())),
     }
 }
 

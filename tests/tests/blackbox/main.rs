@@ -6,6 +6,7 @@
 //! runs those whose name has the word.
 
 mod api;
+mod clients;
 mod commands;
 mod crash;
 mod hostile;
@@ -82,12 +83,16 @@ const PLAIN: &[Scenario] = &[
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
 ];
 
+/// Scenarios of a world with the defaults.
+const CLIENTS: &[Scenario] = &[("clients::sdk", clients::sdk)];
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     let (mut passed, mut failed) = (0, 0);
     let worlds = [
         (14, "[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\nsquash_depth = 4\n", SHARED),
+        (8, "", CLIENTS),
         (9, "storage.driver = \"plain\"\n[sandbox]\nsquash_depth = 4\n", PLAIN),
         (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", SLEEPY),
     ];
