@@ -54,13 +54,10 @@ pub(crate) fn router() -> Router<App> {
             .route(&path("/sessions/{id}/cmd/{command}"), get(commands::get))
             .route(&path("/sessions/{id}/cmd/{command}/logs"), get(commands::logs))
             .route(&path("/sessions/{id}/cmd/{command}/kill"), post(commands::kill))
-            .route(
-                &path("/sessions/{id}/cmd/{command}/stdin"),
-                post(commands::stdin).layer(unlimited.clone()),
-            )
+            .route(&path("/sessions/{id}/cmd/{command}/stdin"), post(commands::stdin).layer(unlimited))
             .route(&path("/sessions/{id}/fs/mkdir"), post(files::mkdir))
             .route(&path("/sessions/{id}/fs/read"), post(files::read))
-            .route(&path("/sessions/{id}/fs/write"), post(files::write).layer(unlimited.clone()))
+            .route(&path("/sessions/{id}/fs/write"), post(files::write).layer(unlimited))
             .route(&path("/snapshots"), get(snapshots::list))
             .route(&path("/snapshots/tree"), get(snapshots::tree))
             .route(&path("/snapshots/{id}"), get(snapshots::get).delete(snapshots::delete))
