@@ -87,7 +87,7 @@ pub(crate) fn run(row: &RunRow) -> Result<Run> {
         updated_at: row.updated_at,
         source_snapshot: row.source_snapshot.clone(),
         stop_reason: row.stop_reason.clone(),
-        runtime: config.runtime,
+        runtime: config.runtime.or(Some(config.image)),
         network: config.network,
     })
 }

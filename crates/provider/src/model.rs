@@ -429,7 +429,8 @@ pub struct Run {
     pub source_snapshot: Option<SnapshotId>,
     /// Why it ended.
     pub stop_reason: Option<String>,
-    /// Runtime that its sandbox was asked for by.
+    /// Runtime that its sandbox was asked for by, else its image: clients of
+    /// the protocol's version 2 want a word.
     pub runtime: Option<String>,
     /// Policy in force.
     pub network: NetworkPolicy,

@@ -32,3 +32,11 @@ fn node(w: &World, file: &str) -> anyhow::Result<()> {
 pub(crate) fn sdk(w: &World) -> anyhow::Result<()> {
     node(w, "sdk.test.mjs")
 }
+
+pub(crate) fn older_sdk(w: &World) -> anyhow::Result<()> {
+    node(w, "beta.test.mjs")
+}
+
+pub(crate) fn command_line(w: &World) -> anyhow::Result<()> {
+    node(w, "cli.test.mjs")
+}

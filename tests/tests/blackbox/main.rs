@@ -84,7 +84,11 @@ const PLAIN: &[Scenario] = &[
 ];
 
 /// Scenarios of a world with the defaults.
-const CLIENTS: &[Scenario] = &[("clients::sdk", clients::sdk)];
+const CLIENTS: &[Scenario] = &[
+    ("clients::sdk", clients::sdk),
+    ("clients::older_sdk", clients::older_sdk),
+    ("clients::command_line", clients::command_line),
+];
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
