@@ -12,8 +12,8 @@ use crate::world::World;
 fn node(w: &World, file: &str) -> anyhow::Result<()> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
     ensure!(dir.join("node_modules").is_dir(), "run `npm ci` in {}", dir.display());
-    let output = Command::new("node")
-        .args(["--test", "--test-reporter=tap", "--test-timeout=60000", file])
+    let output = Command::new("timeout")
+        .args(["300", "node", "--test", "--test-reporter=tap", file])
         .current_dir(&dir)
         .env("DORMOUSE_SERVER", &w.base)
         .env("DORMOUSE_KEY", &w.key)
