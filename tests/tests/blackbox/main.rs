@@ -106,6 +106,9 @@ fn main() -> ExitCode {
         if scenarios.is_empty() {
             continue;
         }
+        if let Err(error) = World::sweep(instance) {
+            eprintln!("sweep world {instance}: {error:#}");
+        }
         let before = world::Footprint::take(instance);
         let world = match World::start(instance, config) {
             Ok(world) => world,

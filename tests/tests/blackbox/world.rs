@@ -46,6 +46,29 @@ fn sh(script: &str, dir: &Path) -> anyhow::Result<()> {
 }
 
 impl World {
+    /// Removes what a world of this instance left whose tests were killed.
+    pub(crate) fn sweep(instance: u8) -> anyhow::Result<()> {
+        let prefix = format!("dormouse-test-{instance}-");
+        for name in names("/tmp").into_iter().filter(|name| name.starts_with(&prefix)) {
+            let dir = Path::new("/tmp").join(name);
+            eprintln!("      removing {}, which an earlier run left", dir.display());
+            let killed = Command::new("pkill").args(["-KILL", "-f", &dir.to_string_lossy()]).status()?;
+            ensure!(killed.code().is_some_and(|code| code < 2), "pkill: {killed}");
+            let config = dir.join("config.toml");
+            if config.is_file() {
+                let data = dir.join("data");
+                let evacuated = Command::new(binary("dormouse"))
+                    .args(["evacuate", "--config"])
+                    .args([config.as_os_str(), "--data-dir".as_ref(), data.as_os_str()])
+                    .output()?;
+                let words = String::from_utf8_lossy(&evacuated.stderr);
+                ensure!(evacuated.status.success(), "evacuate {}: {}", dir.display(), words.trim());
+            }
+            fs::remove_dir_all(&dir)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn start(instance: u8, config: &str) -> anyhow::Result<Self> {
         let dir = PathBuf::from(format!("/tmp/dormouse-test-{instance}-{}", std::process::id()));
         fs::create_dir_all(dir.join("git/acme"))?;
