@@ -164,10 +164,21 @@ impl Server {
         (fds, sources)
     }
 
+    /// Whether output waits for a connection that waits for nothing: its socket
+    /// took everything up to the high-water mark at once, so no event will tell
+    /// that it takes more.
+    fn has_more_for(&self, connection: &Connection) -> bool {
+        let State::Following { id, offset, output: true } = &connection.state else { return false };
+        connection.unsent() == 0 && self.find(id).is_some_and(|command| *offset < command.log.length())
+    }
+
     /// Milliseconds until the next deadline, -1 for none.
     fn patience(&self) -> i32 {
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.alone) {
             // Whoever asked for the shutdown is still to be told.
+            return 0;
+        }
+        if self.connections.iter().any(|connection| self.has_more_for(connection)) {
             return 0;
         }
         let shutdown = self.shutdown.as_ref().filter(|s| !s.alone).map(|s| s.kill_at);

@@ -314,11 +314,11 @@ impl World {
     /// Ends everything; nothing may be left.
     pub(crate) fn finish(&self) -> anyhow::Result<()> {
         self.finished.set(true);
-        self.end_server("-TERM")?;
-        self.cli(&["evacuate"])?;
         let mut git = self.git.borrow_mut();
         git.kill()?;
         git.wait()?;
+        self.end_server("-TERM")?;
+        self.cli(&["evacuate"])?;
         fs::remove_dir_all(&self.dir)?;
         Ok(())
     }
