@@ -4,6 +4,8 @@
 //! HTTP, the engine does it on this host. Types say what a thing is, not how
 //! JSON spells it (that is `dormouse-wire`).
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod model;
 mod policy;

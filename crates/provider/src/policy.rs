@@ -60,7 +60,8 @@ pub struct Rule {
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Headers are set. Their values are secrets: they are stored, never shown.
-    SetHeaders(BTreeMap<String, String>),
+    /// `None`: a provider told of the header and keeps its value to itself.
+    SetHeaders(BTreeMap<String, Option<String>>),
     /// The request goes to this URL instead.
     Forward(String),
     /// It is answered at once.
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn secrets_do_not_show_in_debug_output() {
-        let headers = BTreeMap::from([("authorization".to_owned(), "Bearer s3cret".to_owned())]);
+        let headers = BTreeMap::from([("authorization".to_owned(), Some("Bearer s3cret".to_owned()))]);
         let rule = Rule { matches: None, action: Action::SetHeaders(headers) };
         assert!(!format!("{rule:?}").contains("s3cret"));
         let stored = serde_json::to_string(&rule).unwrap();

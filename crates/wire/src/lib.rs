@@ -139,6 +139,9 @@ pub struct Session {
     /// Why it ended. Ours.
     #[serde(rename = "__stopReason", skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<String>,
+    /// Ours: commands can be given standard input.
+    #[serde(rename = "__stdin", default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
 }
 
 /// Network policy as it is reported: without the values of headers.
@@ -367,6 +370,9 @@ pub struct CreateRequest {
     /// The caller is about to open terminals.
     #[serde(rename = "__interactive", default, skip_serializing_if = "std::ops::Not::not")]
     pub interactive: bool,
+    /// Ours: forget the sandbox when its session ends.
+    #[serde(rename = "__ephemeral", default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
 }
 
 /// What is put into a new sandbox.
@@ -760,6 +766,13 @@ pub struct CommandRequest {
 pub struct CommandReply {
     /// The command.
     pub command: Command,
+}
+
+/// Reply of the list of commands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CommandList {
+    /// Oldest first.
+    pub commands: Vec<Command>,
 }
 
 /// A line of output.

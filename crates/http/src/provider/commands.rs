@@ -43,10 +43,10 @@ pub(crate) async fn start(
     Ok(stream(events, body.logs, true))
 }
 
-pub(crate) async fn list(State(app): State<App>, scope: RunScope) -> WireResult<Json<serde_json::Value>> {
+pub(crate) async fn list(State(app): State<App>, scope: RunScope) -> WireResult<Json<wire::CommandList>> {
     let commands = app.provider.commands(&scope.run).await?;
-    let commands: Vec<_> = commands.into_iter().map(present::command).collect();
-    Ok(Json(serde_json::json!({ "commands": commands })))
+    let commands = commands.into_iter().map(present::command).collect();
+    Ok(Json(wire::CommandList { commands }))
 }
 
 fn command_id(text: &str) -> WireResult<CommandId> {

@@ -128,6 +128,7 @@ pub(crate) fn session(run: Run) -> wire::Session {
         network_policy: Some(policy(run.network)),
         source_sandbox_name: Some(run.sandbox.to_string()),
         stop_reason: run.stop_reason,
+        stdin: true,
     }
 }
 

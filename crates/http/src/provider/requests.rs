@@ -151,7 +151,7 @@ pub(crate) fn policy(policy: wire::NetworkPolicyRequest) -> WireResult<NetworkPo
     }
     domains.extend(policy.allowed_domains.unwrap_or_default().into_iter().map(|domain| (domain, Vec::new())));
     for rule in policy.injection_rules.unwrap_or_default() {
-        let action = Action::SetHeaders(rule.headers.unwrap_or_default());
+        let action = set_headers(rule.headers.unwrap_or_default());
         let matches = rule.matches.map(request_match).transpose()?;
         domains.entry(rule.domain).or_default().push(Rule { matches, action });
     }
@@ -190,10 +190,9 @@ fn rule(rule: wire::PolicyRule) -> WireResult<Vec<Rule>> {
     let matches = rule.matches.map(request_match).transpose()?;
     let one = |action| vec![Rule { matches: matches.clone(), action }];
     match (rule.transform, rule.forward_url, rule.response) {
-        (Some(transforms), None, None) => Ok(transforms
-            .into_iter()
-            .flat_map(|transform| one(Action::SetHeaders(transform.headers)))
-            .collect()),
+        (Some(transforms), None, None) => {
+            Ok(transforms.into_iter().flat_map(|transform| one(set_headers(transform.headers))).collect())
+        }
         (None, Some(url), None) => Ok(one(Action::Forward(forward_url(url)?))),
         (None, None, Some(response)) => {
             let response: dormouse_provider::DirectResponse = serde_json::from_value(response)
@@ -205,6 +204,10 @@ fn rule(rule: wire::PolicyRule) -> WireResult<Vec<Rule>> {
         }
         _ => Err(bad("networkPolicy: a rule has exactly one of transform, forwardURL and response")),
     }
+}
+
+fn set_headers(headers: BTreeMap<String, String>) -> Action {
+    Action::SetHeaders(headers.into_iter().map(|(name, value)| (name, Some(value))).collect())
 }
 
 fn forward_url(url: String) -> WireResult<String> {

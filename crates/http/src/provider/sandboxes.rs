@@ -167,6 +167,7 @@ pub(crate) async fn create(
         network: body.network_policy.map(requests::policy).transpose()?.unwrap_or_default(),
         snapshot_expiration: body.snapshot_expiration.map(requests::expiration),
         retention: requests::retention(body.keep_last_snapshots),
+        ephemeral: body.ephemeral,
         ..CreateSandbox::new(key.clone())
     };
     let provider = app.provider.clone();

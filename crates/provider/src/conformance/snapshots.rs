@@ -1,0 +1,129 @@
+//! Snapshots, forks, and what comes of them.
+
+use std::collections::BTreeMap;
+
+use dormouse_types::SnapshotId;
+
+use super::{Bench, Failure, Outcome, check, check_error};
+use crate::{
+    CreateSandbox, ForkSandbox, KeepLast, ListOf, Order, ProviderError, Retention, RunStatus, SnapshotKind,
+    SnapshotStatus, Source, StopReason, UpdateSandbox,
+};
+
+pub(super) async fn a_snapshot_starts_others(bench: &Bench) -> Outcome {
+    let made = bench.sandbox_with("a", |request| request.persistent = false).await?;
+    bench.ok(&made.run, "echo kept > /tmp/file").await?;
+    let (snapshot, run) = bench.provider.snapshot(&bench.run_ref(&made.run), None).await?;
+    check!(run.status == RunStatus::Stopped, "a snapshot leaves its run {:?}", run.status);
+    check!(snapshot.kind == SnapshotKind::Manual && snapshot.source_run == made.run.id, "{snapshot:?}");
+    let resumed = bench.provider.resume(&bench.key_of(&made)).await?;
+    check!(bench.ok(&resumed.run, "cat /tmp/file").await? == "kept", "the sandbox itself lost it");
+    for name in ["b", "c"] {
+        let from = Some(Source::Snapshot(snapshot.id.clone()));
+        let other = bench.sandbox_with(name, |request| request.source = from).await?;
+        check!(other.run.source_snapshot.as_ref() == Some(&snapshot.id), "{:?}", other.run.source_snapshot);
+        check!(bench.ok(&other.run, "cat /tmp/file; echo more >> /tmp/file").await? == "kept", "{name}");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_deleted_snapshot_is_gone_everywhere(bench: &Bench) -> Outcome {
+    let made = bench.sandbox("a").await?;
+    let key = bench.key_of(&made);
+    let stopped = bench.provider.stop(&bench.run_ref(&made.run), StopReason::Requested).await?;
+    let snapshot = stopped.snapshot.ok_or_else(|| Failure("a stop kept no snapshot".to_owned()))?;
+    check!(snapshot.kind == SnapshotKind::Automatic, "{:?}", snapshot.kind);
+    let deleted = bench.provider.delete_snapshot(&bench.namespace, &snapshot.id).await?;
+    check!(deleted.status == SnapshotStatus::Deleted, "{:?}", deleted.status);
+    let found = bench.provider.get_snapshot(&bench.namespace, &snapshot.id).await?;
+    check!(found.status == SnapshotStatus::Deleted, "{:?}", found.status);
+    check_error!(bench.provider.resume(&key).await, ProviderError::SnapshotGone(_));
+    let mut request = CreateSandbox::new(bench.key("b"));
+    request.source = Some(Source::Snapshot(snapshot.id.clone()));
+    check_error!(bench.provider.create(request).await, ProviderError::SnapshotGone(_));
+    let list = ListOf { sandbox: Some(key.name.to_string()), ..ListOf::default() };
+    let (listed, _) = bench.provider.snapshots(&bench.namespace, list).await?;
+    let listed = listed.iter().find(|listed| listed.id == snapshot.id).map(|listed| listed.status);
+    check!(listed == Some(SnapshotStatus::Deleted), "a deleted snapshot is listed as {listed:?}");
+    let unknown = SnapshotId::generate();
+    check_error!(bench.provider.get_snapshot(&bench.namespace, &unknown).await, ProviderError::NotFound(_));
+    check_error!(
+        bench.provider.delete_snapshot(&bench.namespace, &unknown).await,
+        ProviderError::NotFound(_)
+    );
+    Ok(())
+}
+
+pub(super) async fn forks(bench: &Bench) -> Outcome {
+    let tags = BTreeMap::from([("team".to_owned(), "blue".to_owned())]);
+    let env = BTreeMap::from([("FROM".to_owned(), "source".to_owned())]);
+    let (of_source, with) = (tags.clone(), env.clone());
+    let made = bench.sandbox_with("a", |request| (request.tags, request.env) = (of_source, with)).await?;
+    bench.ok(&made.run, "echo kept > /tmp/file").await?;
+    bench.provider.stop(&bench.run_ref(&made.run), StopReason::Requested).await?;
+    let fork = |name: &str| ForkSandbox {
+        source: made.sandbox.name.clone(),
+        key: bench.key(name),
+        env: None,
+        changes: UpdateSandbox::default(),
+    };
+    let forked = bench.provider.fork(fork("b")).await?;
+    check!(forked.sandbox.tags == tags, "{:?}", forked.sandbox.tags);
+    check!(
+        bench.ok(&forked.run, "cat /tmp/file; echo $FROM").await? == "kept\nsource",
+        "files and environment"
+    );
+    check_error!(bench.provider.fork(fork("b")).await, ProviderError::Conflict(_));
+    let mut other = fork("c");
+    other.env = Some(BTreeMap::new());
+    other.changes.tags = Some(BTreeMap::new());
+    let other = bench.provider.fork(other).await?;
+    check!(other.sandbox.tags.is_empty(), "{:?}", other.sandbox.tags);
+    check!(bench.ok(&other.run, "echo \"<$FROM>\"").await? == "<>", "a whole value replaces the whole");
+    let mut unknown = fork("d");
+    unknown.source = bench.key("none").name;
+    check_error!(bench.provider.fork(unknown).await, ProviderError::NotFound(_));
+    Ok(())
+}
+
+pub(super) async fn the_last_ones_are_kept(bench: &Bench) -> Outcome {
+    let keep = KeepLast { count: 2, expiration: None, delete_evicted: true };
+    let made = bench.sandbox_with("a", |request| request.retention = Retention::KeepLast(keep)).await?;
+    check!(made.sandbox.retention == Retention::KeepLast(keep), "{:?}", made.sandbox.retention);
+    let key = bench.key_of(&made);
+    let mut run = made.run;
+    for _ in 0..3 {
+        bench.provider.stop(&bench.run_ref(&run), StopReason::Requested).await?;
+        run = bench.provider.resume(&key).await?.run;
+    }
+    let list = ListOf { sandbox: Some(key.name.to_string()), ..ListOf::default() };
+    let (snapshots, _) = bench.provider.snapshots(&bench.namespace, list).await?;
+    let kept = snapshots.iter().filter(|snapshot| snapshot.status == SnapshotStatus::Created).count();
+    check!(snapshots.len() == 3 && kept == 2, "{kept} of {} snapshots are kept", snapshots.len());
+    check!(bench.sh(&run, "true").await?.code == 0, "what it stands on went");
+    Ok(())
+}
+
+pub(super) async fn trees(bench: &Bench) -> Outcome {
+    let made = bench.sandbox_with("a", |request| request.retention = Retention::Expiry).await?;
+    let key = bench.key_of(&made);
+    let mut run = made.run;
+    let mut line = Vec::new();
+    for _ in 0..3 {
+        line.push(bench.provider.snapshot(&bench.run_ref(&run), None).await?.0.id);
+        run = bench.provider.resume(&key).await?.run;
+    }
+    let up = bench.provider.snapshot_tree(&bench.namespace, &line[2], Order::Descending, 10).await?;
+    let ancestors: Vec<_> = up.nodes.iter().map(|node| node.snapshot.id.clone()).collect();
+    check!(ancestors == [line[1].clone(), line[0].clone()], "{ancestors:?} of {line:?}");
+    check!(
+        up.anchor.snapshot.id == line[2] && up.next.is_none(),
+        "{:?} {:?}",
+        up.anchor.snapshot.id,
+        up.next
+    );
+    let down = bench.provider.snapshot_tree(&bench.namespace, &line[0], Order::Ascending, 1).await?;
+    let descendants: Vec<_> = down.nodes.iter().map(|node| node.snapshot.id.clone()).collect();
+    check!(descendants == [line[1].clone()] && down.next.is_some(), "{descendants:?} {:?}", down.next);
+    Ok(())
+}

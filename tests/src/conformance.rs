@@ -1,0 +1,118 @@
+//! Puts a provider through the conformance suite: the engine in this process,
+//! or a client of a server of the protocol. A third implementation is put
+//! through it the same way, by a dozen lines like these.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use dormouse_engine::{Engine, EngineConfig, StorageKind};
+use dormouse_jobs::Clock;
+use dormouse_provider::{Namespace, Resources, SandboxProvider, conformance};
+use dormouse_provider_vercel::{Vercel, VercelConfig};
+use dormouse_store::Db;
+
+/// Puts a sandbox provider through the conformance suite.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Only cases whose name contains this.
+    #[arg(long, global = true)]
+    only: Option<String>,
+    #[command(subcommand)]
+    provider: Provider,
+}
+
+#[derive(Debug, Subcommand)]
+enum Provider {
+    /// The engine, in this process, on a data directory that no server uses
+    /// and that has a default image.
+    Engine {
+        /// Data directory.
+        data_dir: PathBuf,
+        /// Instance of this host.
+        instance: u8,
+    },
+    /// A client of a server of the protocol.
+    Http {
+        /// What the protocol's paths are below, such as http://127.0.0.1:7700/api.
+        base_url: String,
+        /// Token or key.
+        #[arg(env = "CONFORMANCE_TOKEN", hide_env_values = true)]
+        token: String,
+        /// Team.
+        #[arg(long)]
+        team: Option<String>,
+        /// Project.
+        #[arg(long)]
+        project: Option<String>,
+        /// Runtime of the sandboxes.
+        #[arg(long)]
+        runtime: Option<String>,
+    },
+}
+
+async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<Engine> {
+    let db = Db::open(&data_dir.join("dormouse.db")).await.context("open the database")?;
+    let config = EngineConfig {
+        data_dir,
+        instance,
+        storage: StorageKind::Btrfs,
+        pool_size: 8 << 30,
+        default_image: "default".to_owned(),
+        default_resources: Resources { vcpus: 2, memory_mib: 1024, pids: 512, disk_mib: Some(1024) },
+        max_vcpus: 8,
+        default_timeout: Duration::from_secs(600),
+        max_timeout: Duration::from_secs(36_000),
+        source_timeout: Duration::from_secs(60),
+        stop_grace: Duration::from_secs(3),
+        network_pool: 8,
+        squash_depth: 20,
+        dns_upstream: None,
+        mirrors: Vec::new(),
+    };
+    Engine::start(config, db, Clock::system()).await.context("start the engine")
+}
+
+async fn suite(provider: Arc<dyn SandboxProvider>, namespace: &str, only: Option<&str>) -> bool {
+    let suite = conformance::Suite::new(provider, Namespace(namespace.to_owned()));
+    let (mut passed, mut failed) = (0, 0);
+    for case in conformance::CASES.iter().filter(|case| only.is_none_or(|word| case.name.contains(word))) {
+        let started = Instant::now();
+        let outcome = suite.run(case).await;
+        let took = started.elapsed().as_secs_f32();
+        match outcome {
+            Ok(()) => {
+                passed += 1;
+                println!("ok    {} ({took:.1} s)", case.name);
+            }
+            Err(failure) => {
+                failed += 1;
+                println!("FAIL  {} ({took:.1} s): {failure}", case.name);
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    failed == 0 && passed > 0
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let only = args.only.as_deref();
+    let good = match args.provider {
+        Provider::Engine { data_dir, instance } => {
+            let engine = Arc::new(engine(data_dir, instance).await?);
+            let good = suite(engine.clone(), "acc_conformance/default", only).await;
+            engine.detach();
+            good
+        }
+        Provider::Http { base_url, token, team, project, runtime } => {
+            let config = VercelConfig { team, project, runtime, ..VercelConfig::new(base_url, token) };
+            suite(Arc::new(Vercel::new(&config)?), "default", only).await
+        }
+    };
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
