@@ -89,11 +89,12 @@ impl Vercel {
                         }
                     };
                     if to_server.send(message).await.is_err() {
-                        return;
+                        break;
                     }
                 }
-                // Whoever typed hangs up.
+                // Whoever typed hangs up; what is still shown comes.
                 let _ = to_server.close().await;
+                std::future::pending::<()>().await;
             };
             let showing = async {
                 while let Some(message) = from_server.next().await {
@@ -118,11 +119,9 @@ impl Vercel {
                     }
                 }
             };
-            // Typing may end first: what is still shown comes.
-            let both = async { tokio::join!(typing, showing) };
-            tokio::pin!(both);
             tokio::select! {
-                _ = &mut both => {}
+                () = showing => {}
+                () = typing => {}
                 () = shown.closed() => {}
             }
         });

