@@ -30,6 +30,10 @@ pub(crate) struct Config {
     /// Which of the instances that share this host: 0 to 15. It decides
     /// address ranges, link names and id ranges.
     pub(crate) instance: u8,
+    /// Who runs the sandboxes of sessions.
+    pub(crate) provider: ProviderKind,
+    /// Used when the provider is `vercel`.
+    pub(crate) vercel: VercelAccount,
     pub(crate) storage: Storage,
     pub(crate) sandbox: Sandbox,
     pub(crate) lifecycle: Lifecycle,
@@ -40,6 +44,54 @@ pub(crate) struct Config {
     /// Foreign tokens; absent: none are accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwt: Option<Jwt>,
+}
+
+/// Who runs the sandboxes of sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProviderKind {
+    /// This host.
+    #[default]
+    Engine,
+    /// A server of the Vercel Sandbox protocol.
+    Vercel,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct VercelAccount {
+    /// What the protocol's paths are below.
+    pub(crate) base_url: String,
+    /// Access token. Better given as `DORMOUSE_VERCEL__TOKEN`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    /// Team, by id or slug.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) team: Option<String>,
+    /// Project, by id or name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) project: Option<String>,
+    /// Runtime of sandboxes; empty: the service's default image.
+    pub(crate) runtime: String,
+}
+
+impl Default for VercelAccount {
+    fn default() -> Self {
+        Self {
+            base_url: dormouse_provider_vercel::VERCEL.to_owned(),
+            token: None,
+            team: None,
+            project: None,
+            runtime: "node24".to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Debug for VercelAccount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token stays out.
+        write!(f, "VercelAccount({})", self.base_url)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,11 +177,24 @@ impl Default for Ports {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Git {
     /// URL prefixes that stand for others.
     pub(crate) mirrors: Vec<MirrorEntry>,
+    /// GitHub token of the service, for repositories that an organization of
+    /// the caller claims. It is set on requests by the provider's network
+    /// policy and never enters a sandbox. Better given as
+    /// `DORMOUSE_GIT__TOKEN`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+}
+
+impl std::fmt::Debug for Git {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The token stays out.
+        f.debug_struct("Git").field("mirrors", &self.mirrors).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -176,6 +241,8 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/dormouse"),
             listen: "127.0.0.1:7700".to_owned(),
             instance: 0,
+            provider: ProviderKind::default(),
+            vercel: VercelAccount::default(),
             storage: Storage::default(),
             sandbox: Sandbox::default(),
             lifecycle: Lifecycle::default(),
@@ -270,6 +337,19 @@ impl Config {
         for mirror in self.mirrors() {
             mirror.check()?;
         }
+        match self.provider {
+            ProviderKind::Engine => anyhow::ensure!(
+                self.git.token.is_none(),
+                "git.token: the engine cannot set credentials on requests yet; it needs provider = \"vercel\""
+            ),
+            ProviderKind::Vercel => {
+                self.vercel()?;
+                anyhow::ensure!(
+                    self.git.mirrors.is_empty(),
+                    "git.mirrors: only the engine serves mirrors to sandboxes"
+                );
+            }
+        }
         self.jwt_config().map(drop)
     }
 
@@ -342,6 +422,23 @@ impl Config {
             "ports.domain: {domain:?} is no domain"
         );
         Ok(dormouse_http::PortsConfig { domain, scheme, wake_on_traffic, trusted_proxies })
+    }
+
+    /// The client of the provider, when that is not the engine.
+    pub(crate) fn vercel(&self) -> anyhow::Result<dormouse_provider_vercel::VercelConfig> {
+        let VercelAccount { base_url, token, team, project, runtime } = self.vercel.clone();
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let token = given(token).context("vercel.token: it is missing; set DORMOUSE_VERCEL__TOKEN")?;
+        anyhow::ensure!(
+            base_url.starts_with("https://") || base_url.starts_with("http://"),
+            "vercel.base_url: {base_url:?} is no http or https URL"
+        );
+        Ok(dormouse_provider_vercel::VercelConfig {
+            team: given(team),
+            project: given(project),
+            runtime: given(Some(runtime)),
+            ..dormouse_provider_vercel::VercelConfig::new(base_url, token)
+        })
     }
 
     pub(crate) fn engine(&self) -> anyhow::Result<EngineConfig> {

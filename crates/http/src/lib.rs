@@ -41,6 +41,9 @@ pub struct Parts {
     pub provider: Arc<dyn SandboxProvider>,
     /// Who reaches their ports; `None`: the provider publishes them itself.
     pub gateway: Option<Arc<dyn PortGateway>>,
+    /// Where the provider serves its own API, when that is not here: sandboxes
+    /// of another service belong to its accounts, not to ours.
+    pub elsewhere: Option<String>,
     /// How ports are published.
     pub ports: PortsConfig,
     /// Time.
@@ -66,7 +69,7 @@ pub(crate) struct App {
 
 /// The whole service.
 pub fn router(parts: Parts) -> Router {
-    let Parts { db, sessions, provider, gateway, ports, clock, jwt } = parts;
+    let Parts { db, sessions, provider, gateway, elsewhere, ports, clock, jwt } = parts;
     let app = App {
         db,
         sessions,
@@ -82,7 +85,10 @@ pub fn router(parts: Parts) -> Router {
     let (session_routes, _) = session::router().split_for_parts();
     Router::new()
         .merge(session_routes)
-        .merge(provider::router())
+        .merge(match elsewhere {
+            None => provider::router(),
+            Some(place) => provider::elsewhere(place),
+        })
         .merge(operations::router())
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)

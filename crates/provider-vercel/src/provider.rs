@@ -289,7 +289,16 @@ impl SandboxProvider for Vercel {
         let call = Call::post(run_path(run, "/network-policy"), of_run(run));
         // The same policy twice is the same policy.
         let call = call.json(&requests::policy(&policy)?)?.harmless();
-        replies::run(self.transport.json::<wire::SessionReply>(&call).await?.session, None)
+        let session = self.transport.json::<wire::SessionReply>(&call).await?.session;
+        // There the sandbox is told apart from its session: without this the
+        // next run would start with the policy of before.
+        if let Some(name) = session.source_sandbox_name.as_ref().and_then(|name| name.parse().ok()) {
+            let key = SandboxKey { namespace: run.namespace.clone(), name };
+            let changes = UpdateSandbox { network: Some(policy), ..UpdateSandbox::default() };
+            let call = self.named(&key, "").method(Method::PATCH).json(&requests::changes(changes)?)?;
+            self.transport.json::<wire::ChangeReply>(&call).await?;
+        }
+        replies::run(session, None)
     }
 
     async fn terminal(

@@ -2,6 +2,8 @@
 //! (provider contract, section 4) and misbehaves on order: 429, 5xx, silence,
 //! answers cut off in the middle, before and after the thing was done.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -360,7 +362,7 @@ async fn output_outlives_its_connection() {
         let (mut text, mut code) = (String::new(), None);
         while let Some(event) = events.next().await {
             match event.unwrap_or_else(|error| panic!("cut at {bytes}: {}", error.detail())) {
-                LogEvent::Stdout(data) => text.push_str(&String::from_utf8(data.to_vec()).unwrap()),
+                LogEvent::Stdout(data) => text.push_str(std::str::from_utf8(&data).unwrap()),
                 LogEvent::Exited(command) => code = command.exit_code,
                 _ => {}
             }

@@ -14,6 +14,7 @@
 //!  any ──archive──► archived ──unarchive──► hibernated, or provisioning without a sandbox
 //! ```
 
+mod credentials;
 mod error;
 mod lifecycle;
 mod provision;
@@ -28,6 +29,7 @@ use dormouse_provider::{Namespace, SandboxProvider};
 use dormouse_store::{Db, SessionRow};
 use dormouse_types::{AccountId, SessionId, Timestamp};
 
+pub use credentials::GitToken;
 pub use error::{Result, SessionError};
 pub use lifecycle::LifecycleState;
 pub use provision::Provisioned;
@@ -53,6 +55,7 @@ pub struct Sessions {
     provider: Arc<dyn SandboxProvider>,
     clock: Clock,
     config: LifecycleConfig,
+    git_token: Option<GitToken>,
     slots: Slots,
     wake: Arc<tokio::sync::Notify>,
 }
@@ -61,7 +64,15 @@ impl Sessions {
     /// Sessions over a provider.
     #[must_use]
     pub fn new(db: Db, provider: Arc<dyn SandboxProvider>, clock: Clock, config: LifecycleConfig) -> Self {
-        Self { db, provider, clock, config, slots: Slots::default(), wake: Arc::default() }
+        let (slots, wake) = (Slots::default(), Arc::default());
+        Self { db, provider, clock, config, git_token: None, slots, wake }
+    }
+
+    /// With a token for repositories that an organization of the caller claims.
+    /// The provider must be able to set it on requests.
+    #[must_use]
+    pub fn with_git_token(self, token: GitToken) -> Self {
+        Self { git_token: Some(token), ..self }
     }
 
     /// Where an account's sandboxes live: its default project.

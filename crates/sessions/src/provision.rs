@@ -146,6 +146,7 @@ impl Sessions {
             match self.provider.resume(key).await {
                 Ok(found) => {
                     let run = RunRef { namespace: key.namespace.clone(), id: found.run.id.clone() };
+                    self.refresh_credentials(&found, &run, account, repo).await?;
                     let (_, branch) = self.run_script(&run, BRANCH, &[]).await?;
                     return Ok((found.run.expires_at(), branch.trim().to_owned()));
                 }
@@ -181,11 +182,12 @@ impl Sessions {
 
     async fn create_with_clone(
         &self,
-        request: CreateSandbox,
+        mut request: CreateSandbox,
         account: &AccountId,
         repo: &GithubRepo,
     ) -> Result<(Timestamp, String)> {
         let identity = self.identity(account).await?;
+        request.network = self.network_policy(account, repo).await?;
         let key = request.key.clone();
         let made = self.provider.create(request).await?;
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };

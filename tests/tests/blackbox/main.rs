@@ -14,6 +14,7 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod vercel;
 mod world;
 
 use std::process::ExitCode;
@@ -88,6 +89,10 @@ const CLIENTS: &[Scenario] = &[
     ("clients::sdk", clients::sdk),
     ("clients::older_sdk", clients::older_sdk),
     ("clients::command_line", clients::command_line),
+    ("vercel::engine_conforms", vercel::engine_conforms),
+    ("vercel::client_conforms", vercel::client_conforms),
+    ("vercel::sessions_run_elsewhere", vercel::sessions_run_elsewhere),
+    ("vercel::credentials_are_brokered", vercel::credentials_are_brokered),
 ];
 
 fn main() -> ExitCode {

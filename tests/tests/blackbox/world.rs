@@ -33,7 +33,7 @@ pub(crate) fn image_cache() -> PathBuf {
     std::env::var_os("TEST_IMAGE_CACHE").map_or_else(|| "/var/cache/dormouse-test".into(), PathBuf::from)
 }
 
-fn binary(name: &str) -> PathBuf {
+pub(crate) fn binary(name: &str) -> PathBuf {
     // The tests lie in target/PROFILE/deps, the binaries one up.
     let here = std::env::current_exe().unwrap_or_default();
     here.ancestors().nth(2).unwrap_or(Path::new(".")).join(name)

@@ -22,6 +22,9 @@ pub(crate) fn run(action: ConfigAction, output: &Output) -> anyhow::Result<ExitC
                     mirror.to = format!("{scheme}://…@{host}");
                 }
             }
+            for secret in [&mut config.git.token, &mut config.vercel.token].into_iter().flatten() {
+                "…".clone_into(secret);
+            }
             output.data(&serde_json::to_value(&config)?, &toml::to_string_pretty(&config)?);
         }
     }

@@ -8,15 +8,16 @@ use anyhow::Context as _;
 use dormouse_engine::Engine;
 use dormouse_http::{JwtVerifier, Parts};
 use dormouse_jobs::Clock;
-use dormouse_provider::SandboxProvider;
-use dormouse_sessions::Sessions;
+use dormouse_provider::{PortGateway, SandboxProvider};
+use dormouse_provider_vercel::Vercel;
+use dormouse_sessions::{GitToken, Sessions};
 use dormouse_store::Db;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::ServeArgs;
-use crate::config::{Config, prepare_data_dir};
+use crate::config::{Config, ProviderKind, prepare_data_dir};
 use crate::output::hint;
 
 /// How long requests under way may take after SIGTERM.
@@ -27,9 +28,12 @@ fn log_to_stderr() {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-async fn start(config: &Config) -> anyhow::Result<(Db, Engine)> {
+async fn open(config: &Config) -> anyhow::Result<Db> {
     prepare_data_dir(&config.data_dir)?;
-    let db = Db::open(&config.database()).await.context("open the database")?;
+    Db::open(&config.database()).await.context("open the database")
+}
+
+async fn start(config: &Config, db: &Db) -> anyhow::Result<Engine> {
     let engine = Engine::start(config.engine()?, db.clone(), Clock::system()).await.map_err(|error| {
         hint(
             anyhow::Error::new(error)
@@ -41,7 +45,13 @@ async fn start(config: &Config) -> anyhow::Result<(Db, Engine)> {
             "`dormouse doctor` says what this host lacks",
         )
     })?;
-    Ok((db, engine))
+    if db.image(&config.sandbox.image).await?.is_none() {
+        tracing::warn!(
+            image = config.sandbox.image,
+            "there is no such base image yet; run `dormouse image build`"
+        );
+    }
+    Ok(engine)
 }
 
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
@@ -49,26 +59,29 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args)?;
     let listener =
         TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
-    let (db, engine) = start(&config).await?;
-    let engine = Arc::new(engine);
-    let provider: Arc<dyn SandboxProvider> = engine.clone();
+    let db = open(&config).await?;
+    let (engine, provider): (_, Arc<dyn SandboxProvider>) = match config.provider {
+        ProviderKind::Engine => {
+            let engine = Arc::new(start(&config, &db).await?);
+            (Some(engine.clone()), engine)
+        }
+        ProviderKind::Vercel => (None, Arc::new(Vercel::new(&config.vercel()?)?)),
+    };
     let clock = Clock::system();
-    let sessions =
-        Arc::new(Sessions::new(db.clone(), provider.clone(), clock.clone(), config.lifecycle_durations()?));
+    let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), config.lifecycle_durations()?);
+    let sessions = Arc::new(match &config.git.token {
+        Some(token) => sessions.with_git_token(GitToken::new(token.clone())),
+        None => sessions,
+    });
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let lifecycle = tokio::spawn(sessions.clone().run_lifecycle());
-    if db.image(&config.sandbox.image).await?.is_none() {
-        tracing::warn!(
-            image = config.sandbox.image,
-            "there is no such base image yet; run `dormouse image build`"
-        );
-    }
     let address = listener.local_addr()?;
     let parts = Parts {
         db: db.clone(),
         sessions,
         provider,
-        gateway: Some(engine.clone()),
+        gateway: engine.clone().map(|engine| engine as Arc<dyn PortGateway>),
+        elsewhere: engine.is_none().then(|| config.vercel.base_url.clone()),
         ports: config.ports(address)?,
         clock,
         jwt,
@@ -105,7 +118,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         () = deadline => tracing::warn!("some requests did not end in time"),
     }
     lifecycle.abort();
-    engine.detach();
+    if let Some(engine) = engine {
+        engine.detach();
+    }
     db.close().await;
     tracing::info!("stopped; sandboxes go on");
     Ok(ExitCode::SUCCESS)
@@ -114,7 +129,8 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&args)?;
-    let (db, engine) = start(&config).await?;
+    let db = open(&config).await?;
+    let engine = start(&config, &db).await?;
     engine.evacuate().await?;
     db.close().await;
     Ok(ExitCode::SUCCESS)

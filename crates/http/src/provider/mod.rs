@@ -69,6 +69,18 @@ pub(crate) fn router() -> Router<App> {
     router
 }
 
+/// The provider API of a server whose sandboxes run at `place`. Not 404: that
+/// would say that a sandbox is gone.
+pub(crate) fn elsewhere(place: String) -> Router<App> {
+    let refuse = move |_: Scope| {
+        let message = format!("this server has no sandboxes of its own: they run at {place}");
+        std::future::ready(WireError::bad_request(message))
+    };
+    ["/api/v2/sandboxes", "/api/v2/sandboxes/{*rest}", "/api/v3/sandboxes", "/api/v3/sandboxes/{*rest}"]
+        .into_iter()
+        .fold(Router::new(), |router, path| router.route(path, any(refuse.clone())))
+}
+
 /// Drives do not exist here. A 5xx would be tried again.
 async fn drives(_scope: Scope) -> WireError {
     WireError::bad_request("drives are not supported by this server")
