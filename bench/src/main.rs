@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dormouse_egress::Mirror;
-use dormouse_engine::{Engine, EngineConfig, ImageSource, Images, StorageKind};
+use dormouse_engine::{Engine, EngineConfig, ImageSource, Images, Recipe, StorageKind};
 use dormouse_jobs::Clock;
 use dormouse_provider::{
     CommandSpec, CreateSandbox, LogEvent, Namespace, Resources, RunRef, SandboxKey, SandboxProvider,
@@ -82,7 +82,7 @@ async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<(
     let clock = Clock::system();
     let cache = std::env::var("DORMOUSE_IMAGES__CACHE").map_or_else(|_| data.join("cache"), PathBuf::from);
     let images = Images::open(StorageKind::Btrfs, &data, 16 << 30, &cache, db.clone())?;
-    images.build("default", ImageSource::Recipe, clock.now(), |_| {}).await?;
+    images.build("default", ImageSource::Recipe(Recipe::DEFAULT), clock.now(), |_| {}).await?;
     // It holds the pool open.
     drop(images);
     let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dormouse_engine::ImageReference;
+use dormouse_engine::{ImageReference, Recipe};
 
 /// A Linux sandbox for every agent session.
 #[derive(Debug, Parser)]
@@ -203,14 +203,18 @@ pub(crate) enum SessionAction {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and it is read once")]
 pub(crate) enum ImageAction {
     /// Make a base image, by default from the recipe of this release.
     Build {
         #[command(flatten)]
         data: DataArgs,
-        /// Its name.
-        #[arg(long, default_value = "default")]
-        name: String,
+        /// Its name; that of the recipe when it is left out, else `default`.
+        #[arg(long)]
+        name: Option<String>,
+        /// A recipe of this release: default, node22, node24 or python3.13.
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["tar", "oci_layout", "from"])]
+        recipe: Option<Recipe>,
         /// A tar of a root file system: plain, gzip or zstd.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["oci_layout", "from"])]
         tar: Option<PathBuf>,

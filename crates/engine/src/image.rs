@@ -8,21 +8,18 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use crate::storage::{NewLayer, Storage, StorageKind};
 use dormouse_store::{Db, ImageRow, LayerRow, StoreError};
 use dormouse_types::{ImageId, LayerId, Timestamp};
-use sha2::{Digest as _, Sha256};
-
-use crate::storage::{NewLayer, Storage, StorageKind};
 
 mod oci;
+mod recipe;
 mod registry;
 mod unpack;
 
-const PACKAGES: &str = include_str!("../../../images/default/packages");
-const SETUP: &str = include_str!("../../../images/default/setup.sh");
+pub use recipe::{Recipe, UnknownRecipe};
 
 /// Name of an image in a registry, such as `docker.io/library/debian:12`.
 pub use oci_client::Reference as ImageReference;
@@ -30,8 +27,8 @@ pub use oci_client::Reference as ImageReference;
 /// Where an image comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
-    /// The recipe of this release: Debian packages (`images/default`).
-    Recipe,
+    /// A recipe of this release.
+    Recipe(Recipe),
     /// A tar of a root file system: plain, gzip or zstd.
     Tar(PathBuf),
     /// An OCI image layout directory.
@@ -110,6 +107,19 @@ impl Images {
         progress: impl Fn(&str) + Send + Sync + 'static,
     ) -> Result<ImageRow, ImageError> {
         let layer = LayerId::generate();
+        // What it stands on.
+        let mut layers = match &source {
+            ImageSource::Recipe(recipe) if recipe.is_layered() => {
+                let base = self.db.image(Recipe::DEFAULT.name()).await?.ok_or_else(|| {
+                    ImageError::Invalid(format!(
+                        "{} stands on the default image, which is not there yet; run `dormouse image build`",
+                        recipe.name()
+                    ))
+                })?;
+                base.layers
+            }
+            _ => Vec::new(),
+        };
         let pulled = match &source {
             ImageSource::Registry(reference) => Some(self.pull(reference, &progress).await?),
             _ => None,
@@ -127,10 +137,11 @@ impl Images {
         // Kept until a row names the layer.
         let (size, _made) = work.await.map_err(|error| ImageError::Invalid(error.to_string()))??;
         let size_bytes = i64::try_from(size).unwrap_or(i64::MAX);
+        layers.push(layer.clone());
         let image = ImageRow {
             id: ImageId::generate(),
             name: name.to_owned(),
-            layers: vec![layer.clone()],
+            layers,
             source: describe(&source),
             size_bytes,
             created_at: now,
@@ -169,7 +180,7 @@ impl Drop for Pulled {
 
 fn describe(source: &ImageSource) -> String {
     match source {
-        ImageSource::Recipe => format!("recipe {}", recipe_digest()),
+        ImageSource::Recipe(recipe) => format!("recipe {} {}", recipe.name(), recipe.digest()),
         ImageSource::Tar(path) => format!("tar {}", path.display()),
         ImageSource::OciLayout(path) => format!("oci-layout {}", path.display()),
         ImageSource::Registry(reference) => format!("registry {}", reference.whole()),
@@ -187,7 +198,7 @@ fn fill(
     let made = storage.create_layer(layer).map_err(io_error("create layer"))?;
     let target = &made.path;
     match source {
-        ImageSource::Recipe => unpack_tar(&recipe_tar(cache, progress)?, target, progress)?,
+        ImageSource::Recipe(recipe) => unpack_tar(&recipe.tar(cache, progress)?, target, progress)?,
         ImageSource::Tar(path) => unpack_tar(path, target, progress)?,
         ImageSource::OciLayout(path) => oci::unpack_layout(path, target, progress)?,
         ImageSource::Registry(_) => {
@@ -196,8 +207,11 @@ fn fill(
             oci::unpack_blobs(&found.layout, &found.digests, target, progress)?;
         }
     }
-    progress("preparing the default user");
-    unpack::ensure_user(target).map_err(io_error("prepare the default user"))?;
+    // A layer on top of another image leaves its users as they are.
+    if !matches!(source, ImageSource::Recipe(recipe) if recipe.is_layered()) {
+        progress("preparing the default user");
+        unpack::ensure_user(target).map_err(io_error("prepare the default user"))?;
+    }
     progress("writing to disk");
     storage.sync().map_err(io_error("sync the pool"))?;
     let size = storage.layer_size(layer).map_err(io_error("size the layer"))?;
@@ -221,70 +235,4 @@ fn decompressed(file: File) -> io::Result<Box<dyn Read>> {
     } else {
         Box::new(file)
     })
-}
-
-fn recipe_digest() -> String {
-    let digest = Sha256::new().chain_update(PACKAGES).chain_update(SETUP).finalize();
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The recipe's tar, from the cache or built with `mmdebstrap`.
-fn recipe_tar(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
-    fs::create_dir_all(cache).map_err(io_error(format!("make {}", cache.display())))?;
-    let path = cache.join(format!("default-{}.tar", recipe_digest()));
-    if path.exists() {
-        progress("taking the root file system from the cache");
-        return Ok(path);
-    }
-    let work = cache.join(format!("build-{}", std::process::id()));
-    fs::create_dir_all(&work).map_err(io_error(format!("make {}", work.display())))?;
-    let built = run_recipe(&work, progress);
-    let moved = built.and_then(|tar| fs::rename(tar, &path).map_err(io_error("keep the built tar")));
-    // Only our own scratch files are in there.
-    let _ = fs::remove_dir_all(&work);
-    moved.map(|()| path)
-}
-
-fn run_recipe(work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let setup = work.join("setup.sh");
-    fs::write(&setup, SETUP).map_err(io_error("write setup.sh"))?;
-    fs::set_permissions(&setup, fs::Permissions::from_mode(0o755)).map_err(io_error("write setup.sh"))?;
-    let packages: Vec<&str> =
-        PACKAGES.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    let tar = work.join("root.tar");
-    let mut command = Command::new("mmdebstrap");
-    command
-        .args(["--mode=root", "--variant=minbase", "--aptopt=Acquire::Languages \"none\""])
-        .args(["doc", "man", "locale", "info"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")))
-        .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
-        .arg(format!("--include={}", packages.join(",")))
-        .arg(format!("--customize-hook={} \"$1\"", setup.display()))
-        .arg("bookworm")
-        .arg(&tar);
-    // The host's own Debian mirror, where it names one.
-    let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
-    if let Some(sources) = sources.iter().find(|path| fs::metadata(path).is_ok_and(|m| m.len() > 0)) {
-        command.arg(sources);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(io_error("run mmdebstrap (apt-get install mmdebstrap)"))?;
-    let mut last = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        for line in io::BufRead::lines(io::BufReader::new(stderr)).map_while(Result::ok) {
-            if let Some(step) = line.strip_prefix("I: ") {
-                progress(step);
-            }
-            last.push(line);
-            if last.len() > 20 {
-                last.remove(0);
-            }
-        }
-    }
-    let status = child.wait().map_err(io_error("wait for mmdebstrap"))?;
-    if status.success() {
-        Ok(tar)
-    } else {
-        Err(ImageError::Invalid(format!("mmdebstrap failed ({status}):\n{}", last.join("\n"))))
-    }
 }

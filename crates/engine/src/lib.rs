@@ -44,7 +44,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::EngineConfig;
-pub use image::{ImageError, ImageReference, ImageSource, Images};
+pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
 pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
 pub use storage::{DiskUsage, StorageKind, disk_usage};
 

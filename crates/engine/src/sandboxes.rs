@@ -15,7 +15,7 @@ use dormouse_types::{SandboxId, SnapshotId};
 use crate::config::{DEFAULT_CWD, EngineConfig, RunConfig};
 use crate::machine::{Order as MachineOrder, internal, pending_run, write};
 use crate::present;
-use crate::{Engine, launch};
+use crate::{Engine, Recipe, launch};
 
 /// Memory for each CPU that is asked for (provider contract, section 3), in MiB.
 const MEMORY_PER_VCPU: u64 = 2048;
@@ -171,10 +171,15 @@ impl Engine {
         let found = self.host.db.image(&name).await.map_err(internal("read image"))?;
         match found {
             Some(image) => Ok((image, runtime)),
-            None if runtime.is_some() => Err(invalid(format!(
-                "runtime {name:?} is not installed on this server; `dormouse image build --name {name} \
-                 --recipe {name}` installs it"
-            ))),
+            None if runtime.is_some() => Err(invalid(match name.parse::<Recipe>() {
+                Ok(_) => format!(
+                    "runtime {name:?} is not installed on this server; `dormouse image build --recipe {name}` \
+                     installs it"
+                ),
+                Err(_) => {
+                    format!("this server has no runtime {name:?}; it knows {}", Recipe::names().join(", "))
+                }
+            })),
             None => Err(invalid(format!(
                 "there is no image {name:?} on this server; `dormouse image list` shows those that are"
             ))),

@@ -11,6 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode, header};
+use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -202,4 +203,46 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     w.delete(&name)?;
     w.end_server("-TERM")?;
     w.serve()
+}
+
+/// The runtimes of this release are what their names say, and what is not one
+/// is refused by name.
+pub(crate) fn runtimes(w: &World) -> anyhow::Result<()> {
+    let make = |name: &str, runtime: &str| {
+        let body = json!({"name": name, "runtime": runtime});
+        w.call(Method::POST, "/api/v2/sandboxes", Some(&w.key), Some(body))
+    };
+    let (status, reply) = make("runtime-early", "node22")?;
+    let message = reply["error"]["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(status == StatusCode::BAD_REQUEST && message.contains("--recipe node22"), "{status} {reply}");
+    for (runtime, script, expected) in [
+        ("node22", "node --version; npm --version; npx --version", "v22.23.3\n10.9.9\n10.9.9"),
+        ("node24", "node --version; npm --version; which node", "v24.21.0\n11.21.2\n/usr/local/bin/node"),
+        (
+            "python3.13",
+            "python3 --version | cut -d. -f1,2; python3 -m venv /tmp/v && /tmp/v/bin/python -c 'print(1)'",
+            "Python 3.13\n1",
+        ),
+    ] {
+        w.cli(&["image", "build", "--recipe", runtime])?;
+        let name = format!("runtime-{}", runtime.replace('.', "-"));
+        let (status, reply) = make(&name, runtime)?;
+        ensure!(status == StatusCode::OK, "{status} {reply}");
+        ensure!(reply["session"]["runtime"] == runtime && reply["sandbox"]["runtime"] == runtime, "{reply}");
+        let found = w.ok(&name, script)?;
+        ensure!(found == expected, "{runtime}: {found:?}, not {expected:?}");
+        // The rest of the system is there too.
+        ensure!(
+            w.ok(&name, "git --version | cut -c1-3; id -un; sudo id -un; jq --version | cut -c1-2")?
+                == "git\nubuntu\nroot\njq"
+        );
+        w.delete(&name)?;
+    }
+    let (status, reply) = make("runtime-none", "cobol61")?;
+    let message = reply["error"]["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(status == StatusCode::BAD_REQUEST && message.contains("\"cobol61\""), "{status} {reply}");
+    ensure!(
+        w.call(Method::GET, "/api/v2/sandboxes/runtime-none", Some(&w.key), None)?.0 == StatusCode::NOT_FOUND
+    );
+    Ok(())
 }

@@ -86,6 +86,7 @@ const PLAIN: &[Scenario] = &[
 
 /// Scenarios of a world with the defaults.
 const CLIENTS: &[Scenario] = &[
+    ("images::runtimes", images::runtimes),
     ("clients::sdk", clients::sdk),
     ("clients::older_sdk", clients::older_sdk),
     ("clients::command_line", clients::command_line),

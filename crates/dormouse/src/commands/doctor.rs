@@ -65,6 +65,8 @@ fn examine(config: &Config) -> Vec<Finding> {
         "apt-get install mmdebstrap, or give `image build` a tar, a layout or a reference",
     );
     findings.push(Finding { needed: false, ..recipe });
+    let runtimes = tool("npm", "npm", "apt-get install npm, if images of Node.js runtimes are to be built");
+    findings.push(Finding { needed: false, ..runtimes });
     findings.push(room(config));
     findings.push(port(config));
     findings

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use dormouse_engine::{ImageSource, Images};
+use dormouse_engine::{ImageSource, Images, Recipe};
 use dormouse_jobs::Clock;
 use dormouse_store::Db;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,8 +15,9 @@ use crate::output::Output;
 
 pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<ExitCode> {
     match action {
-        ImageAction::Build { data, name, tar, oci_layout, from, if_missing } => {
+        ImageAction::Build { data, name, recipe, tar, oci_layout, from, if_missing } => {
             let config = Config::load_data(&data)?;
+            let name = name.unwrap_or_else(|| recipe.unwrap_or(Recipe::DEFAULT).name().to_owned());
             prepare_data_dir(&config.data_dir)?;
             let db = Db::open(&config.database()).await?;
             if let Some(found) = db.image(&name).await?.filter(|_| if_missing) {
@@ -28,7 +29,7 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
                 .map(ImageSource::Registry)
                 .or(tar.map(ImageSource::Tar))
                 .or(oci_layout.map(ImageSource::OciLayout))
-                .unwrap_or(ImageSource::Recipe);
+                .unwrap_or(ImageSource::Recipe(recipe.unwrap_or(Recipe::DEFAULT)));
             let images = Images::open(
                 config.storage.driver,
                 &config.data_dir,
