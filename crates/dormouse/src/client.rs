@@ -14,6 +14,8 @@ pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
     key: String,
+    /// Owner and project, in the words of a query.
+    scope: Vec<(&'static str, String)>,
 }
 
 /// Why a call failed, as far as the caller acts on it.
@@ -49,11 +51,15 @@ impl Client {
         };
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).build()?;
         let base = format!("{}/api/v2/sandboxes", remote.server.trim_end_matches('/'));
-        Ok(Self { http, base, key })
+        let team = remote.team.clone().map(|team| ("teamId", team));
+        let project = remote.project.clone().map(|project| ("projectId", project));
+        Ok(Self { http, base, key, scope: team.into_iter().chain(project).collect() })
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key)
+        let request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
+        // An empty list would leave a question mark at the end.
+        if self.scope.is_empty() { request } else { request.query(&self.scope) }
     }
 
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {

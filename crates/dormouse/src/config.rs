@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{DataArgs, ServeArgs};
 
 /// Variables of the command line, not of the configuration.
-const NOT_CONFIGURATION: [&str; 3] = ["server", "key", "log"];
+const NOT_CONFIGURATION: [&str; 5] = ["server", "key", "team", "project", "log"];
 
 /// The configuration in force.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
 //! runs those whose name has the word.
 
 mod api;
+mod cli;
 mod clients;
 mod commands;
 mod crash;
@@ -90,6 +91,8 @@ const CLIENTS: &[Scenario] = &[
     ("clients::sdk", clients::sdk),
     ("clients::older_sdk", clients::older_sdk),
     ("clients::command_line", clients::command_line),
+    ("cli::sandboxes_and_snapshots", cli::sandboxes_and_snapshots),
+    ("cli::shell", cli::shell),
     ("vercel::engine_conforms", vercel::engine_conforms),
     ("vercel::client_conforms", vercel::client_conforms),
     ("vercel::sessions_run_elsewhere", vercel::sessions_run_elsewhere),

@@ -6,3 +6,4 @@ pub(crate) mod doctor;
 pub(crate) mod image;
 pub(crate) mod sandbox;
 pub(crate) mod serve;
+pub(crate) mod snapshot;

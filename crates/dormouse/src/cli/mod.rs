@@ -1,9 +1,15 @@
 //! The grammar of the command line.
 
+mod sandbox;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dormouse_engine::{ImageReference, Recipe};
+
+pub(crate) use sandbox::{
+    CreateArgs, ForkArgs, RemoteArgs, RetentionArgs, SandboxAction, SettingsArgs, SnapshotAction,
+};
 
 /// A Linux sandbox for every agent session.
 #[derive(Debug, Parser)]
@@ -76,6 +82,13 @@ pub(crate) enum Command {
         remote: RemoteArgs,
         #[command(subcommand)]
         action: SandboxAction,
+    },
+    /// Snapshots of a running server.
+    Snapshot {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        #[command(subcommand)]
+        action: SnapshotAction,
     },
 }
 
@@ -232,68 +245,5 @@ pub(crate) enum ImageAction {
     List {
         #[command(flatten)]
         data: DataArgs,
-    },
-}
-
-/// Which server, and as whom.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct RemoteArgs {
-    /// Server.
-    #[arg(long, global = true, env = "DORMOUSE_SERVER", default_value = "http://127.0.0.1:7700")]
-    pub(crate) server: String,
-    /// API key.
-    #[arg(long, global = true, env = "DORMOUSE_KEY", hide_env_values = true)]
-    pub(crate) key: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum SandboxAction {
-    /// List sandboxes.
-    List,
-    /// Show one sandbox.
-    Show {
-        /// Its name.
-        name: String,
-    },
-    /// Run a command; wakes the sandbox if it sleeps.
-    Exec {
-        /// Sandbox.
-        name: String,
-        /// Run as root.
-        #[arg(long)]
-        sudo: bool,
-        /// Working directory.
-        #[arg(long)]
-        cwd: Option<String>,
-        /// Environment, as NAME=VALUE.
-        #[arg(long, short, value_name = "NAME=VALUE")]
-        env: Vec<String>,
-        /// Kill the command after this long, such as 10m.
-        #[arg(long, value_name = "DURATION")]
-        timeout: Option<String>,
-        /// Pass standard input on.
-        #[arg(long, short)]
-        interactive: bool,
-        /// Command and arguments.
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
-    /// Copy a file or directory into a sandbox, or a file out of it. The side
-    /// in the sandbox is written NAME:PATH.
-    Cp {
-        /// From.
-        from: String,
-        /// To.
-        to: String,
-    },
-    /// Stop a sandbox; a persistent one keeps everything.
-    Stop {
-        /// Its name.
-        name: String,
-    },
-    /// Delete a sandbox with everything in it.
-    Delete {
-        /// Its name.
-        name: String,
     },
 }

@@ -1,5 +1,8 @@
 //! `dormouse sandbox …`, over the provider API.
 
+mod create;
+mod shell;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
@@ -26,6 +29,17 @@ pub(crate) async fn run(
 ) -> anyhow::Result<ExitCode> {
     let client = Client::new(remote)?;
     match action {
+        SandboxAction::Create(args) => create::create(&client, args, output).await?,
+        SandboxAction::Fork(args) => create::fork(&client, args, output).await?,
+        SandboxAction::Snapshot { name, expires_in } => {
+            create::snapshot(&client, &name, expires_in.as_deref(), output).await?;
+        }
+        SandboxAction::Shell { name, sudo, cwd, env, command } => {
+            let shell = shell::Shell { sudo, cwd, env: environment(&env)?, command };
+            return shell::run(&client, &name, shell).await;
+        }
+        SandboxAction::Logs { name, command } => return logs(&client, &name, command).await,
+        SandboxAction::Ports { name, set, none } => ports(&client, &name, set, none, output).await?,
         SandboxAction::List => list(&client, output).await?,
         SandboxAction::Show { name } => {
             let found = client.sandbox(&name, false).await?;
@@ -42,7 +56,7 @@ pub(crate) async fn run(
             );
             output.data(&serde_json::to_value(&found)?, &text);
         }
-        SandboxAction::Exec { name, sudo, cwd, env, timeout, interactive, command } => {
+        SandboxAction::Exec { name, sudo, cwd, env, timeout, interactive, detach, command } => {
             let mut command = command.into_iter();
             let request = wire::CommandRequest {
                 command: command.next().unwrap_or_default(),
@@ -50,14 +64,14 @@ pub(crate) async fn run(
                 cwd,
                 env: environment(&env)?,
                 sudo,
-                wait: true,
-                logs: true,
-                timeout: timeout
-                    .map(|text| parse_duration(&text))
-                    .transpose()?
-                    .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
-                stdin: interactive || !std::io::IsTerminal::is_terminal(&std::io::stdin()),
+                wait: !detach,
+                logs: !detach,
+                timeout: timeout.as_deref().map(millis).transpose()?,
+                stdin: !detach && (interactive || !std::io::IsTerminal::is_terminal(&std::io::stdin())),
             };
+            if detach {
+                return start(&client, &name, &request, output).await;
+            }
             return exec(&client, &name, &request).await;
         }
         SandboxAction::Cp { from, to } => copy(&client, &from, &to).await?,
@@ -97,6 +111,85 @@ async fn list(client: &Client, output: &Output) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Milliseconds of a duration such as `30m`.
+fn millis(text: &str) -> anyhow::Result<u64> {
+    Ok(u64::try_from(parse_duration(text)?.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Starts a command and leaves it.
+async fn start(
+    client: &Client,
+    name: &str,
+    request: &wire::CommandRequest,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let started = awake(client, name, |run| async move {
+        client
+            .json::<wire::CommandReply>(
+                client.request(Method::POST, &format!("/sessions/{run}/cmd")).json(request),
+            )
+            .await
+    })
+    .await?;
+    output.data(&serde_json::to_value(&started)?, &started.command.id);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a command's output from the start; exits with its code.
+async fn logs(client: &Client, name: &str, command: Option<String>) -> anyhow::Result<ExitCode> {
+    let run = client.sandbox(name, false).await?.session.id;
+    let id = match command {
+        Some(id) => id.parse::<dormouse_types::CommandId>()?.to_string(),
+        None => {
+            let path = format!("/sessions/{run}/cmd");
+            let list: wire::CommandList = client.json(client.request(Method::GET, &path)).await?;
+            let newest = list.commands.into_iter().max_by_key(|command| command.started_at);
+            newest.with_context(|| format!("the current run of {name} has run no command"))?.id
+        }
+    };
+    let path = format!("/sessions/{run}/cmd/{id}");
+    let answer = client.send(client.request(Method::GET, &format!("{path}/logs"))).await?;
+    let mut lines = Lines::new(answer);
+    while let Some(line) = lines.next().await? {
+        print_log(&line)?;
+    }
+    let ended = client.request(Method::GET, &path).query(&[("wait", true)]);
+    let ended: wire::CommandReply = client.json(ended).await?;
+    Ok(exit_code(ended.command.exit_code.unwrap_or(1)))
+}
+
+async fn ports(
+    client: &Client,
+    name: &str,
+    set: Vec<u16>,
+    none: bool,
+    output: &Output,
+) -> anyhow::Result<()> {
+    if none || !set.is_empty() {
+        let change = wire::UpdateRequest { ports: Some(set), ..wire::UpdateRequest::default() };
+        let path = format!("/{}", plain(name)?);
+        client.json::<wire::ChangeReply>(client.request(Method::PATCH, &path).json(&change)).await?;
+    }
+    let routes = client.sandbox(name, false).await?.routes;
+    let rows: Vec<_> = routes.iter().map(|route| vec![route.port.to_string(), route.url.clone()]).collect();
+    output.table(&json!({"routes": routes}), &["PORT", "URL"], &rows);
+    Ok(())
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))
+}
+
+fn print_log(line: &str) -> anyhow::Result<()> {
+    let log: wire::LogLine = serde_json::from_str(line).context("read the server's answer")?;
+    let text = log.data.as_str().unwrap_or_default();
+    match log.stream.as_str() {
+        "stdout" => write(&mut std::io::stdout(), text),
+        "stderr" => write(&mut std::io::stderr(), text),
+        _ => anyhow::bail!("{}", log.data["message"].as_str().unwrap_or("the command was cut off")),
+    }
+}
+
 fn environment(pairs: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
     pairs
         .iter()
@@ -130,20 +223,14 @@ async fn exec(client: &Client, name: &str, request: &wire::CommandRequest) -> an
     while let Some(line) = lines.next().await? {
         if let Ok(reply) = serde_json::from_str::<wire::CommandReply>(&line) {
             if let Some(code) = reply.command.exit_code {
-                return Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)));
+                return Ok(exit_code(code));
             }
             if request.stdin && feeding.is_none() {
                 feeding = Some(tokio::spawn(feed(client.clone(), reply.command)));
             }
             continue;
         }
-        let log: wire::LogLine = serde_json::from_str(&line).context("read the server's answer")?;
-        let text = log.data.as_str().unwrap_or_default();
-        match log.stream.as_str() {
-            "stdout" => write(&mut std::io::stdout(), text)?,
-            "stderr" => write(&mut std::io::stderr(), text)?,
-            _ => anyhow::bail!("{}", log.data["message"].as_str().unwrap_or("the command was cut off")),
-        }
+        print_log(&line)?;
     }
     anyhow::bail!("the server ended the answer before the command did")
 }
