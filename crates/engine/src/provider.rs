@@ -267,15 +267,7 @@ impl SandboxProvider for Engine {
     async fn stdin(&self, run: &RunRef, id: &CommandId, mut body: BodyStream) -> Result<()> {
         let live = self.live(run).await?;
         let mut dialogue = live.agent.open(Request::Stdin { id: id.to_string() }).await?;
-        // The command may end before its input does: then the agent says so
-        // and reads no more.
-        let fed = send_body(&mut dialogue, &mut body).await;
-        match dialogue.expect().await {
-            Ok(Frame::End) => Ok(()),
-            Ok(other) => Err(unexpected(&other)),
-            Err(AgentError::Refused(errno)) => Err(AgentError::Refused(errno).into()),
-            Err(other) => fed.and(Err(other.into())),
-        }
+        deliver(&mut dialogue, &mut body).await
     }
 
     async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command> {
@@ -291,13 +283,7 @@ impl SandboxProvider for Engine {
         let cwd = absolute(&live.config.cwd, cwd)?;
         let request = Request::WriteTar { cwd, gzip, user: DEFAULT_USER.to_owned() };
         let mut dialogue = live.agent.open(request).await?;
-        let sent = send_body(&mut dialogue, &mut body).await;
-        match dialogue.expect().await {
-            Ok(Frame::End) => sent,
-            Ok(other) => Err(unexpected(&other)),
-            Err(AgentError::Refused(errno)) => Err(AgentError::Refused(errno).into()),
-            Err(other) => sent.and(Err(other.into())),
-        }
+        deliver(&mut dialogue, &mut body).await
     }
 
     async fn read_file(&self, run: &RunRef, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
@@ -341,15 +327,33 @@ pub(crate) fn cut_off(error: AgentError) -> ProviderError {
     }
 }
 
-async fn send_body(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<()> {
-    while let Some(chunk) = body.next().await {
+/// Passes a body on and takes the agent's verdict. An agent that has what it
+/// needs closes before the last byte is sent (an archive ends with padding, a
+/// command may not read all of its input): its word counts, not the broken pipe.
+///
+/// # Errors
+/// At once when the body breaks: the agent would wait for the rest.
+async fn deliver(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<()> {
+    let mut sent = Ok(());
+    'body: while let Some(chunk) = body.next().await {
         let chunk =
             chunk.map_err(|error| ProviderError::Invalid(format!("the body ended early: {error}")))?;
         for part in chunk.chunks(MAX_DATA) {
-            dialogue.send(&Frame::Data(part.to_vec())).await?;
+            sent = dialogue.send(&Frame::Data(part.to_vec())).await;
+            if sent.is_err() {
+                break 'body;
+            }
         }
     }
-    Ok(dialogue.send(&Frame::End).await?)
+    if sent.is_ok() {
+        sent = dialogue.send(&Frame::End).await;
+    }
+    match dialogue.expect().await {
+        Ok(Frame::End) => Ok(()),
+        Ok(other) => Err(unexpected(&other)),
+        Err(AgentError::Refused(errno)) => Err(AgentError::Refused(errno).into()),
+        Err(other) => Err(sent.err().unwrap_or(other).into()),
+    }
 }
 
 /// Waits for the first item, so that an error there is the call's own.

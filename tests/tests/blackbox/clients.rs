@@ -40,3 +40,8 @@ pub(crate) fn older_sdk(w: &World) -> anyhow::Result<()> {
 pub(crate) fn command_line(w: &World) -> anyhow::Result<()> {
     node(w, "cli.test.mjs")
 }
+
+pub(crate) fn computesdk(w: &World) -> anyhow::Result<()> {
+    w.cli(&["image", "build", "--recipe", "node24", "--if-missing"])?;
+    node(w, "computesdk.test.mjs")
+}

@@ -91,6 +91,7 @@ const CLIENTS: &[Scenario] = &[
     ("clients::sdk", clients::sdk),
     ("clients::older_sdk", clients::older_sdk),
     ("clients::command_line", clients::command_line),
+    ("clients::computesdk", clients::computesdk),
     ("cli::sandboxes_and_snapshots", cli::sandboxes_and_snapshots),
     ("cli::shell", cli::shell),
     ("vercel::engine_conforms", vercel::engine_conforms),

@@ -2,12 +2,14 @@
 //! provider contract. Sessions of the wire are our runs.
 //!
 //! `/api/v2` and `/api/v3` are the same but for one thing: a git source goes into
-//! the working directory itself in 2, into a directory of its own in 3.
+//! the working directory itself in 2, into a directory of its own in 3. What
+//! `/api/v1` calls a sandbox is what the others call a session (`first`).
 
 mod commands;
 mod creation;
 mod error;
 mod files;
+mod first;
 mod platform;
 mod present;
 mod requests;
@@ -36,7 +38,7 @@ const DEFAULT_PROJECT: &str = "default";
 
 pub(crate) fn router() -> Router<App> {
     let unlimited = axum::extract::DefaultBodyLimit::max(MAX_ARCHIVE);
-    let mut router = platform::router().merge(terminal::router());
+    let mut router = platform::router().merge(terminal::router()).merge(first::router());
     for (version, clones) in [("v2", CloneDirectory::Workdir), ("v3", CloneDirectory::Named)] {
         let base = format!("/api/{version}/sandboxes");
         let path = |rest: &str| format!("{base}{rest}");
@@ -76,8 +78,10 @@ pub(crate) fn elsewhere(place: String) -> Router<App> {
         let message = format!("this server has no sandboxes of its own: they run at {place}");
         std::future::ready(WireError::bad_request(message))
     };
+    let first = ["/api/v1/sandboxes", "/api/v1/sandboxes/{*rest}"];
     ["/api/v2/sandboxes", "/api/v2/sandboxes/{*rest}", "/api/v3/sandboxes", "/api/v3/sandboxes/{*rest}"]
         .into_iter()
+        .chain(first)
         .fold(Router::new(), |router, path| router.route(path, any(refuse.clone())))
 }
 

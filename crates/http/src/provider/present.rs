@@ -164,6 +164,7 @@ pub(crate) fn command(command: Command) -> wire::Command {
         args: argv.collect(),
         cwd: command.cwd,
         session_id: command.run.to_string(),
+        sandbox_id: Some(command.run.to_string()),
         exit_code: command.exit_code,
         started_at: command.started_at.as_millis(),
         duration_ms: command.duration.map(millis),

@@ -86,6 +86,15 @@ pub(crate) fn resources(resources: wire::Resources) -> ResourcesRequest {
     ResourcesRequest { vcpus: resources.vcpus, memory_mib: resources.memory }
 }
 
+/// Time to add to a lifetime: a second or more (provider contract, section 9).
+pub(crate) fn extension(ms: u64) -> WireResult<Duration> {
+    if ms < 1000 {
+        let message = "duration must be at least 1000 milliseconds".to_owned();
+        return Err(dormouse_provider::ProviderError::TimeoutInvalid(message).into());
+    }
+    Ok(Duration::from_millis(ms))
+}
+
 pub(crate) fn expiration(ms: u64) -> Expiration {
     if ms == 0 { Expiration::Never } else { Expiration::After(ms) }
 }

@@ -9,8 +9,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use dormouse_provider::{
-    CloneDirectory, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, Order, Page, ProviderError, Resumed,
-    SandboxKey, SandboxSort, StopReason,
+    CloneDirectory, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, Order, Page, Resumed, SandboxKey,
+    SandboxSort, StopReason,
 };
 use dormouse_types::SandboxName;
 use dormouse_wire as wire;
@@ -146,6 +146,25 @@ pub(crate) async fn create(
     scope: Scope,
     Read(body, digest): Read<wire::CreateRequest>,
 ) -> WireResult<Response> {
+    let (named, interactive) = (body.name.is_some(), body.interactive);
+    let request = creation(clones, scope, body)?;
+    let key = request.key.clone();
+    let provider = app.provider.clone();
+    if !named {
+        // Nobody can ask for it again.
+        return Ok(reply(present::found(provider.create(request).await?, &app.ports, interactive), None));
+    }
+    let made = app.creations.create(key, digest, async move { provider.create(request).await }).await;
+    let (made, answer) = made?;
+    Ok(reply(present::found(made, &app.ports, interactive), Some(answer)))
+}
+
+/// What a body asks for.
+pub(super) fn creation(
+    clones: CloneDirectory,
+    scope: Scope,
+    body: wire::CreateRequest,
+) -> WireResult<CreateSandbox> {
     requests::refuse_unsupported(
         body.region.as_deref(),
         body.failover_regions.as_deref(),
@@ -153,9 +172,8 @@ pub(crate) async fn create(
         body.mounts.as_ref(),
     )?;
     let scope = scope.with_project(body.project_id)?;
-    let named = body.name.is_some();
     let key = SandboxKey { namespace: scope.namespace, name: requests::name(body.name)? };
-    let request = CreateSandbox {
+    Ok(CreateSandbox {
         persistent: body.persistent.unwrap_or(true),
         environment: requests::environment(body.runtime, body.image)?,
         source: body.source.map(|source| requests::source(source, clones)).transpose()?,
@@ -168,19 +186,8 @@ pub(crate) async fn create(
         snapshot_expiration: body.snapshot_expiration.map(requests::expiration),
         retention: requests::retention(body.keep_last_snapshots),
         ephemeral: body.ephemeral,
-        ..CreateSandbox::new(key.clone())
-    };
-    let provider = app.provider.clone();
-    if !named {
-        // Nobody can ask for it again.
-        return Ok(reply(
-            present::found(provider.create(request).await?, &app.ports, body.interactive),
-            None,
-        ));
-    }
-    let made = app.creations.create(key, digest, async move { provider.create(request).await }).await;
-    let (made, answer) = made?;
-    Ok(reply(present::found(made, &app.ports, body.interactive), Some(answer)))
+        ..CreateSandbox::new(key)
+    })
 }
 
 pub(crate) async fn fork(
@@ -306,12 +313,7 @@ pub(crate) async fn extend(
     scope: RunScope,
     ApiJson(body): ApiJson<wire::ExtendRequest>,
 ) -> WireResult<Json<wire::SessionReply>> {
-    if body.duration < 1000 {
-        return Err(
-            ProviderError::TimeoutInvalid("duration must be at least 1000 milliseconds".to_owned()).into()
-        );
-    }
-    let run = app.provider.extend(&scope.run, Duration::from_millis(body.duration)).await?;
+    let run = app.provider.extend(&scope.run, requests::extension(body.duration)?).await?;
     Ok(Json(wire::SessionReply { session: present::session(run), routes: Vec::new() }))
 }
 

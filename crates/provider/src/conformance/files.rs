@@ -71,6 +71,27 @@ pub(super) async fn written_and_read_back(bench: &Bench) -> Outcome {
     Ok(())
 }
 
+/// What comes after the end of an archive is of no interest; a body that breaks
+/// is.
+pub(super) async fn archives_end_and_break(bench: &Bench) -> Outcome {
+    let made = bench.sandbox("a").await?;
+    let run = bench.run_ref(&made.run);
+    for round in 0..10 {
+        let mut tar = archive(&[("file", format!("round {round}").as_bytes())]);
+        tar.resize(tar.len() + (1 << 20), 0);
+        bench.provider.write_files(&run, "/tmp", false, body(tar)).await?;
+    }
+    check!(bench.ok(&made.run, "cat /tmp/file").await? == "round 9", "the last one did not arrive");
+    let whole = archive(&[("large", &content(1_000_000))]);
+    let half = Ok(Bytes::copy_from_slice(&whole[..500_000]));
+    let broken: BodyStream =
+        Box::pin(futures::stream::iter([half, Err(std::io::Error::other("the caller went away"))]));
+    let written = bench.provider.write_files(&run, "/tmp", false, broken).await;
+    check!(written.is_err(), "half an archive was taken for a whole one");
+    check!(bench.sh(&made.run, "true").await?.code == 0, "a broken body broke the sandbox");
+    Ok(())
+}
+
 pub(super) async fn missing_and_forbidden(bench: &Bench) -> Outcome {
     let made = bench.sandbox("a").await?;
     let run = bench.run_ref(&made.run);

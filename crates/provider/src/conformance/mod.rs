@@ -129,6 +129,7 @@ cases! {
     }
     files::{
         written_and_read_back,
+        archives_end_and_break,
         missing_and_forbidden,
         directories,
     }
