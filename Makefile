@@ -28,7 +28,7 @@ unit:
 	cargo test --workspace --exclude dormouse-tests --locked
 
 blackbox:
-	@scripts/setup node=nodejs npm=npm
+	@scripts/setup node=nodejs npm=npm ip=iproute2
 	cd tests/clients && npm ci --no-audit --no-fund
 	cargo build --workspace --locked
 	TEST_IMAGE_CACHE=$(CACHE) cargo test --package dormouse-tests --locked -- --test-threads=1

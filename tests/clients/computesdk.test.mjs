@@ -32,7 +32,8 @@ test("ComputeSDK", async () => {
   assert.equal((await found.runCommand("cat /tmp/dir/file")).stdout, "wörd\n");
 
   const snapshot = await compute.snapshot.create(sandbox.sandboxId);
-  const id = snapshot.snapshotId ?? snapshot.id;
+  // It spreads the SDK's object, whose getters do not come along.
+  const { id } = snapshot.snapshot;
   assert.match(id, /^snap_/);
   const second = await compute.sandbox.create({ snapshotId: id });
   assert.equal((await second.runCommand("cat /tmp/dir/file")).stdout, "wörd\n");

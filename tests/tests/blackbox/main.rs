@@ -15,6 +15,8 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod provider;
+mod public;
 mod vercel;
 mod world;
 
@@ -92,6 +94,13 @@ const CLIENTS: &[Scenario] = &[
     ("clients::older_sdk", clients::older_sdk),
     ("clients::command_line", clients::command_line),
     ("clients::computesdk", clients::computesdk),
+    ("provider::owners_and_teams", provider::owners_and_teams),
+    ("provider::lost_answers", provider::lost_answers),
+    ("provider::snapshots_expire", provider::snapshots_expire),
+    ("provider::use_of_a_session", provider::use_of_a_session),
+    ("provider::ports_wake", provider::ports_wake),
+    ("provider::policies_hold", provider::policies_hold),
+    ("provider::tarballs", provider::tarballs),
     ("cli::sandboxes_and_snapshots", cli::sandboxes_and_snapshots),
     ("cli::shell", cli::shell),
     ("vercel::engine_conforms", vercel::engine_conforms),
