@@ -211,8 +211,10 @@ impl Activity {
             return;
         }
         {
+            // Well before the sandbox would fall asleep.
+            let often = NOTED.min(self.app.sessions.idle_timeout() / 4);
             let mut noted = self.app.noted.0.lock().unwrap_or_else(PoisonError::into_inner);
-            noted.retain(|_, at| at.elapsed() < NOTED);
+            noted.retain(|_, at| at.elapsed() < often);
             let key = (self.namespace.0.clone(), self.sandbox.to_string());
             if noted.contains_key(&key) {
                 return;

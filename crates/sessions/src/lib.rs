@@ -75,6 +75,12 @@ impl Sessions {
         Self { git_token: Some(token), ..self }
     }
 
+    /// How long a sandbox that nobody uses stays awake.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        self.config.idle_timeout
+    }
+
     /// Where an account's sandboxes live: its default project.
     #[must_use]
     pub fn namespace(account: &AccountId) -> Namespace {

@@ -1,12 +1,12 @@
 //! Sleep, waking, restarts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::world::{World, cgroups, eventually};
+use crate::world::{World, binary, cgroups, eventually};
 
 fn state(w: &World, session: &str) -> anyhow::Result<String> {
     let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
@@ -81,6 +81,37 @@ pub(crate) fn idle_sandboxes_sleep(w: &World) -> anyhow::Result<()> {
 pub(crate) fn a_running_command_defers_sleep(w: &World) -> anyhow::Result<()> {
     let (session, name) = w.sandbox()?;
     ensure!(w.ok(&name, "sleep 7; echo finished")? == "finished", "cut off by sleep");
+    eventually("then it falls asleep", Duration::from_secs(20), || Ok(state(w, &session)? == "hibernated"))?;
+    w.delete(&name)
+}
+
+/// Requests to a published port are use; a terminal that is open keeps the
+/// sandbox awake although nobody types.
+pub(crate) fn traffic_and_terminals_defer_sleep(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let path = format!("/api/v2/sandboxes/{name}");
+    let changed = w.good(Method::PATCH, &path, Some(json!({"ports": [8000]})))?;
+    let host = format!("{}.localhost", changed["routes"][0]["subdomain"].as_str().context("subdomain")?);
+    w.ok(&name, "(python3 -m http.server 8000 >/dev/null 2>&1 &); sleep 0.5")?;
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
+        let request = w.http.get(format!("{}/", w.base)).header("host", &host);
+        let status = w.block_on(async { anyhow::Ok(request.send().await?.status()) })?;
+        ensure!(status == StatusCode::OK, "{status}: asleep under traffic");
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    ensure!(state(w, &session)? == "active");
+    // `script` is the terminal of a shell that does nothing for a while.
+    let shell =
+        format!("{} sandbox shell {name} -- sh -c 'sleep 6; echo still here'", binary("dormouse").display());
+    let output = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &shell, "/dev/null"])
+        .env("DORMOUSE_SERVER", &w.base)
+        .env("DORMOUSE_KEY", &w.key)
+        .stdin(std::process::Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains("still here") && output.status.success(), "the terminal was cut: {text:?}");
     eventually("then it falls asleep", Duration::from_secs(20), || Ok(state(w, &session)? == "hibernated"))?;
     w.delete(&name)
 }

@@ -73,6 +73,7 @@ const SHARED: &[Scenario] = &[
 const SLEEPY: &[Scenario] = &[
     ("lifecycle::idle_sandboxes_sleep", lifecycle::idle_sandboxes_sleep),
     ("lifecycle::a_running_command_defers_sleep", lifecycle::a_running_command_defers_sleep),
+    ("lifecycle::traffic_and_terminals_defer_sleep", lifecycle::traffic_and_terminals_defer_sleep),
     ("crash::kill_at_any_moment", crash::kill_at_any_moment),
 ];
 
@@ -94,6 +95,7 @@ const CLIENTS: &[Scenario] = &[
     ("clients::older_sdk", clients::older_sdk),
     ("clients::command_line", clients::command_line),
     ("clients::computesdk", clients::computesdk),
+    ("clients::documentation", clients::documentation),
     ("provider::owners_and_teams", provider::owners_and_teams),
     ("provider::lost_answers", provider::lost_answers),
     ("provider::snapshots_expire", provider::snapshots_expire),
