@@ -48,12 +48,34 @@ impl Server<'_> {
 pub(crate) async fn measure(data: &Path, url: &str) -> anyhow::Result<()> {
     let child = dormouse(data, url)?.arg("serve").spawn().context("start the server")?;
     let mut server = Server { data, url, child };
-    let measured = calls(&mut server).await;
+    let measured = async {
+        calls(&mut server).await?;
+        sdk(&server).await
+    };
+    let measured = measured.await;
     Command::new("kill").arg(server.child.id().to_string()).status()?;
     server.child.wait()?;
     let evacuated = dormouse(data, url)?.arg("evacuate").status()?;
     ensure!(evacuated.success(), "evacuate");
     measured
+}
+
+/// The provider API through the SDK: `provider.mjs` prints its own rows.
+async fn sdk(server: &Server<'_>) -> anyhow::Result<()> {
+    let account = server.text(&["account", "create", "Sdk"])?;
+    let key = server.text(&["key", "create", "--account", &account])?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("provider.mjs");
+    let status = tokio::process::Command::new("node")
+        .arg(script)
+        .env("DORMOUSE_SERVER", BASE)
+        .env("DORMOUSE_KEY", key)
+        .env("DORMOUSE_TEAM", account)
+        .stdin(Stdio::null())
+        .status()
+        .await
+        .context("run node")?;
+    ensure!(status.success(), "provider.mjs: {status}");
+    Ok(())
 }
 
 async fn calls(server: &mut Server<'_>) -> anyhow::Result<()> {
