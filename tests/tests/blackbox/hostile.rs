@@ -2,12 +2,13 @@
 //! scenario has a control that shows that its probe works.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 
-use crate::world::World;
+use crate::world::{World, binary, eventually};
 
 fn run_of(w: &World, name: &str) -> anyhow::Result<String> {
     let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
@@ -141,6 +142,58 @@ fn server_memory(w: &World) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", w.server_pid()?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+/// A terminal inside is the sandbox's own: nothing can be typed into it from
+/// inside, it is no terminal of the host, and whoever does not look at it costs
+/// nothing. When its user goes, so does what ran on it.
+pub(crate) fn terminals(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let dormouse = binary("dormouse");
+    let on_terminal = |command: &str| {
+        let mut shell = Command::new("script");
+        shell
+            .args(["--quiet", "--return", "--command"])
+            .arg(format!("{} sandbox shell --sudo {name} -- {command}", dormouse.display()))
+            .arg("/dev/null")
+            .env("DORMOUSE_SERVER", &w.base)
+            .env("DORMOUSE_KEY", &w.key)
+            .stdin(Stdio::null());
+        shell
+    };
+    // TIOCSTI types, TIOCLINUX pastes (ioctl_tty(2)); the first is the control.
+    let probe = "import fcntl,termios,array,os
+print('size', len(fcntl.ioctl(0, termios.TIOCGWINSZ, b'12345678')))
+for code, what in ((0x5412, b'x'), (0x541c, bytes([3]))):
+    try: fcntl.ioctl(0, code, what); print('done', hex(code))
+    except OSError as e: print('refused', hex(code))
+print(os.ttyname(0), os.stat('/dev/pts').st_dev == os.stat(0).st_dev, os.path.exists('/dev/console'))";
+    w.ok(&name, &format!("cat > /tmp/probe.py <<'E'\n{probe}\nE"))?;
+    let output = on_terminal("python3 /tmp/probe.py").output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains("size 8"), "control: {text}");
+    ensure!(text.contains("refused 0x5412") && text.contains("refused 0x541c"), "{text}");
+    ensure!(text.contains("/dev/pts/") && text.contains("True False"), "{text}");
+
+    let before = server_memory(w)?;
+    let mut flood = on_terminal("yes").stdout(Stdio::piped()).spawn()?;
+    eventually(
+        "the flood runs",
+        Duration::from_secs(10),
+        || Ok(w.ok(&name, "pgrep -c yes || true")? == "1"),
+    )?;
+    std::thread::sleep(Duration::from_secs(2));
+    let grown = server_memory(w)?.saturating_sub(before);
+    ensure!(grown < 32 << 10, "a terminal that nobody reads cost {grown} KiB");
+    flood.kill()?;
+    flood.wait()?;
+    // The command line goes with its terminal, and the command inside with it.
+    eventually(
+        "the flood ends",
+        Duration::from_secs(20),
+        || Ok(w.ok(&name, "pgrep -c yes || true")? == "0"),
+    )?;
+    w.delete(&name)
 }
 
 /// Output without end, from many commands at once, with nobody reading it.

@@ -53,6 +53,7 @@ const SHARED: &[Scenario] = &[
     ("hostile::archives", hostile::archives),
     ("hostile::privileges", hostile::privileges),
     ("hostile::device_races", hostile::device_races),
+    ("hostile::terminals", hostile::terminals),
     ("hostile::floods", hostile::floods),
     ("hostile::processors", hostile::processors),
     ("hostile::many_files", hostile::many_files),

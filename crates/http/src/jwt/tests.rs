@@ -63,6 +63,16 @@ async fn only_the_right_tokens_get_in() {
     let other = token(&key, "k1", |claims| claims["sub"] = json!("u2"));
     assert_ne!(verifier.identity(&other, &db, &clock).await.map(|found| found.account).unwrap(), first);
 
+    // In the shape of the platform's own token: it names its team and project.
+    let platform = token(&key, "k1", |claims| {
+        claims["sub"] = json!("owner:acme:project:web:environment:development");
+        (claims["owner_id"], claims["project_id"]) = (json!("team_x"), json!("prj_x"));
+    });
+    let found = verifier.identity(&platform, &db, &clock).await.unwrap();
+    let claims = found.platform.unwrap();
+    assert_eq!((claims.owner_id.as_str(), claims.project_id.as_deref()), ("team_x", Some("prj_x")));
+    assert_ne!(found.account, first);
+
     let mut wrong = vec![
         token(&stranger, "k1", |_| {}),
         token(&key, "unknown", |_| {}),
