@@ -508,7 +508,8 @@ pub struct Snapshot {
     pub kind: SnapshotKind,
     /// Whether it is still there.
     pub status: SnapshotStatus,
-    /// Bytes on top of the base image, as far as they were counted.
+    /// Bytes of all its layers, those of its image included, as far as they
+    /// were counted.
     pub size_bytes: u64,
     /// When it was made.
     pub created_at: Timestamp,

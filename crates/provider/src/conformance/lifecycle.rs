@@ -43,7 +43,7 @@ pub(super) async fn everything_survives_a_stop(bench: &Bench) -> Outcome {
     let mut now = bench.sandbox("a").await?;
     let key = bench.key_of(&now);
     bench.ok(&now.run, "for d in /tmp /home/ubuntu /vercel/sandbox; do echo kept > $d/file; done").await?;
-    for round in 0..2 {
+    for round in 0..10 {
         let stopped = bench.provider.stop(&bench.run_ref(&now.run), StopReason::Requested).await?;
         check!(stopped.run.status == RunStatus::Stopped, "after a stop: {:?}", stopped.run.status);
         let snapshot = stopped.snapshot.ok_or_else(|| Failure("a stop kept no snapshot".to_owned()))?;
