@@ -528,7 +528,13 @@ impl Server {
             return no_command(connection, &id);
         };
         while output && connection.unsent() < HIGH_WATER {
-            let Some((frame, next)) = command.log.frame_at(offset) else { break };
+            let Some((frame, next)) = command.log.frame_at(offset) else {
+                if offset < command.log.length() {
+                    // Waiting would not make it readable.
+                    return connection.fail(libc::EIO, "output that was kept cannot be read");
+                }
+                break;
+            };
             connection.send(&frame);
             offset = next;
         }

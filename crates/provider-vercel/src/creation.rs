@@ -20,6 +20,9 @@ const MAX_TAGS: usize = 5;
 /// Between two looks at a sandbox that is being made.
 const POLL: Duration = Duration::from_millis(250);
 
+/// How long a name may be taken by something that cannot be seen yet.
+const UNSEEN: Duration = Duration::from_secs(10);
+
 /// Adds the label, where there is room for it. Without room a creation whose
 /// end nobody saw counts as somebody else's.
 pub(crate) fn mark(tags: &mut std::collections::BTreeMap<String, String>) -> Result<Option<String>> {
@@ -47,7 +50,7 @@ impl Vercel {
             if let Failure::Refused { status: StatusCode::CONFLICT, .. } = failure
                 && unknown
             {
-                return match self.made_by(key, mark.as_deref()).await? {
+                return match self.made_by(key, mark.as_deref(), UNSEEN).await? {
                     Some(found) => Ok(found),
                     None => Err(failure.into_provider(&call)),
                 };
@@ -60,7 +63,11 @@ impl Vercel {
                 }
                 _ => {
                     // Nobody else will remove what may have been made.
-                    if unknown && self.made_by(key, mark.as_deref()).await.is_ok_and(|found| found.is_some())
+                    if unknown
+                        && self
+                            .made_by(key, mark.as_deref(), Duration::ZERO)
+                            .await
+                            .is_ok_and(|found| found.is_some())
                     {
                         let removed =
                             self.transport.json::<wire::ChangeReply>(&self.deletion(key, true)).await;
@@ -76,12 +83,22 @@ impl Vercel {
     }
 
     /// The sandbox of that name, once it is ready, if the creation with this
-    /// label made it.
-    async fn made_by(&self, key: &SandboxKey, mark: Option<&str>) -> Result<Option<Resumed>> {
-        let deadline = Instant::now() + self.long_timeout;
+    /// label made it. It may take `unseen` until it can be found.
+    async fn made_by(
+        &self,
+        key: &SandboxKey,
+        mark: Option<&str>,
+        unseen: Duration,
+    ) -> Result<Option<Resumed>> {
+        let began = Instant::now();
+        let deadline = began + self.long_timeout;
         loop {
             let reply: wire::SandboxReply = match self.transport.json(&self.lookup(key, false)).await {
                 Ok(reply) => reply,
+                Err(ProviderError::NotFound(_)) if began.elapsed() < unseen => {
+                    tokio::time::sleep(POLL).await;
+                    continue;
+                }
                 Err(ProviderError::NotFound(_)) => return Ok(None),
                 Err(error) => return Err(error),
             };

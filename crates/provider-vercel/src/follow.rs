@@ -103,7 +103,9 @@ struct Work {
 enum End {
     /// With the command's exit, which was passed on.
     Exited,
-    /// Without: by its end, or because the connection broke.
+    /// Without it, between two lines, as the output of a command does.
+    Ended,
+    /// In the middle.
     Cut(String),
 }
 
@@ -117,9 +119,15 @@ impl Work {
 
     async fn follow(&mut self, mut answer: Response) -> Result<()> {
         let mut fruitless = 0;
+        // A start is answered up to the exit; output says nothing of it.
+        let mut may_end = self.id.is_some();
         loop {
             let before = self.seen;
-            let End::Cut(why) = self.read(answer, before).await? else { return Ok(()) };
+            let (why, whole) = match self.read(answer, before).await? {
+                End::Exited => return Ok(()),
+                End::Ended => ("it ended before the command did".to_owned(), may_end),
+                End::Cut(why) => (why, false),
+            };
             let Some(id) = self.id.clone() else {
                 return Err(ProviderError::internal(
                     format!("start a command in run {}", self.followed.run),
@@ -128,7 +136,7 @@ impl Work {
             };
             // Output that ends with its answer ended with the command.
             let command = self.followed.command(&id, false).await?;
-            if why.is_empty() && command.exit_code.is_some() {
+            if whole && command.exit_code.is_some() {
                 return self.tell(LogEvent::Exited(command)).await;
             }
             fruitless = if self.seen == before { fruitless + 1 } else { 0 };
@@ -138,6 +146,7 @@ impl Work {
             tokio::time::sleep(PAUSE).await;
             let call = Call::get(self.followed.path(&id, "/logs"), format!("command {id}")).patient();
             answer = self.followed.transport.stream(&call).await?;
+            may_end = true;
         }
     }
 
@@ -164,7 +173,8 @@ impl Work {
             searched = buffer.len();
             match answer.chunk().await {
                 Ok(Some(chunk)) => buffer.extend_from_slice(&chunk),
-                Ok(None) => return Ok(End::Cut(String::new())),
+                Ok(None) if buffer.iter().all(u8::is_ascii_whitespace) => return Ok(End::Ended),
+                Ok(None) => return Ok(End::Cut("it ended in the middle of a line".to_owned())),
                 Err(error) => return Ok(End::Cut(describe(&error))),
             }
             if buffer.len() > MAX_LINE {

@@ -35,12 +35,16 @@ enum Fault {
     Silence,
     /// Sends this much of the answer and breaks the connection.
     CutAt(usize),
+    /// Sends this much of the answer, and ends it as if that were all.
+    EndAt(usize),
 }
 
 #[derive(Debug, Default)]
 struct Fake {
     faults: VecDeque<(Method, &'static str, Fault)>,
     sandboxes: HashMap<String, Value>,
+    /// Until then what was made cannot be found, although its name is taken.
+    hidden_until: Option<Instant>,
     /// Answers that the stop of a session needs to be complete.
     polls_to_stop: u32,
     status: &'static str,
@@ -96,6 +100,11 @@ fn answer(fake: &mut Fake, method: &Method, path: &str, body: &Value) -> (Status
         (StatusCode::NOT_FOUND, body.to_string())
     };
     let found = |fake: &Fake, name: &str| match fake.sandboxes.get(name) {
+        Some(_)
+            if *method == Method::GET && fake.hidden_until.is_some_and(|until| Instant::now() < until) =>
+        {
+            missing()
+        }
         Some(tags) => {
             ok(json!({"sandbox": sandbox(name, tags), "session": session("running"), "routes": []}))
         }
@@ -160,7 +169,7 @@ fn answer(fake: &mut Fake, method: &Method, path: &str, body: &Value) -> (Status
 }
 
 /// A body that breaks its connection after `text`.
-fn cut(text: String) -> Body {
+fn cut(text: Vec<u8>) -> Body {
     let parts = futures::stream::iter([Ok(Bytes::from(text)), Err(std::io::Error::other("cut"))]);
     // The first part must be out before the connection goes.
     Body::from_stream(parts.then(|part| async {
@@ -210,15 +219,19 @@ async fn serve(State(shared): State<Shared>, request: Request) -> Response {
         }
         Some(Fault::CutAfter) => {
             let (status, text) = behave(&shared);
-            reply(status, cut(text[..text.len() / 2].to_owned()))
+            reply(status, cut(text.as_bytes()[..text.len() / 2].to_vec()))
         }
         Some(Fault::Silence) => {
             tokio::time::sleep(Duration::from_secs(60)).await;
             error(StatusCode::BAD_GATEWAY, "internal")
         }
+        Some(Fault::EndAt(bytes)) => {
+            let (status, text) = behave(&shared);
+            reply(status, text.as_bytes()[..bytes.min(text.len())].to_vec().into())
+        }
         Some(Fault::CutAt(bytes)) => {
             let (status, text) = behave(&shared);
-            reply(status, cut(text[..bytes.min(text.len())].to_owned()))
+            reply(status, cut(text.as_bytes()[..bytes.min(text.len())].to_vec()))
         }
     }
 }
@@ -278,6 +291,14 @@ async fn a_creation_whose_answer_was_lost_is_recognised() {
         assert!(made.sandbox.tags.is_empty(), "our label shows: {:?}", made.sandbox.tags);
         assert_eq!(setup.fake.lock().unwrap().sandboxes.len(), 1, "{fault:?}");
     }
+}
+
+#[tokio::test]
+async fn a_creation_that_cannot_be_seen_yet_is_waited_for() {
+    let setup = Setup::new(&[(Method::POST, CREATE, Fault::After)]).await;
+    setup.fake.lock().unwrap().hidden_until = Some(Instant::now() + Duration::from_secs(2));
+    setup.client.create(CreateSandbox::new(key())).await.unwrap();
+    assert_eq!(setup.fake.lock().unwrap().sandboxes.len(), 1);
 }
 
 #[tokio::test]
@@ -355,9 +376,12 @@ async fn reading_is_repeated_and_ends() {
 
 #[tokio::test]
 async fn output_outlives_its_connection() {
-    // Every place where an answer can be cut, the last of them being none.
-    for bytes in (250..700).step_by(7) {
-        let setup = Setup::new(&[(Method::POST, "/cmd", Fault::CutAt(bytes))]).await;
+    // Every place where an answer can be cut, the last of them being none, and
+    // where something in between can end it as if it were whole.
+    let cuts = (250..700).step_by(11).map(Fault::CutAt);
+    for fault in cuts.chain((250..700).step_by(11).map(Fault::EndAt)) {
+        let bytes = format!("{fault:?}");
+        let setup = Setup::new(&[(Method::POST, "/cmd", fault)]).await;
         let mut events = setup.client.exec(&run(), CommandId::generate(), spec()).await.unwrap();
         let (mut text, mut code) = (String::new(), None);
         while let Some(event) = events.next().await {
