@@ -220,6 +220,10 @@ test("stop, resume, snapshots, trees", async () => {
     const stopped = await sandbox.stop();
     assert.equal(stopped.status, "stopped");
     assert.ok(sandbox.currentSnapshotId, "known at once");
+    const ended = sandbox.currentSession();
+    assert.ok(ended.requestedStopAt >= ended.startedAt && ended.stoppedAt >= ended.requestedStopAt);
+    assert.ok(ended.duration >= 0 && ended.duration === ended.stoppedAt - ended.startedAt);
+    assert.equal(ended.abortedAt, undefined);
     assert.equal(stopped.snapshot.id, sandbox.currentSnapshotId);
     const seen = await output(sandbox, `cat /tmp/f /home/f f; for f in /tmp/f f; do echo ${cycle} > $f; done; sudo sh -c 'echo ${cycle} > /home/f'`);
     assert.equal(seen, `${cycle - 1}\n${cycle - 1}\n${cycle - 1}`);
