@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dormouse_egress::Mirror;
-use dormouse_engine::{Engine, EngineConfig, ImageSource, Images, Recipe, StorageKind};
+use dormouse_engine::{Engine, EngineConfig, ImageSource, Images, Recipe, StorageConfig, StorageKind};
 use dormouse_jobs::Clock;
 use dormouse_provider::{
     CommandSpec, CreateSandbox, LogEvent, Namespace, Resources, RunRef, SandboxKey, SandboxProvider,
@@ -81,7 +81,7 @@ async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<(
     let db = Db::open(&data.join("dormouse.db")).await?;
     let clock = Clock::system();
     let cache = std::env::var("DORMOUSE_IMAGES__CACHE").map_or_else(|_| data.join("cache"), PathBuf::from);
-    let images = Images::open(StorageKind::Btrfs, &data, 16 << 30, &cache, db.clone())?;
+    let images = Images::open(pool(&data), &cache, db.clone())?;
     images.build("default", ImageSource::Recipe(Recipe::DEFAULT), clock.now(), |_| {}).await?;
     // It holds the pool open.
     drop(images);
@@ -91,7 +91,7 @@ async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<(
         let ours = engine_operations(&engine, launches).await?;
         main_job(&engine, &db, &clock, url, dir).await?;
         let image = db.image("default").await?.context("image")?;
-        let root = data.join("pool/layers").join(image.layers[0].as_str()).join("u");
+        let root = data.join("images").join(&image.digest[..32]);
         peers::measure(dir, &root, &ours).await?;
         idle_memory(&engine).await
     };
@@ -101,12 +101,20 @@ async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<(
     api::measure(&data, url).await
 }
 
+fn pool(data: &Path) -> StorageConfig {
+    StorageConfig {
+        kind: StorageKind::Btrfs,
+        data_dir: data.to_owned(),
+        device: None,
+        pool_size: 16 << 30,
+        keep_free: None,
+    }
+}
+
 fn config(data: &Path, url: &str) -> EngineConfig {
     EngineConfig {
-        data_dir: data.to_owned(),
         instance: 12,
-        storage: StorageKind::Btrfs,
-        pool_size: 16 << 30,
+        storage: pool(data),
         default_image: "default".to_owned(),
         default_resources: Resources { vcpus: 2, memory_mib: 2048, pids: 512, disk_mib: None },
         max_vcpus: 8,
@@ -115,7 +123,6 @@ fn config(data: &Path, url: &str) -> EngineConfig {
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 32,
-        squash_depth: 20,
         dns_upstream: None,
         mirrors: vec![Mirror { from: "https://github.com/".to_owned(), to: url.to_owned() }],
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use dormouse_engine::{Engine, EngineConfig, StorageKind};
+use dormouse_engine::{Engine, EngineConfig, StorageConfig, StorageKind};
 use dormouse_jobs::Clock;
 use dormouse_provider::{Namespace, Resources, SandboxProvider, conformance};
 use dormouse_provider_vercel::{Vercel, VercelConfig};
@@ -57,10 +57,14 @@ enum Provider {
 async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<Engine> {
     let db = Db::open(&data_dir.join("dormouse.db")).await.context("open the database")?;
     let config = EngineConfig {
-        data_dir,
         instance,
-        storage: StorageKind::Btrfs,
-        pool_size: 8 << 30,
+        storage: StorageConfig {
+            kind: StorageKind::Btrfs,
+            data_dir,
+            device: None,
+            pool_size: 8 << 30,
+            keep_free: None,
+        },
         default_image: "default".to_owned(),
         default_resources: Resources { vcpus: 2, memory_mib: 1024, pids: 512, disk_mib: Some(1024) },
         max_vcpus: 8,
@@ -69,7 +73,6 @@ async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<Engine> {
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 8,
-        squash_depth: 20,
         dns_upstream: None,
         mirrors: Vec::new(),
     };

@@ -21,7 +21,7 @@ mod frame;
 mod message;
 
 pub use frame::{Decoder, Frame, FrameError, MAX_DATA, MAX_PAYLOAD};
-pub use message::{BootFile, CommandStatus, Errno, Hello, Reply, Request, Spawn, StdinMode, Stream};
+pub use message::{BootFile, CommandStatus, Errno, Hello, Placing, Reply, Request, Spawn, StdinMode, Stream};
 
 /// The newest generation that this build speaks.
 pub const GENERATION: u32 = 2;
@@ -31,3 +31,7 @@ pub const OLDEST_GENERATION: u32 = 1;
 
 /// Descriptor on which the launcher leaves the listening socket for the agent.
 pub const LISTEN_FD: i32 = 3;
+
+/// Descriptor on which the launcher leaves the image's own `/run`, over which a
+/// fresh one is mounted.
+pub const IMAGE_RUN_FD: i32 = 4;

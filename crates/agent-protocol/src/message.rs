@@ -16,8 +16,9 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
-    /// First message of a run: writes `files`, makes `workdir`, then answers
-    /// [`Reply::Ready`].
+    /// First message of a run: writes `files`, makes `workdir`, gives `/run` the
+    /// directories of the image's own ([`crate::IMAGE_RUN_FD`]), then answers
+    /// [`Reply::Ready`]. What cannot be done is a warning there.
     Boot {
         /// Small system files that the host decides (`/etc/resolv.conf` …).
         files: Vec<BootFile>,
@@ -132,8 +133,25 @@ pub enum Request {
 pub struct BootFile {
     /// Absolute path inside the sandbox.
     pub path: String,
-    /// Whole content.
+    /// What is to be in it.
     pub content: String,
+    /// What becomes of what is there.
+    #[serde(default)]
+    pub placing: Placing,
+}
+
+/// What becomes of a file that the host places and that is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placing {
+    /// It is replaced.
+    #[default]
+    Whole,
+    /// The content is a block between two marks; the lines around it are the
+    /// sandbox's own and stay.
+    Block,
+    /// It stays as it is, unless it is empty.
+    Absent,
 }
 
 /// A command to start.
@@ -206,7 +224,15 @@ pub struct CommandStatus {
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// The sandbox takes commands from now on.
-    Ready,
+    Ready {
+        /// What could not be done, fit to show to a caller.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        warnings: Vec<String>,
+        /// The working directory: the one that was asked for, or `/` where
+        /// that cannot be. Empty: the one that was asked for.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        workdir: String,
+    },
     /// The agent answers.
     Health {
         /// Processes in the sandbox, the agent included.

@@ -41,7 +41,11 @@ fn generation_1_is_frozen() {
         1,
         r#"{"op":"read_file","path":"a","cwd":"/","user":"root"}"#,
     );
-    check(Frame::Reply(Reply::Ready), 2, r#"{"reply":"ready"}"#);
+    // An agent of before says no more than this.
+    let ready = Reply::Ready { warnings: Vec::new(), workdir: String::new() };
+    check(Frame::Reply(ready), 2, r#"{"reply":"ready"}"#);
+    let ready = Reply::Ready { warnings: vec!["w".into()], workdir: "/".into() };
+    check(Frame::Reply(ready), 2, r#"{"reply":"ready","warnings":["w"],"workdir":"/"}"#);
     check(
         Frame::Reply(Reply::Exited(CommandStatus {
             id: "c".into(),

@@ -63,10 +63,11 @@ fn brief(argv: &[String]) -> Vec<String> {
 }
 
 impl Command {
-    /// Starts `spawn`. A missing executable is not an error here: like under a
-    /// shell, the command starts and exits with 127 (126: not executable).
-    pub(crate) fn start(spawn: &Spawn) -> io::Result<Self> {
-        let plan = Plan::new(spawn, false)?;
+    /// Starts `spawn` in the directory `cwd`. A missing executable is not an
+    /// error here: like under a shell, the command starts and exits with 127
+    /// (126: not executable).
+    pub(crate) fn start(spawn: &Spawn, cwd: &str) -> io::Result<Self> {
+        let plan = Plan::new(spawn, cwd, false)?;
         let (stdout, stdout_end) = sys::pipe(true)?;
         let (stderr, stderr_end) = sys::pipe(true)?;
         let (stdin_end, stdin) = match spawn.stdin {
@@ -83,9 +84,9 @@ impl Command {
         Ok(Self { stdout: Some(stdout), stderr: Some(stderr), stdin, ..Self::started(spawn, pid) })
     }
 
-    /// Starts `spawn` on a terminal of its own.
-    pub(crate) fn start_on_terminal(spawn: &Spawn, cols: u16, rows: u16) -> io::Result<Self> {
-        let plan = Plan::new(spawn, true)?;
+    /// Starts `spawn` in the directory `cwd`, on a terminal of its own.
+    pub(crate) fn start_on_terminal(spawn: &Spawn, cwd: &str, cols: u16, rows: u16) -> io::Result<Self> {
+        let plan = Plan::new(spawn, cwd, true)?;
         let (ours, theirs) = sys::open_terminal(plan.user.uid)?;
         sys::resize_terminal(&ours, cols, rows)?;
         let Some(pid) = sys::fork()? else {
@@ -214,8 +215,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(spawn: &Spawn, on_terminal: bool) -> io::Result<Self> {
-        let user = users::find(&spawn.user)?;
+    fn new(spawn: &Spawn, cwd: &str, on_terminal: bool) -> io::Result<Self> {
+        let user = users::find(&spawn.user);
         let mut env: Vec<(String, String)> = vec![
             ("PATH".into(), PATH.into()),
             ("HOME".into(), user.home.clone()),
@@ -242,7 +243,7 @@ impl Plan {
                 .collect::<io::Result<_>>()?
         };
         Ok(Self {
-            cwd: c_string(&spawn.cwd)?,
+            cwd: c_string(cwd)?,
             argv: spawn.argv.iter().map(|arg| c_string(arg)).collect::<io::Result<_>>()?,
             env: env.iter().map(|(k, v)| c_string(&format!("{k}={v}"))).collect::<io::Result<_>>()?,
             candidates,
@@ -274,25 +275,39 @@ impl Plan {
     }
 
     fn exec(&self) -> (i32, String) {
-        let mut worst = io::Error::from_raw_os_error(libc::ENOENT);
+        let program = self.argv.first().map(|arg| arg.to_string_lossy()).unwrap_or_default();
+        let mut worst = None;
         for path in &self.candidates {
             let error = sys::exec(path, &self.argv, &self.env);
             match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENOTDIR) => {}
-                Some(libc::ENOEXEC) => {
-                    // A script without "#!" runs under sh, as execvp(3) does.
-                    if let Ok(sh) = c_string("/bin/sh") {
-                        let mut argv = vec![sh.clone(), path.clone()];
-                        argv.extend(self.argv.iter().skip(1).cloned());
-                        worst = sys::exec(&sh, &argv, &self.env);
+                Some(libc::ENOENT | libc::ENOTDIR) => {
+                    // A file that is there and "not found" lacks what its
+                    // first line, or its loader, names.
+                    if std::path::Path::new(OsStr::from_bytes(path.as_bytes())).exists() {
+                        worst = Some(format!("exec {program}: the interpreter that it asks for is missing"));
                     }
                 }
-                _ => worst = error,
+                Some(libc::ENOEXEC) => {
+                    // A script without "#!" runs under sh, as execvp(3) does.
+                    let Ok(sh) = c_string("/bin/sh") else { continue };
+                    let mut argv = vec![sh.clone(), path.clone()];
+                    argv.extend(self.argv.iter().skip(1).cloned());
+                    let error = sys::exec(&sh, &argv, &self.env);
+                    worst = Some(format!("exec {program}: it is a script, and /bin/sh: {error}"));
+                }
+                _ => return (126, format!("exec {program}: {error}")),
             }
         }
-        let program = self.argv.first().map(|arg| arg.to_string_lossy()).unwrap_or_default();
-        let code = if worst.raw_os_error() == Some(libc::ENOENT) { 127 } else { 126 };
-        (code, format!("exec {program}: {worst}"))
+        let missing = || {
+            if program.contains('/') {
+                return format!("exec {program}: there is no such file");
+            }
+            let dirs: Vec<_> = self.candidates.iter().map(|path| path.to_string_lossy()).collect();
+            let dirs: Vec<_> =
+                dirs.iter().filter_map(|path| path.rsplit_once('/')).map(|(dir, _)| dir).collect();
+            format!("exec {program}: not found in {}", dirs.join(":"))
+        };
+        (127, worst.unwrap_or_else(missing))
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use dormouse_agent_protocol::{Frame, LISTEN_FD, Reply, Request, Stream};
+use dormouse_agent_protocol::{Frame, IMAGE_RUN_FD, LISTEN_FD, Reply, Request, Stream};
 
 use crate::command::Command;
 use crate::connection::{Connection, HIGH_WATER, State};
@@ -25,7 +25,10 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// Serves until a shutdown is complete or the listener breaks.
 pub(crate) fn run() -> io::Result<()> {
     let mut server = Server {
-        listener: sys::inherited_listener(LISTEN_FD)?,
+        listener: sys::inherited(LISTEN_FD)?,
+        // Left out by a launcher of before; used once.
+        image_run: sys::inherited(IMAGE_RUN_FD).ok(),
+        workdir: None,
         signals: sys::child_signal()?,
         connections: Vec::new(),
         commands: VecDeque::new(),
@@ -40,6 +43,10 @@ pub(crate) fn run() -> io::Result<()> {
 struct Server {
     listener: OwnedFd,
     signals: OwnedFd,
+    /// The image's own `/run`, until the boot.
+    image_run: Option<OwnedFd>,
+    /// Set by the boot.
+    workdir: Option<boot::Workdir>,
     connections: Vec<Connection>,
     /// Oldest first.
     commands: VecDeque<Command>,
@@ -291,10 +298,15 @@ impl Server {
 
     fn begin(&mut self, connection: &mut Connection, request: Request) -> bool {
         match request {
-            Request::Boot { files, workdir, user } => match boot::prepare(&files, &workdir, &user) {
-                Ok(()) => connection.finish(&Frame::Reply(Reply::Ready)),
-                Err(error) => connection.finish(&Frame::Error(files::errno(&error))),
-            },
+            Request::Boot { files, workdir, user } => {
+                let booted = boot::prepare(&files, &workdir, &user, self.image_run.take());
+                let ready = Reply::Ready {
+                    warnings: booted.warnings,
+                    workdir: booted.workdir.resolve(&workdir).to_owned(),
+                };
+                self.workdir = Some(booted.workdir);
+                connection.finish(&Frame::Reply(ready));
+            }
             Request::Health => {
                 let processes = std::fs::read_dir("/proc").map_or(0, |entries| {
                     entries
@@ -353,13 +365,18 @@ impl Server {
         true
     }
 
+    /// Where a command starts.
+    fn cwd<'a>(&self, spawn: &'a dormouse_agent_protocol::Spawn) -> &'a str {
+        self.workdir.as_ref().map_or(&spawn.cwd, |workdir| workdir.resolve(&spawn.cwd))
+    }
+
     fn start(&mut self, connection: &mut Connection, spawn: &dormouse_agent_protocol::Spawn, follow: bool) {
         let status = match self.find(&spawn.id) {
             Some(command) => command.status(),
             None if self.shutdown.is_some() => {
                 return connection.fail(libc::ESHUTDOWN, "the sandbox is stopping");
             }
-            None => match Command::start(spawn) {
+            None => match Command::start(spawn, self.cwd(spawn)) {
                 Ok(command) => {
                     let status = command.status();
                     self.commands.push_back(command);
@@ -393,7 +410,7 @@ impl Server {
         if self.find(&spawn.id).is_some() {
             return connection.fail(libc::EEXIST, format!("command {} exists already", spawn.id));
         }
-        match Command::start_on_terminal(spawn, cols, rows) {
+        match Command::start_on_terminal(spawn, self.cwd(spawn), cols, rows) {
             Ok(command) => {
                 connection.send(&Frame::Reply(Reply::Started(command.status())));
                 connection.state = State::Terminal { id: command.id.clone(), waiting: Vec::new() };

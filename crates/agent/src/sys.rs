@@ -15,8 +15,8 @@ fn owned(result: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The listener that the launcher left for us.
-pub(crate) fn inherited_listener(number: RawFd) -> io::Result<OwnedFd> {
+/// A descriptor that the launcher left for us.
+pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: plain integers; marks the inherited descriptor close-on-exec.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: the launcher made this descriptor for us and nobody else owns it.

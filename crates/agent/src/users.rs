@@ -18,36 +18,63 @@ pub(crate) struct User {
     pub(crate) shell: String,
 }
 
-/// The user `name` (or numeric id), with all groups.
-pub(crate) fn find(name: &str) -> io::Result<User> {
-    let passwd = database("/etc/passwd").unwrap_or_default();
-    let group = database("/etc/group").unwrap_or_default();
-    lookup(name, &passwd, &group)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no user {name:?} in the sandbox")))
+/// Ids of a user that the sandbox's own database does not know.
+const STRANGER: (u32, u32) = (1000, 1000);
+
+/// The user `name` with all groups: a name or a number, perhaps with a group
+/// behind a colon. One that the database does not know runs all the same, as
+/// uid 1000: a sandbox must stay usable whatever became of its files.
+pub(crate) fn find(name: &str) -> User {
+    let (passwd, group) = databases();
+    lookup(name, &passwd, &group).unwrap_or_else(|| {
+        let home = format!("/home/{name}");
+        let home = if std::path::Path::new(&home).is_dir() { home } else { "/".to_owned() };
+        stranger(name, STRANGER, home)
+    })
+}
+
+/// Whether the sandbox's own database knows the user.
+pub(crate) fn exists(name: &str) -> bool {
+    let (passwd, group) = databases();
+    lookup(name, &passwd, &group).is_some()
+}
+
+fn databases() -> (String, String) {
+    (database("/etc/passwd").unwrap_or_default(), database("/etc/group").unwrap_or_default())
+}
+
+fn stranger(name: &str, (uid, gid): (u32, u32), home: String) -> User {
+    User { name: name.to_owned(), uid, gid, groups: vec![gid], home, shell: "/bin/sh".to_owned() }
 }
 
 fn database(path: &str) -> io::Result<String> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // Never a FIFO's open that waits.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut text = Vec::new();
-    std::fs::File::open(path)?.take(MAX_DATABASE).read_to_end(&mut text)?;
+    file.take(MAX_DATABASE).read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn lookup(name: &str, passwd: &str, group: &str) -> Option<User> {
+    if let Some((name, of)) = name.split_once(':') {
+        let gid = of.parse().ok().or_else(|| group.lines().find_map(|line| group_id(line, of)))?;
+        return Some(User { gid, groups: vec![gid], ..lookup(name, passwd, group)? });
+    }
     let mut user = passwd
         .lines()
         .filter_map(passwd_line)
         .find(|user| user.name == name || user.uid.to_string() == name)
         .or_else(|| {
             // root needs no database: an image without /etc/passwd still runs.
-            (name == "root" || name == "0").then(|| User {
-                name: "root".to_owned(),
-                uid: 0,
-                gid: 0,
-                groups: Vec::new(),
-                home: "/root".to_owned(),
-                shell: "/bin/sh".to_owned(),
-            })
-        })?;
+            let root = name == "root" || name == "0";
+            root.then(|| stranger("root", (0, 0), "/root".to_owned()))
+        })
+        // A number needs none either (as in Docker).
+        .or_else(|| Some(stranger(name, (name.parse().ok()?, 0), "/".to_owned())))?;
     user.groups = group
         .lines()
         .filter_map(|line| {
@@ -59,6 +86,11 @@ fn lookup(name: &str, passwd: &str, group: &str) -> Option<User> {
         .collect();
     user.groups.insert(0, user.gid);
     Some(user)
+}
+
+fn group_id(line: &str, name: &str) -> Option<u32> {
+    let mut fields = line.split(':');
+    (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
 }
 
 fn passwd_line(line: &str) -> Option<User> {
@@ -95,5 +127,16 @@ mod tests {
     fn an_image_without_a_database_still_has_root() {
         assert_eq!(lookup("root", "", "").unwrap().uid, 0);
         assert!(lookup("ubuntu", "", "").is_none());
+    }
+
+    #[test]
+    fn images_name_users_in_several_ways() {
+        let ids = |name| lookup(name, PASSWD, GROUP).map(|user| (user.uid, user.gid));
+        assert_eq!(ids("ubuntu:dev"), Some((1000, 50)));
+        assert_eq!(ids("ubuntu:7"), Some((1000, 7)));
+        assert_eq!(ids("4000"), Some((4000, 0)));
+        assert_eq!(ids("4000:4000"), Some((4000, 4000)));
+        assert_eq!(ids("nobody-knows"), None);
+        assert_eq!(ids("ubuntu:nobody-knows"), None);
     }
 }

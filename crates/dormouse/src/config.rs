@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use dormouse_egress::Mirror;
-use dormouse_engine::{EngineConfig, INSTANCES, StorageKind};
+use dormouse_engine::{EngineConfig, INSTANCES, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
 use dormouse_types::{Cidr, format_duration, parse_duration};
 use figment::Figment;
@@ -99,8 +99,16 @@ impl std::fmt::Debug for VercelAccount {
 pub(crate) struct Storage {
     /// `btrfs` (limits are enforced) or `plain` (disk limits are refused).
     pub(crate) driver: StorageKind,
-    /// Size in GiB of the sparse image that holds the btrfs pool.
+    /// Block device of the btrfs pool; absent: an image file in the data
+    /// directory, or the btrfs file system that is mounted at its `pool`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<PathBuf>,
+    /// Most GiB that the image of the btrfs pool grows to.
     pub(crate) pool_gib: u64,
+    /// MiB of the data directory's disk that the pool leaves free; absent: a
+    /// twentieth, from 256 MiB to 4 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keep_free_mib: Option<u64>,
 }
 
 /// Disk limit of sandboxes where none is configured, in MiB.
@@ -125,8 +133,6 @@ pub(crate) struct Sandbox {
     pub(crate) disk_mib: Option<u64>,
     /// Time between SIGTERM and SIGKILL.
     pub(crate) stop_grace: String,
-    /// Layers from which on a stack is squashed.
-    pub(crate) squash_depth: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -257,7 +263,7 @@ impl Default for Config {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { driver: StorageKind::Btrfs, pool_gib: 64 }
+        Self { driver: StorageKind::Btrfs, device: None, pool_gib: 64, keep_free_mib: None }
     }
 }
 
@@ -271,7 +277,6 @@ impl Default for Sandbox {
             pids: 2048,
             disk_mib: None,
             stop_grace: "3s".to_owned(),
-            squash_depth: 20,
         }
     }
 }
@@ -326,8 +331,8 @@ impl Config {
         anyhow::ensure!(self.storage.pool_gib >= 1, "storage.pool_gib: must be at least 1");
         anyhow::ensure!((1..=64).contains(&self.network.pool), "network.pool: must be from 1 to 64");
         anyhow::ensure!(
-            (3..=400).contains(&self.sandbox.squash_depth),
-            "sandbox.squash_depth: must be from 3 to 400 (the kernel stacks 500 layers)"
+            self.storage.device.is_none() || self.storage.driver == StorageKind::Btrfs,
+            "storage.device: only the btrfs storage driver takes a device"
         );
         anyhow::ensure!(
             self.sandbox.disk_mib.unwrap_or(0) == 0 || self.storage.driver == StorageKind::Btrfs,
@@ -407,8 +412,15 @@ impl Config {
         self.images.cache.clone().unwrap_or_else(|| self.data_dir.join("cache"))
     }
 
-    pub(crate) fn pool_bytes(&self) -> u64 {
-        self.storage.pool_gib << 30
+    /// Where images and files of sandboxes lie.
+    pub(crate) fn pool(&self) -> StorageConfig {
+        StorageConfig {
+            kind: self.storage.driver,
+            data_dir: self.data_dir.clone(),
+            device: self.storage.device.clone(),
+            pool_size: self.storage.pool_gib << 30,
+            keep_free: self.storage.keep_free_mib.map(|mib| mib << 20),
+        }
     }
 
     /// How ports are published by a server that listens on `address`.
@@ -448,10 +460,8 @@ impl Config {
             StorageKind::Plain => 0,
         });
         Ok(EngineConfig {
-            data_dir: self.data_dir.clone(),
             instance: self.instance,
-            storage: self.storage.driver,
-            pool_size: self.pool_bytes(),
+            storage: self.pool(),
             default_image: self.sandbox.image.clone(),
             default_resources: Resources {
                 vcpus: self.sandbox.vcpus,
@@ -466,17 +476,67 @@ impl Config {
             source_timeout: lifecycle.clone_timeout.min(Duration::from_secs(280)),
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
             network_pool: self.network.pool,
-            squash_depth: self.sandbox.squash_depth,
             dns_upstream: self.network.dns,
             mirrors: self.mirrors(),
         })
     }
 }
 
+/// What a data directory of this version says in its `format` file.
+const FORMAT: &str = "dormouse 2\n";
+
 /// Makes the data directory, which only root may enter.
+///
+/// # Errors
+/// Where it holds what this version does not read.
 pub(crate) fn prepare_data_dir(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("protect {}", dir.display()))
+        .with_context(|| format!("protect {}", dir.display()))?;
+    let path = dir.join("format");
+    match std::fs::read_to_string(&path) {
+        Ok(found) if found == FORMAT => return Ok(()),
+        Ok(found) => anyhow::bail!(
+            "{} was made by another version of dormouse ({}), whose data this one does not read",
+            dir.display(),
+            found.trim()
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    }
+    anyhow::ensure!(
+        !dir.join("dormouse.db").exists(),
+        "{} was made by a dormouse from before its first release, which kept sandboxes in another way; \
+         nothing is taken over: stop that version with its own `dormouse evacuate`, move the directory away \
+         and start anew",
+        dir.display()
+    );
+    // Under another name first: half a file would be another version's.
+    let partial = dir.join("format.partial");
+    std::fs::write(&partial, FORMAT).with_context(|| format!("write {}", partial.display()))?;
+    std::fs::rename(&partial, &path).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, prepare_data_dir};
+
+    #[test]
+    fn a_data_directory_of_another_layout_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        prepare_data_dir(dir.path()).unwrap();
+        std::fs::write(dir.path().join("dormouse.db"), "").unwrap();
+        prepare_data_dir(dir.path()).unwrap();
+        std::fs::write(dir.path().join("format"), "dormouse 3\n").unwrap();
+        assert!(prepare_data_dir(dir.path()).unwrap_err().to_string().contains("dormouse 3"));
+        std::fs::remove_file(dir.path().join("format")).unwrap();
+        let error = prepare_data_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("before its first release"), "{error}");
+    }
+
+    #[test]
+    fn the_defaults_are_right() {
+        Config::default().check().unwrap();
+    }
 }

@@ -3,7 +3,7 @@
 //! ever mounted or unmounted.
 //!
 //! ```text
-//! v1  /sys/fs/cgroup/{memory,pids,cpu}/dormouse-N/RUN
+//! v1  /sys/fs/cgroup/{memory,pids,cpu,freezer}/dormouse-N/RUN
 //! v2  /sys/fs/cgroup/dormouse-N/RUN
 //! ```
 
@@ -38,8 +38,15 @@ pub(crate) struct Cgroups {
     parents: Vec<PathBuf>,
 }
 
-/// Version 1 controllers that carry our limits.
-const V1_CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// Controllers that carry our limits.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// Version 1 hierarchies that a run joins: the controllers, and the one that
+/// stops its processes for a moment (in version 2 every group can).
+const V1_HIERARCHIES: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
+
+/// How long the processes of a run may take to stand still.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the host has, or why that is not enough.
 pub fn detect() -> io::Result<CgroupVersion> {
@@ -47,7 +54,7 @@ pub fn detect() -> io::Result<CgroupVersion> {
     if root.join("cgroup.controllers").exists() {
         let found = fs::read_to_string(root.join("cgroup.controllers"))?;
         let missing: Vec<_> =
-            V1_CONTROLLERS.iter().filter(|wanted| !found.split_whitespace().any(|c| c == **wanted)).collect();
+            CONTROLLERS.iter().filter(|wanted| !found.split_whitespace().any(|c| c == **wanted)).collect();
         return if missing.is_empty() {
             Ok(CgroupVersion::V2)
         } else {
@@ -55,7 +62,7 @@ pub fn detect() -> io::Result<CgroupVersion> {
         };
     }
     let missing: Vec<_> =
-        V1_CONTROLLERS.iter().filter(|c| !root.join(c).join("cgroup.procs").exists()).collect();
+        V1_HIERARCHIES.iter().filter(|c| !root.join(c).join("cgroup.procs").exists()).collect();
     if missing.is_empty() {
         Ok(CgroupVersion::V1)
     } else {
@@ -70,7 +77,7 @@ impl Cgroups {
         let root = Path::new("/sys/fs/cgroup");
         let name = format!("dormouse-{instance}");
         let parents: Vec<PathBuf> = match version {
-            CgroupVersion::V1 => V1_CONTROLLERS.iter().map(|c| root.join(c).join(&name)).collect(),
+            CgroupVersion::V1 => V1_HIERARCHIES.iter().map(|c| root.join(c).join(&name)).collect(),
             CgroupVersion::V2 => {
                 // Children of a group get only the controllers that it passes on.
                 fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
@@ -127,9 +134,60 @@ impl Cgroups {
         }
     }
 
+    /// Where a run is stopped and started again, the word for either, and where
+    /// it is read that all of it stands still.
+    fn freezer(&self, run: &str) -> (PathBuf, [&'static str; 2], PathBuf) {
+        match self.version {
+            CgroupVersion::V1 => {
+                let state = self.parents[3].join(run).join("freezer.state");
+                (state.clone(), ["FROZEN", "THAWED"], state)
+            }
+            CgroupVersion::V2 => {
+                let group = self.parents[0].join(run);
+                (group.join("cgroup.freeze"), ["1", "0"], group.join("cgroup.events"))
+            }
+        }
+    }
+
+    /// Has every process of a run stand still, until the returned value is
+    /// dropped.
+    ///
+    /// # Errors
+    /// `TimedOut` when one of them does not; all go on then.
+    pub(crate) fn freeze(&self, run: &RunId) -> io::Result<Frozen<'_>> {
+        let (place, [freeze, _], state) = self.freezer(run.as_str());
+        fs::write(place, freeze)?;
+        // From here on it goes on again, whatever happens.
+        let frozen = Frozen { cgroups: self, run: run.as_str().to_owned() };
+        let mut waited = Duration::ZERO;
+        let mut pause = Duration::from_micros(50);
+        while !fs::read_to_string(&state)?.lines().any(|line| matches!(line, "FROZEN" | "frozen 1")) {
+            if waited > FREEZE_PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a process does not stand still"));
+            }
+            std::thread::sleep(pause);
+            waited += pause;
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
+        Ok(frozen)
+    }
+
+    /// Has every process of a run go on. Harmless where it does.
+    pub(crate) fn thaw(&self, run: &str) {
+        let (place, [_, thaw], _) = self.freezer(run);
+        match fs::write(place, thaw) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(run, %error, "let the processes of a run go on");
+            }
+            _ => {}
+        }
+    }
+
     /// Ends every process of a run's groups and removes the groups. Waits for
     /// the processes, for at most five seconds.
     pub(crate) fn remove(&self, run: &str) -> io::Result<()> {
+        // One that stands still takes no signal.
+        self.thaw(run);
         let mut killed = std::collections::BTreeSet::new();
         for path in self.paths(run) {
             let mut pause = Duration::from_micros(100);
@@ -176,6 +234,19 @@ impl Cgroups {
             // Still in use by a run: it stays with it.
             let _ = fs::remove_dir(parent);
         }
+    }
+}
+
+/// A run whose processes stand still.
+#[derive(Debug)]
+pub(crate) struct Frozen<'a> {
+    cgroups: &'a Cgroups,
+    run: String,
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.cgroups.thaw(&self.run);
     }
 }
 

@@ -1,12 +1,12 @@
 //! What the engine is told, and what it keeps with every sandbox.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use dormouse_provider::{Expiration, NetworkPolicy, Resources, Retention};
 
-use crate::storage::StorageKind;
+use crate::storage::StorageConfig;
 
 /// Who commands run as unless they ask for root.
 pub(crate) const DEFAULT_USER: &str = "ubuntu";
@@ -18,14 +18,10 @@ pub(crate) const DEFAULT_CWD: &str = "/vercel/sandbox";
 /// Options of the engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// Where everything lies.
-    pub data_dir: PathBuf,
     /// Which of the instances that share this host: 0 to 15.
     pub instance: u8,
-    /// Driver of the pool.
-    pub storage: StorageKind,
-    /// Size of the pool's image when one is made, in bytes. It is sparse.
-    pub pool_size: u64,
+    /// Where everything lies.
+    pub storage: StorageConfig,
     /// Base image of sandboxes that name none.
     pub default_image: String,
     /// Limits of sandboxes that name none.
@@ -42,12 +38,29 @@ pub struct EngineConfig {
     pub stop_grace: Duration,
     /// Networks kept ready.
     pub network_pool: usize,
-    /// Layers of a stack, from which on it is squashed.
-    pub squash_depth: u32,
     /// Resolver that DNS questions go to; `None`: the host's own.
     pub dns_upstream: Option<std::net::SocketAddr>,
     /// URL prefixes that stand for others.
     pub mirrors: Vec<dormouse_egress::Mirror>,
+}
+
+impl EngineConfig {
+    /// The data directory.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.storage.data_dir
+    }
+}
+
+/// What a base image says of the commands that run in it (OCI image
+/// specification, "Image Configuration").
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct ImageConfig {
+    pub(crate) env: BTreeMap<String, String>,
+    /// Absolute; `None`: the usual one.
+    pub(crate) workdir: Option<String>,
+    /// Name or number, perhaps with a group's number; `None`: the usual one.
+    pub(crate) user: Option<String>,
 }
 
 /// Configuration of a sandbox, kept with it on the host.
@@ -56,17 +69,17 @@ pub(crate) struct RunConfig {
     pub(crate) resources: Resources,
     pub(crate) image: String,
     pub(crate) cwd: String,
+    /// Who commands run as unless they ask for root.
+    pub(crate) user: String,
+    /// The image's environment, below `env`.
+    pub(crate) image_env: BTreeMap<String, String>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) timeout_ms: u64,
     pub(crate) network: NetworkPolicy,
     pub(crate) ephemeral: bool,
-    #[serde(default)]
     pub(crate) runtime: Option<String>,
-    #[serde(default)]
     pub(crate) ports: Vec<u16>,
-    #[serde(default)]
     pub(crate) snapshot_expiration: Option<Expiration>,
-    #[serde(default)]
     pub(crate) retention: Retention,
 }

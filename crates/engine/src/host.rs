@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse_jobs::Clock;
+use dormouse_provider::ProviderError;
 use dormouse_store::Db;
 
 use crate::binaries::Binaries;
 use crate::cgroup::Cgroups;
 use crate::config::EngineConfig;
 use crate::network::{Network, Numbering};
-use crate::storage::Storage;
+use crate::storage::{PoolHealth, Storage};
 
 /// The host's parts.
 #[derive(Debug)]
@@ -26,12 +27,8 @@ pub(crate) struct Host {
     pub(crate) binaries: Binaries,
     pub(crate) boot_id: String,
     pub(crate) mirror_trust: Option<MirrorTrust>,
-    /// Held for reading while a run is made to stand on layers, for writing
-    /// while unused layers are collected.
-    pub(crate) layers: tokio::sync::RwLock<()>,
-    /// Snapshots whose stack is worth squashing for the room that it takes.
-    /// Forgotten by a restart: the next stop says it again.
-    pub(crate) crowded: std::sync::Mutex<std::collections::BTreeSet<dormouse_types::SnapshotId>>,
+    /// Told when there is garbage to be removed.
+    pub(crate) untidy: Arc<tokio::sync::Notify>,
 }
 
 /// What a sandbox needs to believe in our mirrors.
@@ -42,8 +39,35 @@ pub(crate) struct MirrorTrust {
 }
 
 impl Host {
+    /// Refuses what needs the pool while that is broken.
+    ///
+    /// # Errors
+    /// [`ProviderError::Capacity`] with the reason.
+    pub(crate) fn usable(&self) -> Result<(), ProviderError> {
+        match self.storage.health() {
+            PoolHealth::Broken(why) => {
+                Err(ProviderError::Capacity(format!("the storage of this server is being repaired: {why}")))
+            }
+            PoolHealth::Fine | PoolHealth::Low(_) => Ok(()),
+        }
+    }
+
+    /// Refuses what would begin something new while there is hardly any room.
+    ///
+    /// # Errors
+    /// [`ProviderError::Capacity`] with the reason.
+    pub(crate) fn admits(&self) -> Result<(), ProviderError> {
+        self.usable()?;
+        match self.storage.health() {
+            PoolHealth::Low(why) => Err(ProviderError::Capacity(format!(
+                "the disk is nearly full, so nothing new is begun: {why}"
+            ))),
+            PoolHealth::Fine | PoolHealth::Broken(_) => Ok(()),
+        }
+    }
+
     pub(crate) fn sockets(&self) -> PathBuf {
-        sockets(&self.config.data_dir)
+        sockets(self.config.data_dir())
     }
 
     pub(crate) fn socket_dir(&self, run: &str) -> PathBuf {

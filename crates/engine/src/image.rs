@@ -1,7 +1,8 @@
 //! Base images: built from a recipe, or taken from a tar of a root file
-//! system, an OCI image layout, or a registry.
+//! system, an OCI image layout, or a registry. Whatever it was, it ends as one
+//! immutable EROFS file, named by its digest.
 //!
-//! An archive is hostile: it is unpacked entry by entry below the new layer's
+//! An archive is hostile: it is unpacked entry by entry below a scratch
 //! directory with `openat2(RESOLVE_IN_ROOT)`, so no link in it can lead out.
 //! Device nodes, set aside by every sandbox anyway, are left out.
 
@@ -9,10 +10,13 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::storage::{NewLayer, Storage, StorageKind};
-use dormouse_store::{Db, ImageRow, LayerRow, StoreError};
-use dormouse_types::{ImageId, LayerId, Timestamp};
+use dormouse_store::{Db, ImageRow, StoreError};
+use dormouse_types::{ImageId, Timestamp};
+
+use crate::config::ImageConfig;
+use crate::storage::{ImageFile, Storage, StorageConfig};
 
 mod oci;
 mod recipe;
@@ -40,7 +44,7 @@ pub enum ImageSource {
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Reading the source or writing the layer failed.
+    /// Reading the source or writing the image failed.
     #[error("{operation}")]
     Io {
         /// What was done, on what.
@@ -69,6 +73,9 @@ fn io_error(operation: impl Into<String>) -> impl FnOnce(io::Error) -> ImageErro
     move |source| ImageError::Io { operation, source }
 }
 
+/// How often the pool is looked after while an image is made.
+const GROWTH_PERIOD: Duration = Duration::from_millis(250);
+
 /// The images of a data directory; works beside a running server.
 #[derive(Debug)]
 pub struct Images {
@@ -82,15 +89,10 @@ impl Images {
     ///
     /// # Errors
     /// [`ImageError::Io`] when the pool cannot be opened.
-    pub fn open(
-        kind: StorageKind,
-        data_dir: &Path,
-        pool_size: u64,
-        cache: &Path,
-        db: Db,
-    ) -> Result<Self, ImageError> {
-        fs::create_dir_all(data_dir).map_err(io_error(format!("make {}", data_dir.display())))?;
-        let storage = Storage::open(kind, data_dir, pool_size).map_err(io_error("open the storage pool"))?;
+    pub fn open(config: StorageConfig, cache: &Path, db: Db) -> Result<Self, ImageError> {
+        let data_dir = config.data_dir.clone();
+        fs::create_dir_all(&data_dir).map_err(io_error(format!("make {}", data_dir.display())))?;
+        let storage = Storage::open(config).map_err(io_error("open the storage pool"))?;
         Ok(Self { db, storage: Arc::new(storage), cache: cache.to_owned() })
     }
 
@@ -106,48 +108,36 @@ impl Images {
         now: Timestamp,
         progress: impl Fn(&str) + Send + Sync + 'static,
     ) -> Result<ImageRow, ImageError> {
-        let layer = LayerId::generate();
-        // What it stands on.
-        let mut layers = match &source {
-            ImageSource::Recipe(recipe) if recipe.is_layered() => {
-                let base = self.db.image(Recipe::DEFAULT.name()).await?.ok_or_else(|| {
-                    ImageError::Invalid(format!(
-                        "{} stands on the default image, which is not there yet; run `dormouse image build`",
-                        recipe.name()
-                    ))
-                })?;
-                base.layers
-            }
-            _ => Vec::new(),
-        };
         let pulled = match &source {
             ImageSource::Registry(reference) => Some(self.pull(reference, &progress).await?),
             _ => None,
         };
-        let (storage, cache, id, from) =
-            (self.storage.clone(), self.cache.clone(), layer.clone(), source.clone());
-        let work = tokio::task::spawn_blocking(move || {
-            let filled = fill(&storage, &id, &from, pulled.as_ref(), &cache, &progress);
-            if filled.is_err() {
-                // The failure is what the caller wants to hear about.
-                let _ = storage.discard_layer(id.as_str());
+        let (storage, cache, from) = (self.storage.clone(), self.cache.clone(), source.clone());
+        let work =
+            tokio::task::spawn_blocking(move || make(&storage, &from, pulled.as_ref(), &cache, &progress));
+        // An image may be larger than what the pool has free now.
+        let storage = self.storage.clone();
+        let growing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                let storage = storage.clone();
+                // A failure shows in the work itself.
+                let _ = tokio::task::spawn_blocking(move || storage.look_after()).await;
+                tokio::time::sleep(GROWTH_PERIOD).await;
             }
-            filled
-        });
-        // Kept until a row names the layer.
-        let (size, _made) = work.await.map_err(|error| ImageError::Invalid(error.to_string()))??;
-        let size_bytes = i64::try_from(size).unwrap_or(i64::MAX);
-        layers.push(layer.clone());
+        }));
+        let (file, config) = work.await.map_err(|error| ImageError::Invalid(error.to_string()))??;
+        drop(growing);
         let image = ImageRow {
             id: ImageId::generate(),
             name: name.to_owned(),
-            layers,
+            digest: file.digest,
+            size_bytes: i64::try_from(file.bytes).unwrap_or(i64::MAX),
+            config: serde_json::to_string(&config).map_err(|error| ImageError::Invalid(error.to_string()))?,
             source: describe(&source),
-            size_bytes,
             created_at: now,
+            replaced_at: None,
         };
-        let row = LayerRow { id: layer, size_bytes: Some(size_bytes), created_at: now };
-        self.db.insert_image(&image, &[row]).await?;
+        self.db.insert_image(&image).await?;
         Ok(image)
     }
 
@@ -159,8 +149,8 @@ impl Images {
         fs::create_dir_all(&self.cache).map_err(io_error(format!("make {}", self.cache.display())))?;
         let layout = self.cache.join(format!("pull-{}", std::process::id()));
         // Removed when it is dropped, whatever happens.
-        let mut pulled = Pulled { layout, digests: Vec::new() };
-        pulled.digests = registry::pull(reference, &pulled.layout, progress).await?;
+        let mut pulled = Pulled { layout, digests: Vec::new(), config: ImageConfig::default() };
+        (pulled.digests, pulled.config) = registry::pull(reference, &pulled.layout, progress).await?;
         Ok(pulled)
     }
 }
@@ -169,6 +159,7 @@ impl Images {
 struct Pulled {
     layout: PathBuf,
     digests: Vec<String>,
+    config: ImageConfig,
 }
 
 impl Drop for Pulled {
@@ -187,35 +178,60 @@ fn describe(source: &ImageSource) -> String {
     }
 }
 
-fn fill(
+/// Makes the file of an image.
+fn make(
     storage: &Storage,
-    layer: &LayerId,
     source: &ImageSource,
     pulled: Option<&Pulled>,
     cache: &Path,
     progress: &dyn Fn(&str),
-) -> Result<(u64, NewLayer), ImageError> {
-    let made = storage.create_layer(layer).map_err(io_error("create layer"))?;
-    let target = &made.path;
-    match source {
-        ImageSource::Recipe(recipe) => unpack_tar(&recipe.tar(cache, progress)?, target, progress)?,
-        ImageSource::Tar(path) => unpack_tar(path, target, progress)?,
+) -> Result<(ImageFile, ImageConfig), ImageError> {
+    let scratch = storage.start_image().map_err(io_error("make a scratch directory in the pool"))?;
+    match fill(&scratch.path, source, pulled, cache, progress) {
+        Ok(config) => {
+            let file = storage.finish_image(scratch, progress).map_err(io_error("make the image file"))?;
+            Ok((file, config))
+        }
+        Err(error) => {
+            if let Err(failed) = storage.drop_image(scratch) {
+                tracing::warn!(error = %failed, "drop the scratch directory of an image");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Fills `target` with the image's files.
+fn fill(
+    target: &Path,
+    source: &ImageSource,
+    pulled: Option<&Pulled>,
+    cache: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<ImageConfig, ImageError> {
+    let config = match source {
+        ImageSource::Recipe(recipe) => {
+            // Most are the default image and something on top.
+            for part in recipe.parts() {
+                unpack_tar(&part.tar(cache, progress)?, target, progress)?;
+            }
+            ImageConfig::default()
+        }
+        ImageSource::Tar(path) => {
+            unpack_tar(path, target, progress)?;
+            ImageConfig::default()
+        }
         ImageSource::OciLayout(path) => oci::unpack_layout(path, target, progress)?,
         ImageSource::Registry(_) => {
             // Pulled before this is called.
             let found = pulled.ok_or_else(|| ImageError::Invalid("the image was not pulled".to_owned()))?;
             oci::unpack_blobs(&found.layout, &found.digests, target, progress)?;
+            found.config.clone()
         }
-    }
-    // A layer on top of another image leaves its users as they are.
-    if !matches!(source, ImageSource::Recipe(recipe) if recipe.is_layered()) {
-        progress("preparing the default user");
-        unpack::ensure_user(target).map_err(io_error("prepare the default user"))?;
-    }
-    progress("writing to disk");
-    storage.sync().map_err(io_error("sync the pool"))?;
-    let size = storage.layer_size(layer).map_err(io_error("size the layer"))?;
-    Ok((size, made))
+    };
+    progress("preparing the default user");
+    unpack::ensure_user(target, config.user.as_deref()).map_err(io_error("prepare the default user"))?;
+    Ok(config)
 }
 
 fn unpack_tar(path: &Path, target: &Path, progress: &dyn Fn(&str)) -> Result<(), ImageError> {

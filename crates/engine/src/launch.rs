@@ -5,16 +5,17 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dormouse_agent_protocol::{BootFile, Reply, Request};
+use dormouse_agent_protocol::{BootFile, Placing, Reply, Request};
 use dormouse_egress::EgressPolicy;
 use dormouse_provider::{NetworkPolicy, ProviderError};
 use dormouse_store::{RunProcess, RunRow};
-use dormouse_types::RunId;
+use dormouse_types::{RunId, SandboxId};
+use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
 use crate::agent::Agent;
 use crate::cgroup::CgroupVersion;
-use crate::config::{DEFAULT_USER, RunConfig};
+use crate::config::RunConfig;
 use crate::host::Host;
 use crate::network::PreparedNet;
 
@@ -52,54 +53,78 @@ impl From<LaunchError> for ProviderError {
     }
 }
 
+/// What a run stands on, made before.
+#[derive(Debug, Clone)]
+pub(crate) struct Ground {
+    /// Root of the mounted image.
+    pub(crate) image: PathBuf,
+    /// How often these files were booted, this time included.
+    pub(crate) boots: i64,
+}
+
+/// A run that came up.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) process: RunProcess,
+    /// The working directory, which is not the one that was asked for where
+    /// that cannot be.
+    pub(crate) workdir: String,
+    /// What did not go as it should.
+    pub(crate) warnings: Vec<String>,
+}
+
 /// Makes the run. On failure everything that was made for it is gone again.
-///
-/// `disk` is how many bytes the run may write.
 pub(crate) async fn launch(
     host: &Host,
     run: &RunRow,
     config: &RunConfig,
-    disk: Option<u64>,
-) -> Result<RunProcess, LaunchError> {
+    ground: &Ground,
+) -> Result<Launched, LaunchError> {
     let Some(net) = host.network.take().await else {
         return Err(LaunchError::NoSlot);
     };
     let slot = net.slot;
-    let made = make(host, run, config, disk, net).await;
+    let made = make(host, run, config, ground, net).await;
     if made.is_err() {
         remove(host, &run.id, Some(slot)).await;
-        if let Err(error) = host.storage.discard_run(&run.id) {
-            tracing::warn!(run = %run.id, %error, "discard the disk of a failed run");
-        }
     }
     made
 }
+
+/// Part of a sandbox's memory that its `/run` may take: a quarter, as large as
+/// a distribution makes it.
+const RUN_PART: u64 = 4;
 
 async fn make(
     host: &Host,
     run: &RunRow,
     config: &RunConfig,
-    disk: Option<u64>,
+    ground: &Ground,
     net: PreparedNet,
-) -> Result<RunProcess, LaunchError> {
+) -> Result<Launched, LaunchError> {
     let failed = |operation: &'static str| {
         let run = run.id.clone();
         move |source: io::Error| LaunchError::Io { operation, run, source }
     };
     // Before the first instruction.
     put_policy(host, net.slot, &config.network);
-    let upper = host.storage.create_run(&run.id, disk).map_err(failed("create disk"))?;
     host.cgroups.create(&run.id, &config.resources).map_err(failed("create cgroups"))?;
     let socket_dir = host.socket_dir(run.id.as_str());
     std::fs::create_dir(&socket_dir).map_err(failed("create socket directory"))?;
 
+    let memory = config.resources.memory_mib << 20;
     let mut command = Command::new(&host.binaries.launcher);
     let path = |key: &str, path: PathBuf| format!("{key}={}", path.display());
     command
         .arg(path("agent", host.binaries.agent.clone()))
         .arg(path("seccomp", host.binaries.seccomp.clone()))
         .arg(path("socket-dir", socket_dir.clone()))
-        .arg(path("upper", upper))
+        .arg(path("lower", ground.image.clone()))
+        .arg(path("volume", host.storage.volume_path(&run.volume_id)))
+        .arg(format!("boots={}", ground.boots))
+        // What is in them counts as memory of the sandbox.
+        .arg(format!("shm-bytes={memory}"))
+        .arg(format!("run-bytes={}", memory / RUN_PART))
         .arg(format!("uid-base={}", host.numbering.uid_base(net.slot)))
         .arg(format!("hostname={HOSTNAME}"))
         .arg(format!(
@@ -107,9 +132,6 @@ async fn make(
             std::process::id(),
             std::os::fd::AsRawFd::as_raw_fd(&net.netns)
         ));
-    for layer in run.layers.iter().rev() {
-        command.arg(path("lower", host.storage.layer_path(layer)));
-    }
     let cgroup = match host.cgroups.version() {
         CgroupVersion::V1 => "cgroup",
         CgroupVersion::V2 => "cgroup2",
@@ -128,19 +150,23 @@ async fn make(
         .map_err(|message| LaunchError::Launcher { run: run.id.clone(), message: message.to_owned() })?;
     tracing::debug!(run = %run.id, pid, launcher_us = micros, "launched");
 
-    let boot =
-        Request::Boot { files: boot_files(host), workdir: config.cwd.clone(), user: DEFAULT_USER.to_owned() };
+    let boot = Request::Boot {
+        files: boot_files(host, &run.sandbox_id),
+        workdir: config.cwd.clone(),
+        user: config.user.clone(),
+    };
     let agent_failed = |source| LaunchError::Agent { run: run.id.clone(), source };
-    match Agent::in_dir(&socket_dir).call(boot).await.map_err(agent_failed)? {
-        Reply::Ready => {}
+    let (warnings, workdir) = match Agent::in_dir(&socket_dir).call(boot).await.map_err(agent_failed)? {
+        Reply::Ready { warnings, workdir } => (warnings, workdir),
         other => {
             return Err(LaunchError::Launcher {
                 run: run.id.clone(),
                 message: format!("agent answered {other:?}"),
             });
         }
-    }
-    Ok(RunProcess { pid, start_time, boot_id: host.boot_id.clone(), slot: net.slot })
+    };
+    let process = RunProcess { pid, start_time, boot_id: host.boot_id.clone(), slot: net.slot };
+    Ok(Launched { process, workdir, warnings })
 }
 
 /// Puts a policy in force for the sandbox in `slot`. What the egress cannot
@@ -172,17 +198,33 @@ pub(crate) fn enforceable(policy: &NetworkPolicy) -> Result<(), ProviderError> {
 /// Host name of every sandbox. It must not tell the run.
 const HOSTNAME: &str = "sandbox";
 
-fn boot_files(host: &Host) -> Vec<BootFile> {
-    let file = |path: &str, content: String| BootFile { path: path.to_owned(), content };
+/// What stands in `/etc/machine-id` of a sandbox: its own, forks included
+/// (`machine-id(5)`).
+fn machine_id(sandbox: &SandboxId) -> String {
+    let digest = Sha256::digest(format!("machine-id {sandbox}"));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn boot_files(host: &Host, sandbox: &SandboxId) -> Vec<BootFile> {
+    let file = |path: &str, placing, content: String| BootFile { path: path.to_owned(), content, placing };
     let mut files = vec![
         // Whatever server is named here, our resolver answers.
-        file("/etc/resolv.conf", format!("nameserver {}\noptions ndots:1\n", host.numbering.listener())),
-        file("/etc/hostname", format!("{HOSTNAME}\n")),
-        file("/etc/hosts", format!("127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n::1 localhost\n")),
+        file(
+            "/etc/resolv.conf",
+            Placing::Block,
+            format!("nameserver {}\noptions ndots:1\n", host.numbering.listener()),
+        ),
+        file("/etc/hostname", Placing::Absent, format!("{HOSTNAME}\n")),
+        file(
+            "/etc/hosts",
+            Placing::Block,
+            format!("127.0.0.1 localhost\n127.0.1.1 {HOSTNAME}\n::1 localhost\n"),
+        ),
+        file("/etc/machine-id", Placing::Whole, format!("{}\n", machine_id(sandbox))),
     ];
     if let Some(mirror) = &host.mirror_trust {
-        files.push(file("/etc/dormouse/ca.crt", mirror.certificate.clone()));
-        files.push(file("/etc/gitconfig", mirror.git_config.clone()));
+        files.push(file("/etc/dormouse/ca.crt", Placing::Whole, mirror.certificate.clone()));
+        files.push(file("/etc/gitconfig", Placing::Block, mirror.git_config.clone()));
     }
     files
 }
@@ -236,7 +278,16 @@ pub(crate) async fn remove_named(host: &Host, run: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Report, parse_report};
+    use super::{Report, machine_id, parse_report};
+    use dormouse_types::SandboxId;
+
+    #[test]
+    fn machines_are_told_apart() {
+        let (one, other) = (SandboxId::generate(), SandboxId::generate());
+        assert_ne!(machine_id(&one), machine_id(&other));
+        assert_eq!(machine_id(&one), machine_id(&one));
+        assert_eq!(machine_id(&one).len(), 32);
+    }
 
     #[test]
     fn reads_the_launchers_report() {

@@ -1,9 +1,10 @@
 //! The engine: the provider port on this host.
 //!
 //! A sandbox is made of parts that are each cheap: a network namespace from a
-//! pool, a cgroup, one overlay mount over shared layers, an agent. The modules
-//! are those parts; [`machine`] owns a sandbox, [`launch`] makes and removes a
-//! run, [`recovery`] makes the host agree with the database.
+//! pool, a cgroup, one overlay mount of its volume over its image, an agent. The
+//! modules are those parts; [`machine`] owns a sandbox, [`launch`] makes and
+//! removes a run, [`ending`] decides what becomes of its files, [`recovery`]
+//! makes the host agree with the database.
 //!
 //! What does not live here: accounts, sessions, HTTP.
 
@@ -13,6 +14,8 @@ mod agent;
 mod binaries;
 mod cgroup;
 mod config;
+mod copies;
+mod ending;
 mod host;
 mod image;
 mod launch;
@@ -37,7 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_jobs::Clock;
-use dormouse_provider::{ProviderError, Result};
+use dormouse_provider::{HealthCheck, HealthSource, HealthState, ProviderError, Result};
 use dormouse_store::{Db, StoreError};
 use dormouse_types::SandboxId;
 use tokio::sync::{oneshot, watch};
@@ -46,7 +49,7 @@ pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::EngineConfig;
 pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
 pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
-pub use storage::{DiskUsage, StorageKind, disk_usage};
+pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
 
 use binaries::Binaries;
 use cgroup::Cgroups;
@@ -54,7 +57,7 @@ use host::{Host, MirrorTrust};
 use machine::Order;
 use network::Network;
 use registry::Registry;
-use storage::Storage;
+use storage::{PoolHealth, Storage};
 
 /// How often the sweeper looks for what nobody owns.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -114,17 +117,17 @@ impl Engine {
     /// # Errors
     /// [`EngineError`] when this host lacks something, or another server runs.
     pub async fn start(config: EngineConfig, db: Db, clock: Clock) -> std::result::Result<Self, EngineError> {
-        let locks = lock(&config.data_dir, config.instance)?;
+        let locks = lock(config.data_dir(), config.instance)?;
         sys::become_subreaper().map_err(host("become the parent of runs"))?;
         let numbering = Numbering::new(config.instance);
-        let storage = Storage::open(config.storage, &config.data_dir, config.pool_size)
-            .map_err(host("open the storage pool"))?;
+        let storage = Storage::open(config.storage.clone()).map_err(host("open the storage pool"))?;
         if config.default_resources.disk_mib.is_some() && !storage.enforces_limits() {
             return Err(EngineError::DiskLimit);
         }
         let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
-        let binaries = Binaries::install(&config.data_dir.join("bin")).map_err(host("install the agent"))?;
-        std::fs::create_dir_all(host::sockets(&config.data_dir))
+        let binaries =
+            Binaries::install(&config.data_dir().join("bin")).map_err(host("install the agent"))?;
+        std::fs::create_dir_all(host::sockets(config.data_dir()))
             .map_err(host("make the socket directory"))?;
 
         Network::prepare_host(numbering).map_err(host("add the listeners' address"))?;
@@ -133,7 +136,7 @@ impl Engine {
             mirror_address: numbering.mirror(),
             upstream: config.dns_upstream,
             mirrors: config.mirrors.clone(),
-            state_dir: config.data_dir.join("egress"),
+            state_dir: config.data_dir().join("egress"),
         })
         .await?;
         Network::load_filter(numbering, egress.dns_port(), egress.tcp_port())?;
@@ -158,26 +161,28 @@ impl Engine {
             policies: egress.policies(),
             binaries,
             mirror_trust,
-            layers: tokio::sync::RwLock::new(()),
-            crowded: std::sync::Mutex::default(),
+            untidy: Arc::default(),
         });
         let registry = Arc::new(Registry::default());
         let (done, recovered) = watch::channel(false);
         let (background, published) = (host.clone(), registry.clone());
-        let task = tokio::spawn(async move {
+        let sweeping = tokio::spawn(async move {
+            recovery::wait_for_pool(&background).await;
             recovery::recover(&background, &published).await;
             // Nobody waiting is fine.
             let _ = done.send(true);
-            let wake = Arc::new(tokio::sync::Notify::new());
+            let wake = background.untidy.clone();
             dormouse_jobs::reconcile(SWEEP, wake, || recovery::sweep(&background, &published)).await;
         });
-        Ok(Self { host, registry, recovered, tasks: vec![task], _locks: locks, _egress: egress })
-    }
-
-    /// Whether what an earlier server left has been taken over.
-    #[must_use]
-    pub fn is_recovered(&self) -> bool {
-        *self.recovered.borrow()
+        let watching = tokio::spawn(recovery::look_after_pool(host.clone()));
+        Ok(Self {
+            host,
+            registry,
+            recovered,
+            tasks: vec![sweeping, watching],
+            _locks: locks,
+            _egress: egress,
+        })
     }
 
     /// Live runs on this host.
@@ -209,15 +214,14 @@ impl Engine {
         }
         recovery::settle(&self.registry).await;
         self.detach();
-        let (kind, data_dir, numbering) =
-            (self.host.config.storage, self.host.config.data_dir.clone(), self.host.numbering);
+        let (storage, numbering) = (self.host.storage.clone(), self.host.numbering);
         self.host.cgroups.close();
         drop(self);
         Network::release_host(numbering)?;
         // The last overlay mounts may still be on their way out.
         let mut tries = 0;
         loop {
-            match Storage::close(kind, &data_dir) {
+            match storage.close() {
                 Err(_) if tries < 40 => tokio::time::sleep(Duration::from_millis(100)).await,
                 other => return other.map_err(host("unmount the pool")),
             }
@@ -227,6 +231,10 @@ impl Engine {
 
     async fn wait_until_recovered(&self) -> Result<()> {
         let mut recovered = self.recovered.clone();
+        if !*recovered.borrow() {
+            // It would wait in vain.
+            self.host.usable()?;
+        }
         let waited = tokio::time::timeout(START_PATIENCE, recovered.wait_for(|done| *done)).await;
         match waited {
             Ok(Ok(_)) => Ok(()),
@@ -252,6 +260,24 @@ impl Engine {
             // The task retired in this very moment: ask for its successor.
         }
         Err(ProviderError::internal(format!("order to {sandbox}"), "its task does not answer"))
+    }
+}
+
+impl HealthSource for Engine {
+    fn health(&self) -> Vec<HealthCheck> {
+        let (state, detail) = match self.host.storage.health() {
+            PoolHealth::Fine => (HealthState::Ok, None),
+            PoolHealth::Low(why) => (HealthState::Degraded, Some(why)),
+            PoolHealth::Broken(why) => (HealthState::Failing, Some(why)),
+        };
+        let storage = HealthCheck { name: "storage", state, detail };
+        let reserve = self.host.storage.has_reserve();
+        let disk = HealthCheck {
+            name: "disk",
+            state: if reserve { HealthState::Ok } else { HealthState::Degraded },
+            detail: (!reserve).then(|| "the disk of the data directory is full".to_owned()),
+        };
+        vec![storage, disk]
     }
 }
 

@@ -13,25 +13,30 @@
 //! starts a new one.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_agent_protocol::Request;
 use dormouse_provider::{
-    Expiration, KeepLast, NetworkPolicy, ProviderError, Result, Retention, RunStatus, SnapshotKind,
-    SnapshotStatus, Source, StopReason, UpdateSandbox,
+    NetworkPolicy, ProviderError, Result, Retention, RunStatus, SnapshotRequest, SnapshotStatus, Source,
+    StopReason, UpdateSandbox,
 };
-use dormouse_store::{LayerRow, Retire, RunProcess, RunRow, SandboxRow, SnapshotRow, SnapshotsOfDeleted};
-use dormouse_types::{LayerId, RunId, SandboxId, SnapshotId, Timestamp};
+use dormouse_store::{
+    ImageRow, RunProcess, RunRow, SandboxRow, SnapshotRow, SnapshotsOfDeleted, VolumeState,
+};
+use dormouse_types::{RunId, SandboxId, SnapshotId, Timestamp, VolumeId};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::config::RunConfig;
+use crate::copies::{Copied, CopyTo, Kept};
+use crate::ending::{Ended, Ending, Manual, REPLACED_STAY, finish};
 use crate::host::Host;
+use crate::launch::{Ground, Launched};
 use crate::registry::Registry;
-use crate::storage::layer_of;
+use crate::storage::{Origin, Storage};
 use crate::{launch, sandboxes, source, sys};
 
 /// How long a task without a live run waits for the next order.
@@ -40,31 +45,26 @@ const LINGER: Duration = Duration::from_secs(30);
 /// On top of the grace period: what an agent may take to end a run.
 const STOP_SLACK: Duration = Duration::from_secs(8);
 
-/// How long a snapshot that was replaced stays where nobody said (provider
-/// contract, section 3).
-const REPLACED_STAY: Duration = Duration::from_secs(7 * 24 * 3600);
-
 /// After SIGKILL to PID 1: how long the kernel may take to end the run.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
-
-/// What a run may write on top of layers that use up the disk limit, in bytes:
-/// enough to delete things with, which takes room too.
-const DISK_FLOOR: u64 = 16 << 20;
 
 /// What a task is asked to do.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Bring up the pending run of a new sandbox and put its source in. `base`:
-    /// how many of its layers are the image's.
-    Boot { run: Box<RunRow>, base: usize, source: Option<Source>, reply: oneshot::Sender<Result<()>> },
+    /// Bring up the pending run of a new sandbox and put its source in.
+    Boot { boot: Box<Boot>, reply: oneshot::Sender<Result<()>> },
     /// Have a live run; `true` when this order started it.
     Resume { reply: oneshot::Sender<Result<bool>> },
     /// Take over a run that a server before us started.
     Adopt { run: Box<RunRow> },
     /// End the live run; `None` means whichever it is.
     Stop { run: Option<RunId>, reason: StopReason, reply: oneshot::Sender<Result<()>> },
-    /// End the live run and keep its files in a manual snapshot.
-    Snapshot { run: RunId, expiration: Option<Expiration>, reply: oneshot::Sender<Result<()>> },
+    /// Keep the files of the live run in a manual snapshot, which ends it unless
+    /// it is to be a live one.
+    Snapshot { run: RunId, request: SnapshotRequest, reply: oneshot::Sender<Result<Kept>> },
+    /// Make a volume of another sandbox a copy of this one's files, as they are
+    /// now; `None` where it has no volume.
+    Copy { to: Box<CopyTo>, reply: oneshot::Sender<Result<Option<Copied>>> },
     /// End the live run and forget the sandbox.
     Delete { with_snapshots: bool, reply: oneshot::Sender<Result<()>> },
     /// Change the sandbox.
@@ -86,28 +86,42 @@ pub(crate) struct Live {
     pub(crate) ended: CancellationToken,
 }
 
-/// What becomes of a run's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// An automatic snapshot if the sandbox is persistent, else nothing.
-    AsConfigured,
-    /// A manual snapshot, with an expiration of its own or without.
-    Manual(Option<Expiration>),
+/// The files that a run starts with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// Those of a volume that is there.
+    There,
+    /// Those of the image alone: the volume is to be made.
+    Image,
+    /// Those of a snapshot: the volume is to be made.
+    Snapshot(SnapshotId),
+}
+
+/// A run to bring up.
+#[derive(Debug, Clone)]
+pub(crate) struct Boot {
+    pub(crate) run: RunRow,
+    /// Digest of the image.
+    pub(crate) image: String,
+    /// How often these files were booted, this time included.
+    pub(crate) boots: i64,
+    pub(crate) files: Files,
+    pub(crate) source: Option<Source>,
 }
 
 /// The owner's own view of its live run.
-struct Owned {
-    row: RunRow,
-    process: RunProcess,
+pub(crate) struct Owned {
+    pub(crate) row: RunRow,
+    pub(crate) process: RunProcess,
     pidfd: AsyncFd<OwnedFd>,
     expires_at: Timestamp,
 }
 
 pub(crate) struct Machine {
-    host: Arc<Host>,
+    pub(crate) host: Arc<Host>,
     registry: Arc<Registry>,
-    sandbox: SandboxId,
-    live: Option<Owned>,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) live: Option<Owned>,
 }
 
 impl Machine {
@@ -154,15 +168,14 @@ impl Machine {
     async fn obey(&mut self, order: Order) {
         // Whoever asked may be gone; the order is carried out all the same.
         match order {
-            Order::Boot { run, base, source, reply } => {
-                drop(reply.send(self.boot(*run, base, source).await));
-            }
+            Order::Boot { boot, reply } => drop(reply.send(self.boot(*boot).await)),
             Order::Resume { reply } => drop(reply.send(self.resume().await)),
             Order::Adopt { run } => self.adopt(*run).await,
             Order::Stop { run, reason, reply } => drop(reply.send(self.stop(run, reason).await)),
-            Order::Snapshot { run, expiration, reply } => {
-                drop(reply.send(self.snapshot(&run, expiration).await));
+            Order::Snapshot { run, request, reply } => {
+                drop(reply.send(self.snapshot(&run, request).await));
             }
+            Order::Copy { to, reply } => drop(reply.send(self.copy(*to).await)),
             Order::Delete { with_snapshots, reply } => drop(reply.send(self.delete(with_snapshots).await)),
             Order::Update { changes, reply } => drop(reply.send(self.update(*changes).await)),
             Order::SetPolicy { run, policy, reply } => {
@@ -172,18 +185,19 @@ impl Machine {
         }
     }
 
-    async fn row(&self) -> Result<SandboxRow> {
+    pub(crate) async fn row(&self) -> Result<SandboxRow> {
         let row = self.host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
         row.ok_or_else(|| ProviderError::NotFound("sandbox".to_owned()))
     }
 
-    async fn boot(&mut self, run: RunRow, base: usize, source: Option<Source>) -> Result<()> {
-        let booted = self.start(run, base, source).await;
+    async fn boot(&mut self, boot: Boot) -> Result<()> {
+        let booted = self.start(boot).await;
         if booted.is_err() {
             // A sandbox that never came up was never acknowledged.
             let (now, gone) = (self.host.clock.now(), SnapshotsOfDeleted::AllGo);
             let deleted = self.host.db.delete_sandbox(&self.sandbox, gone, now).await;
             deleted.map_err(internal("delete sandbox"))?;
+            self.host.untidy.notify_one();
         }
         booted
     }
@@ -192,9 +206,10 @@ impl Machine {
         if self.live.as_ref().is_some_and(|live| !has_ended(live)) {
             return Ok(false);
         }
+        self.host.usable()?;
         if self.live.is_some() {
             // Its processes died and the news is still on its way.
-            self.end(StopReason::Died, Keep::AsConfigured).await?;
+            self.end(StopReason::Died, None).await?;
         }
         let newest = self.host.db.newest_run(&self.sandbox).await.map_err(internal("read newest run"))?;
         if let Some(run) = newest
@@ -202,86 +217,89 @@ impl Machine {
         {
             // Its end failed half-way, and nobody owns it: finish that first.
             launch::remove(&self.host, &run.id, None).await;
-            finish(&self.host, &run, StopReason::Died, Keep::AsConfigured).await?;
+            let ending = match Ending::of(&run) {
+                Some(ending) => ending,
+                None => Ending::decide(Some(&self.row().await?), StopReason::Died, None),
+            };
+            finish(&self.host, &run, &ending).await?;
         }
         let sandbox = self.row().await?;
         let config: RunConfig = parse(&sandbox.config)?;
-        let image = self.host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;
-        let image = image.ok_or_else(|| ProviderError::NotFound(format!("image {}", config.image)))?;
-        let base = image.layers.len();
-        let run = {
-            let _layers_stay = self.host.layers.read().await;
-            let layers = match &sandbox.current_snapshot {
-                None => image.layers,
-                Some(id) => {
-                    let found = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
-                    let found = found.filter(|snapshot| snapshot.status == "created");
-                    found.ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))?.layers
-                }
-            };
-            let run = pending_run(&sandbox, &config, layers, self.host.clock.now());
-            self.host.db.insert_run(&run).await.map_err(internal("insert run"))?;
-            run
+        let image = image(&self.host, &sandbox).await?;
+        let snapshot = match &sandbox.current_snapshot {
+            Some(id) => Some(living(&self.host, id).await?),
+            None => None,
         };
-        self.start(run, base, None).await?;
+        let ground = Standing::of(&sandbox, snapshot.as_ref(), &image);
+        if ground.files == Files::There && !self.host.storage.has_volume(&ground.volume) {
+            let missing = format!("volume {} is not there", ground.volume);
+            return Err(ProviderError::internal(format!("resume {}", sandbox.name), missing));
+        }
+        let run = pending_run(&sandbox, &config, ground.volume, self.host.clock.now());
+        self.host.db.insert_run(&run, &ground.state).await.map_err(internal("insert run"))?;
+        let boot =
+            Boot { run, image: image.digest, boots: ground.state.boots, files: ground.files, source: None };
+        self.start(boot).await?;
         Ok(true)
     }
 
-    /// Brings up a pending run. On failure the run has ended and nothing of it
-    /// is left.
-    /// The lowest `base` layers are the image's, which the sandbox shares.
-    async fn start(&mut self, run: RunRow, base: usize, source: Option<Source>) -> Result<()> {
-        let config: RunConfig = parse(&run.config)?;
+    /// Brings up a pending run. On failure the run has ended, and what is left
+    /// of it is the volume that was there before.
+    async fn start(&mut self, boot: Boot) -> Result<()> {
+        let (run, made) = (boot.run.clone(), boot.files != Files::There);
         self.registry.begin(&run.id);
-        let started = self.try_start(&run, &config, base, source.as_ref()).await;
+        let started = self.try_start(boot).await;
         if let Err(error) = &started {
             tracing::warn!(run = %run.id, sandbox = %run.sandbox_name, error = %error.detail(), "run did not start");
-            let (failed, reason) = (RunStatus::Failed.as_str(), StopReason::StartFailed.as_str());
-            let now = self.host.clock.now();
-            self.host.db.run_ended(&run.id, failed, reason, now).await.map_err(internal("end run"))?;
+            self.give_up(&run, made).await?;
         }
         self.registry.forget(&run.id, started.is_err());
         started
     }
 
-    async fn try_start(
-        &mut self,
-        run: &RunRow,
-        config: &RunConfig,
-        base: usize,
-        source: Option<&Source>,
-    ) -> Result<()> {
-        let disk = match config.resources.disk_mib {
-            Some(mib) => Some(allowance(mib << 20, held(&self.host, &run.layers, base).await?)?),
-            None => None,
-        };
-        let process = launch::launch(&self.host, run, config, disk).await?;
+    /// Ends a run that did not come up; a volume that was made for it goes.
+    async fn give_up(&self, run: &RunRow, made: bool) -> Result<()> {
+        let (reason, now) = (StopReason::StartFailed.as_str(), self.host.clock.now());
+        self.host.db.run_failed(run, made, reason, now).await.map_err(internal("end run"))?;
+        self.host.untidy.notify_one();
+        Ok(())
+    }
+
+    async fn try_start(&mut self, boot: Boot) -> Result<()> {
+        let Boot { run, image, boots, files, source } = boot;
+        let mut config: RunConfig = parse(&run.config)?;
+        self.host.usable()?;
+        let image = prepare(&self.host, &run, &config, image, files).await?;
+        let launched = launch::launch(&self.host, &run, &config, &Ground { image, boots }).await?;
+        let Launched { process, workdir, warnings } = launched;
+        if !workdir.is_empty() {
+            config.cwd = workdir;
+        }
+        for warning in &warnings {
+            tracing::warn!(run = %run.id, sandbox = %run.sandbox_name, warning, "boot");
+        }
+        let run = RunRow { config: write(&config)?, warnings, ..run };
         let slot = process.slot;
         let own = async {
-            if let Some(source) = source {
-                source::put_in(&self.host, run, config, slot, source).await?;
+            if let Some(source) = &source {
+                source::put_in(&self.host, &run, &config, slot, source).await?;
             }
             // The lifetime is the caller's, so it begins when they get the sandbox.
             let now = self.host.clock.now();
             let expires_at = now.plus(Duration::from_millis(config.timeout_ms));
             let pidfd = sys::watch_process(process.pid);
             let pidfd = pidfd.map_err(|e| ProviderError::internal(format!("watch run {}", run.id), e))?;
-            self.host
-                .db
-                .run_started(&run.id, &process, now, expires_at)
-                .await
-                .map_err(internal("start run"))?;
+            let started = self.host.db.run_started(&run, &process, now, expires_at).await;
+            started.map_err(internal("start run"))?;
             Ok((pidfd, expires_at))
         };
         match own.await {
             Ok((pidfd, expires_at)) => {
-                self.take_over(run.clone(), process, pidfd, expires_at, config.clone());
+                self.take_over(run, process, pidfd, expires_at, config);
                 Ok(())
             }
             Err(error) => {
                 launch::remove(&self.host, &run.id, Some(slot)).await;
-                let discarded = self.host.storage.discard_run(&run.id);
-                discarded.map_err(|e| ProviderError::internal(format!("discard run {}", run.id), e))?;
                 Err(error)
             }
         }
@@ -315,6 +333,8 @@ impl Machine {
                 let expires_at = run.expires_at.unwrap_or_else(|| self.host.clock.now());
                 tracing::info!(run = %run.id, sandbox = %run.sandbox_name, "adopted");
                 launch::put_policy(&self.host, process.slot, &config.network);
+                // A server that was killed while it made a snapshot left it so.
+                self.host.cgroups.thaw(run.id.as_str());
                 self.take_over(run, process, pidfd, expires_at, config);
             }
             Err(error) => tracing::warn!(run = %run.id, %error, "adopt"),
@@ -324,37 +344,51 @@ impl Machine {
     async fn stop(&mut self, run: Option<RunId>, reason: StopReason) -> Result<()> {
         match &self.live {
             Some(live) if run.is_none_or(|wanted| wanted == live.row.id) => {
-                self.end(reason, Keep::AsConfigured).await
+                self.host.usable()?;
+                self.end(reason, None).await.map(drop)
             }
             _ => Ok(()),
         }
     }
 
-    async fn snapshot(&mut self, run: &RunId, expiration: Option<Expiration>) -> Result<()> {
+    async fn snapshot(&mut self, run: &RunId, request: SnapshotRequest) -> Result<Kept> {
         if self.live.as_ref().is_none_or(|live| &live.row.id != run) {
             return Err(ProviderError::Stopped);
         }
-        self.end(StopReason::Snapshot, Keep::Manual(expiration)).await
+        self.host.usable()?;
+        let manual = Manual { expiration: request.expiration };
+        if request.live {
+            return self.snapshot_live(manual).await;
+        }
+        let ended = self.end(StopReason::Snapshot, Some(manual)).await?;
+        // Asked for, so it was made.
+        let snapshot = ended.and_then(|ending| ending.snapshot);
+        let snapshot = snapshot.ok_or_else(|| ProviderError::internal("make a snapshot", "none was made"))?;
+        Ok(Kept { snapshot, stall: None })
     }
 
     async fn delete(&mut self, with_snapshots: bool) -> Result<()> {
-        self.end(StopReason::Deleted, Keep::AsConfigured).await?;
-        let config: RunConfig = parse(&self.row().await?.config)?;
+        self.end(StopReason::Deleted, None).await?;
+        let row = self.row().await?;
         let now = self.host.clock.now();
-        let snapshots = match config.retention {
+        // A configuration that cannot be read must not keep it here.
+        let snapshots = match parse::<RunConfig>(&row.config).map(|config| config.retention) {
             _ if with_snapshots => SnapshotsOfDeleted::AllGo,
-            Retention::Current => SnapshotsOfDeleted::AutomaticGo,
+            Ok(Retention::Current) => SnapshotsOfDeleted::AutomaticGo,
             _ => SnapshotsOfDeleted::Stay { automatic_until: now.plus(REPLACED_STAY) },
         };
         let deleted = self.host.db.delete_sandbox(&self.sandbox, snapshots, now).await;
-        deleted.map_err(internal("delete sandbox"))
+        deleted.map_err(internal("delete sandbox"))?;
+        self.host.untidy.notify_one();
+        Ok(())
     }
 
     async fn update(&mut self, changes: UpdateSandbox) -> Result<()> {
         let mut row = self.row().await?;
         let mut config: RunConfig = parse(&row.config)?;
         let (tags, ports) = (changes.tags.clone(), changes.ports.clone());
-        if let Some(id) = &changes.current_snapshot {
+        let rolled_back = changes.current_snapshot.clone();
+        if let Some(id) = &rolled_back {
             let found = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
             let fits = |snapshot: &SnapshotRow| {
                 snapshot.namespace == row.namespace && snapshot.status == SnapshotStatus::Created.as_str()
@@ -366,7 +400,6 @@ impl Machine {
                     "currentSnapshotId: snapshot {id} stands on another image than the sandbox"
                 )));
             }
-            row.current_snapshot = Some(found.id);
         }
         row.persistent = changes.persistent.unwrap_or(row.persistent);
         let policy = changes.network.clone();
@@ -376,6 +409,12 @@ impl Machine {
         let routes = ports.as_deref().map(sandboxes::new_routes).transpose()?;
         let updated = self.host.db.update_sandbox(&row, tags.as_ref(), routes.as_deref()).await;
         updated.map_err(internal("update sandbox"))?;
+        if let Some(id) = rolled_back {
+            let (live, now) = (self.live.is_some(), self.host.clock.now());
+            let rolled_back = self.host.db.roll_back(&self.sandbox, &id, live, now).await;
+            rolled_back.map_err(internal("roll back"))?;
+            self.host.untidy.notify_one();
+        }
         match policy {
             Some(policy) => self.apply_policy(policy).await,
             None => Ok(()),
@@ -424,7 +463,7 @@ impl Machine {
     }
 
     async fn end_and_log(&mut self, reason: StopReason) {
-        if let Err(error) = self.end(reason, Keep::AsConfigured).await {
+        if let Err(error) = self.end(reason, None).await {
             // The run is still in the database: start-up and the next order
             // try again.
             tracing::error!(sandbox = %self.sandbox, error = %error.detail(), "end run");
@@ -432,26 +471,47 @@ impl Machine {
         }
     }
 
-    /// Ends the live run, if any: processes, then files, then the record.
-    async fn end(&mut self, reason: StopReason, keep: Keep) -> Result<()> {
+    /// Ends the live run, if any: what is meant is recorded, then processes,
+    /// then files, then the record of its end. Returns how it ended.
+    async fn end(&mut self, reason: StopReason, manual: Option<Manual>) -> Result<Option<Ending>> {
         let Some(live) = &self.live else {
-            return Ok(());
+            return Ok(None);
         };
         let (host, run) = (&self.host, live.row.id.clone());
+        let ending = match Ending::of(&live.row) {
+            // An end that failed half-way goes on as it was meant, unless the
+            // sandbox is deleted meanwhile.
+            Some(ending) if reason != StopReason::Deleted => ending,
+            _ => {
+                let sandbox = host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
+                Ending::decide(sandbox.as_ref(), reason, manual)
+            }
+        };
+        let recorded = ending.write()?;
+        host.db.run_stopping(&run, &recorded, host.clock.now()).await.map_err(internal("stop run"))?;
         self.registry.unpublish(&run);
-        host.db.run_stopping(&run, host.clock.now()).await.map_err(internal("stop run"))?;
         end_processes(host, live, reason).await;
-        finish(host, &live.row, reason, keep).await?;
+        let live = self.live.as_mut().ok_or_else(|| ProviderError::internal("end a run", "it is gone"))?;
+        live.row.ending = Some(recorded);
         let slot = live.process.slot;
+        let ended = finish(&self.host, &live.row, &ending).await?;
+        self.let_go(&run, slot);
+        match ended {
+            Ended::AsMeant => Ok(Some(ending)),
+            Ended::WithoutSnapshot(error) => Err(error),
+        }
+    }
+
+    /// Forgets the live run, which has ended.
+    fn let_go(&mut self, run: &RunId, slot: u32) {
         self.live = None;
         // Nobody waits for what is only tidying; start-up does it after a crash.
-        let (host, registry) = (self.host.clone(), self.registry.clone());
+        let (host, registry, run) = (self.host.clone(), self.registry.clone(), run.clone());
         registry.begin(&run);
         tokio::spawn(async move {
             launch::remove(&host, &run, Some(slot)).await;
             registry.forget(&run, true);
         });
-        Ok(())
     }
 }
 
@@ -480,140 +540,98 @@ async fn end_processes(host: &Host, live: &Owned, reason: StopReason) {
     sys::reap(live.process.pid);
 }
 
-/// Keeps or drops the files of a run whose processes are gone, and records its
-/// end. Done again after a crash, it finds what is left to do.
-pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, reason: StopReason, keep: Keep) -> Result<()> {
-    let sandbox = host.db.sandbox_by_id(&run.sandbox_id).await.map_err(internal("read sandbox"))?;
-    let now = host.clock.now();
-    let kept = sandbox.filter(|sandbox| {
-        reason != StopReason::Deleted && (sandbox.persistent || matches!(keep, Keep::Manual(_)))
-    });
-    let Some(sandbox) = kept else {
-        let (storage, id) = (host.storage.clone(), run.id.clone());
-        blocking("discard run", move || storage.discard_run(&id)).await?;
-        let ended = RunStatus::Stopped.as_str();
-        host.db.run_ended(&run.id, ended, reason.as_str(), now).await.map_err(internal("end run"))?;
-        let ephemeral = parse::<RunConfig>(&run.config).is_ok_and(|config| config.ephemeral);
-        if ephemeral && reason != StopReason::Deleted {
-            let deleted = host.db.delete_sandbox(&run.sandbox_id, SnapshotsOfDeleted::AutomaticGo, now).await;
-            deleted.map_err(internal("delete sandbox"))?;
-        }
-        return Ok(());
-    };
-    let (storage, id) = (host.storage.clone(), run.id.clone());
-    let frozen = blocking("freeze run", move || {
-        let Some(layer) = storage.freeze(&id)? else { return Ok(None) };
-        storage.sync()?;
-        let size = storage.frozen_size(&layer)?;
-        Ok(Some((layer, size)))
-    })
-    .await?;
-    let Some((layer, size)) = frozen else {
-        let aborted = RunStatus::Aborted.as_str();
-        tracing::error!(run = %run.id, "its files are gone");
-        return host.db.run_ended(&run.id, aborted, reason.as_str(), now).await.map_err(internal("end run"));
-    };
-    debug_assert_eq!(layer, layer_of(&run.id));
-    let layer = LayerRow {
-        id: layer,
-        size_bytes: size.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-        created_at: now,
-    };
-    let config: RunConfig = parse(&sandbox.config)?;
-    let (kind, own) = match keep {
-        Keep::AsConfigured => (SnapshotKind::Automatic, None),
-        Keep::Manual(expiration) => (SnapshotKind::Manual, expiration),
-    };
-    let (retire, of_kept) = retire(config.retention, now);
-    let expiration_ms = match own.or(of_kept).or(config.snapshot_expiration) {
-        None | Some(Expiration::Never) => None,
-        Some(Expiration::After(ms)) => Some(i64::try_from(ms).unwrap_or(i64::MAX)),
-    };
-    let snapshot = SnapshotRow {
-        id: SnapshotId::generate(),
-        namespace: run.namespace.clone(),
-        sandbox_id: run.sandbox_id.clone(),
-        sandbox_name: run.sandbox_name.clone(),
-        source_run: run.id.clone(),
-        image_id: sandbox.image_id.clone(),
-        kind: kind.as_str().to_owned(),
-        status: SnapshotStatus::Created.as_str().to_owned(),
-        layers: run.layers.iter().cloned().chain([layer.id.clone()]).collect(),
-        parent: run.source_snapshot.clone(),
-        expiration_ms,
-        expires_at: expiration_ms.map(|ms| Timestamp(now.0.saturating_add(ms))),
-        last_used_at: None,
-        created_at: now,
-        updated_at: now,
-    };
-    host.db.record_stop(&snapshot, &layer, retire, reason.as_str()).await.map_err(internal("record stop"))?;
-    host.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))?;
-    if let Err(error) = note_crowding(host, &sandbox, &snapshot).await {
-        tracing::warn!(run = %run.id, error = %error.detail(), "look at the room that layers take");
-    }
-    Ok(())
+/// What a sandbox's next run stands on.
+#[derive(Debug)]
+struct Standing {
+    volume: VolumeId,
+    files: Files,
+    state: VolumeState,
 }
 
-/// What a new snapshot retires, and the expiration of those that are kept.
-fn retire(retention: Retention, now: Timestamp) -> (Retire, Option<Expiration>) {
-    match retention {
-        Retention::Current => (Retire::Replaced, None),
-        Retention::Expiry => (Retire::ReplacedAt(now.plus(REPLACED_STAY)), None),
-        Retention::KeepLast(KeepLast { count, expiration, delete_evicted }) => {
-            let retire = if delete_evicted {
-                Retire::BeyondNewest(count)
-            } else {
-                Retire::BeyondNewestAt(count, now.plus(REPLACED_STAY))
-            };
-            (retire, expiration)
+impl Standing {
+    /// Its volume, if it has one; else a new one from its current snapshot, or
+    /// from the image.
+    fn of(sandbox: &SandboxRow, snapshot: Option<&SnapshotRow>, image: &ImageRow) -> Self {
+        match (&sandbox.volume_id, snapshot) {
+            (Some(volume), _) => Self {
+                volume: volume.clone(),
+                files: Files::There,
+                state: VolumeState {
+                    descends_from: sandbox.descends_from.clone(),
+                    base_bytes: sandbox.base_bytes,
+                    boots: sandbox.boots + 1,
+                },
+            },
+            (None, Some(snapshot)) => Self {
+                volume: VolumeId::generate(),
+                files: Files::Snapshot(snapshot.id.clone()),
+                state: VolumeState {
+                    descends_from: Some(snapshot.id.clone()),
+                    base_bytes: snapshot.size_bytes,
+                    boots: sandbox.boots.max(snapshot.boots) + 1,
+                },
+            },
+            (None, None) => Self {
+                volume: VolumeId::generate(),
+                files: Files::Image,
+                state: VolumeState {
+                    descends_from: None,
+                    base_bytes: image.size_bytes,
+                    boots: sandbox.boots + 1,
+                },
+            },
         }
     }
 }
 
-/// Bytes that the sandbox's own layers hold, those above the image's.
-async fn held(host: &Host, layers: &[LayerId], base: usize) -> Result<u64> {
-    let own = layers.get(base..).unwrap_or_default();
-    if own.is_empty() {
-        return Ok(0);
-    }
-    let sum = host.db.layers_size(own).await.map_err(internal("size layers"))?;
-    Ok(u64::try_from(sum).unwrap_or(0))
-}
-
-/// What a run may write when its sandbox's layers hold `held` bytes of `limit`.
-/// A full sandbox still starts, so that its owner can delete; one that used
-/// this to grow to twice its limit does not.
-fn allowance(limit: u64, held: u64) -> Result<u64> {
-    if held >= limit.saturating_mul(2).max(4 * DISK_FLOOR) {
-        let mib = |bytes: u64| bytes >> 20;
-        return Err(ProviderError::Capacity(format!(
-            "the sandbox holds {} MiB on disk, twice its limit of {} MiB and more",
-            mib(held),
-            mib(limit)
-        )));
-    }
-    Ok(limit.saturating_sub(held).max(DISK_FLOOR))
-}
-
-/// Has the stack of a sandbox squashed that used half of its disk limit: what
-/// it overwrote or deleted gives its room back.
-async fn note_crowding(host: &Host, sandbox: &SandboxRow, snapshot: &SnapshotRow) -> Result<()> {
-    let config: RunConfig = parse(&sandbox.config)?;
-    let Some(limit) = config.resources.disk_mib.map(|mib| mib << 20) else { return Ok(()) };
+async fn image(host: &Host, sandbox: &SandboxRow) -> Result<ImageRow> {
     let image = host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;
-    let base = image.map_or(0, |image| image.layers.len());
-    // One layer of the sandbox's own has nothing to be merged with.
-    if snapshot.layers.len() >= base + 2 && held(host, &snapshot.layers, base).await? > limit / 2 {
-        host.crowded.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.id.clone());
+    image.ok_or_else(|| ProviderError::NotFound(format!("image {}", sandbox.image_id)))
+}
+
+/// The snapshot, if it is still there.
+async fn living(host: &Host, id: &SnapshotId) -> Result<SnapshotRow> {
+    let found = host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
+    let found = found.filter(|snapshot| snapshot.status == SnapshotStatus::Created.as_str());
+    found.ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))
+}
+
+/// Has image and volume of a run in place; where the image is mounted.
+async fn prepare(
+    host: &Arc<Host>,
+    run: &RunRow,
+    config: &RunConfig,
+    image: String,
+    files: Files,
+) -> Result<std::path::PathBuf> {
+    let (volume, sandbox) = (run.volume_id.clone(), run.sandbox_id.clone());
+    let limit = config.resources.disk_mib.map(|mib| mib << 20);
+    let from = files.clone();
+    let prepared = pool(host, "prepare the files of a run", move |storage| {
+        let origin = match &from {
+            Files::There => None,
+            Files::Image => Some(Origin::Nothing),
+            Files::Snapshot(id) => Some(Origin::Snapshot(id)),
+        };
+        match origin.map(|origin| storage.create_volume(&volume, origin, &sandbox, limit)) {
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Some(Err(error)) => return Err(error),
+            Some(Ok(())) | None => {}
+        }
+        storage.mount_image(&image).map(Some)
+    });
+    match (prepared.await?, files) {
+        (Some(place), _) => Ok(place),
+        (None, Files::Snapshot(id)) => Err(ProviderError::SnapshotGone(id.to_string())),
+        (None, _) => Err(ProviderError::internal("prepare the files of a run", "they are gone")),
     }
-    Ok(())
 }
 
 /// A run that is about to be made.
 pub(crate) fn pending_run(
     sandbox: &SandboxRow,
     config: &RunConfig,
-    layers: Vec<LayerId>,
+    volume: VolumeId,
     now: Timestamp,
 ) -> RunRow {
     RunRow {
@@ -624,7 +642,7 @@ pub(crate) fn pending_run(
         status: RunStatus::Pending.as_str().to_owned(),
         config: sandbox.config.clone(),
         source_snapshot: sandbox.current_snapshot.clone(),
-        layers,
+        volume_id: volume,
         process: None,
         timeout_ms: i64::try_from(config.timeout_ms).unwrap_or(i64::MAX),
         expires_at: None,
@@ -633,6 +651,8 @@ pub(crate) fn pending_run(
         stop_requested_at: None,
         stopped_at: None,
         stop_reason: None,
+        ending: None,
+        warnings: Vec::new(),
         updated_at: now,
     }
 }
@@ -654,26 +674,109 @@ pub(crate) fn internal(
     }
 }
 
-pub(crate) async fn blocking<T: Send + 'static>(
+/// Works in the pool, off the runtime's own threads. A failure is looked into:
+/// a pool that is broken or full says so, in words for the caller.
+pub(crate) async fn pool<T: Send + 'static>(
+    host: &Arc<Host>,
     operation: &'static str,
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    work: impl FnOnce(&Storage) -> std::io::Result<T> + Send + 'static,
 ) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.map_err(|error| ProviderError::internal(operation, error))?;
-    done.map_err(|error| ProviderError::internal(operation, error))
+    let storage = host.storage.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        work(&storage).inspect_err(|_| {
+            storage.look_after();
+        })
+    });
+    let done = done.await.map_err(|error| ProviderError::internal(operation, error))?;
+    done.map_err(|error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            tracing::warn!(%error, operation, "no room");
+            ProviderError::Capacity("there is no room left on the disk of this server".to_owned())
+        }
+        _ => host.usable().err().unwrap_or_else(|| ProviderError::internal(operation, error)),
+    })
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use dormouse_provider::Resources;
+    use dormouse_types::ImageId;
+
     use super::*;
 
+    pub(crate) fn config() -> RunConfig {
+        RunConfig {
+            resources: Resources { vcpus: 1, memory_mib: 1, pids: 1, disk_mib: None },
+            image: "default".to_owned(),
+            cwd: "/".to_owned(),
+            user: "ubuntu".to_owned(),
+            image_env: BTreeMap::new(),
+            env: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            timeout_ms: 1,
+            network: NetworkPolicy::default(),
+            ephemeral: false,
+            runtime: None,
+            ports: Vec::new(),
+            snapshot_expiration: None,
+            retention: Retention::Current,
+        }
+    }
+
+    pub(crate) fn sandbox(config: &RunConfig) -> SandboxRow {
+        let now = Timestamp(1);
+        SandboxRow {
+            id: SandboxId::generate(),
+            namespace: "a/default".to_owned(),
+            name: "one".parse().unwrap(),
+            persistent: true,
+            image_id: ImageId::generate(),
+            config: write(config).unwrap(),
+            current_snapshot: None,
+            volume_id: Some(VolumeId::generate()),
+            descends_from: None,
+            base_bytes: 10,
+            boots: 1,
+            created_at: now,
+            updated_at: now,
+            status_updated_at: now,
+        }
+    }
+
+    pub(crate) fn run(sandbox: &SandboxRow) -> RunRow {
+        let volume = sandbox.volume_id.clone().unwrap_or_else(VolumeId::generate);
+        pending_run(sandbox, &config(), volume, Timestamp(2))
+    }
+
     #[test]
-    fn a_full_disk_leaves_room_to_delete_but_not_for_ever() {
-        let gib = 1 << 30;
-        assert_eq!(allowance(gib, 0).unwrap(), gib);
-        assert_eq!(allowance(gib, gib / 4).unwrap(), gib / 4 * 3);
-        assert_eq!(allowance(gib, gib).unwrap(), DISK_FLOOR);
-        assert_eq!(allowance(gib, 2 * gib - 1).unwrap(), DISK_FLOOR);
-        assert!(matches!(allowance(gib, 2 * gib), Err(ProviderError::Capacity(_))));
+    fn a_run_stands_on_the_volume_that_is_there() {
+        let image = ImageRow {
+            id: ImageId::generate(),
+            name: "default".to_owned(),
+            digest: "d".to_owned(),
+            size_bytes: 100,
+            config: "{}".to_owned(),
+            source: String::new(),
+            created_at: Timestamp(1),
+            replaced_at: None,
+        };
+        let mut sandbox = sandbox(&config());
+        let kept = Standing::of(&sandbox, None, &image);
+        assert_eq!((Some(kept.volume), kept.files), (sandbox.volume_id.clone(), Files::There));
+        assert_eq!((kept.state.boots, kept.state.base_bytes), (2, 10));
+        sandbox.volume_id = None;
+        let fresh = Standing::of(&sandbox, None, &image);
+        assert_eq!((fresh.files, fresh.state.base_bytes), (Files::Image, 100));
+        let mut snapshot =
+            crate::ending::row(&sandbox, &run(&sandbox), &SnapshotId::generate(), None, 5, Timestamp(3));
+        snapshot.boots = 7;
+        let back = Standing::of(&sandbox, Some(&snapshot), &image);
+        assert_eq!(back.files, Files::Snapshot(snapshot.id.clone()));
+        // Older files with younger process numbers, or the other way round:
+        // what comes is beyond both.
+        assert_eq!((back.state.boots, back.state.base_bytes), (8, 15));
+        assert_eq!(back.state.descends_from, Some(snapshot.id));
     }
 }

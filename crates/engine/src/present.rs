@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use dormouse_provider::{
-    Namespace, ProviderError, Result, Resumed, Route, Run, RunStatus, Sandbox, Snapshot, SnapshotKind,
-    SnapshotStatus,
+    DiskUse, Namespace, ProviderError, Result, Resumed, Route, Run, RunStatus, Sandbox, Snapshot,
+    SnapshotKind, SnapshotStatus,
 };
 use dormouse_store::{RunRow, SandboxRow, SnapshotRow};
 
 use crate::Engine;
 use crate::config::RunConfig;
-use crate::machine::{internal, parse};
+use crate::machine::{internal, parse, pool};
 
 impl Engine {
     pub(crate) async fn present(&self, row: &SandboxRow, resumed: bool) -> Result<Resumed> {
@@ -18,6 +18,28 @@ impl Engine {
         let run = run.ok_or_else(|| ProviderError::NotFound(format!("run of {}", row.name)))?;
         let (run, routes) = (self::run(&run)?, self.routes_of(row).await?);
         Ok(Resumed { sandbox: sandbox(row, &run)?, run, routes, resumed })
+    }
+
+    /// [`Engine::present`] with what the sandbox holds on disk.
+    pub(crate) async fn present_whole(&self, row: &SandboxRow) -> Result<Resumed> {
+        let mut found = self.present(row, false).await?;
+        found.sandbox.disk = self.disk_use(row, &found.sandbox).await?;
+        Ok(found)
+    }
+
+    async fn disk_use(&self, row: &SandboxRow, sandbox: &Sandbox) -> Result<Option<DiskUse>> {
+        if self.host.usable().is_err() {
+            return Ok(None);
+        }
+        let id = row.id.clone();
+        let used = pool(&self.host, "size a sandbox", move |storage| storage.used(&id)).await?;
+        let Some(used_bytes) = used else { return Ok(None) };
+        let snapshots = self.host.db.count_snapshots(&row.id).await.map_err(internal("count snapshots"))?;
+        Ok(Some(DiskUse {
+            used_bytes,
+            limit_bytes: sandbox.resources.disk_mib.map(|mib| mib << 20),
+            snapshots: u64::try_from(snapshots).unwrap_or(0),
+        }))
     }
 
     /// Routes of a sandbox; most have none, and its configuration says so.
@@ -32,22 +54,21 @@ impl Engine {
             .collect())
     }
 
-    pub(crate) async fn present_snapshot(&self, row: &SnapshotRow) -> Result<Snapshot> {
-        let size = self.host.db.layers_size(&row.layers).await.map_err(internal("size snapshot"))?;
+    pub(crate) fn present_snapshot(&self, row: &SnapshotRow) -> Snapshot {
         let manual = row.kind == SnapshotKind::Manual.as_str();
         let created = row.status == SnapshotStatus::Created.as_str();
-        Ok(Snapshot {
+        Snapshot {
             id: row.id.clone(),
             source_run: row.source_run.clone(),
             kind: if manual { SnapshotKind::Manual } else { SnapshotKind::Automatic },
             status: if created { SnapshotStatus::Created } else { SnapshotStatus::Deleted },
-            size_bytes: u64::try_from(size).unwrap_or(0),
+            size_bytes: u64::try_from(row.size_bytes).unwrap_or(0),
             created_at: row.created_at,
             updated_at: row.updated_at,
             expires_at: row.expires_at.filter(|_| created),
             last_used_at: row.last_used_at,
             parent: row.parent.clone(),
-        })
+        }
     }
 
     /// The snapshot, if `namespace` has it, deleted or not.
@@ -89,6 +110,7 @@ pub(crate) fn run(row: &RunRow) -> Result<Run> {
         stop_reason: row.stop_reason.clone(),
         runtime: config.runtime.or(Some(config.image)),
         network: config.network,
+        warnings: row.warnings.clone(),
     })
 }
 
@@ -113,5 +135,6 @@ pub(crate) fn sandbox(row: &SandboxRow, run: &Run) -> Result<Sandbox> {
         status_updated_at: row.status_updated_at,
         snapshot_expiration: config.snapshot_expiration,
         retention: config.retention,
+        disk: None,
     })
 }

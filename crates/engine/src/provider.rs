@@ -8,10 +8,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_agent_protocol::{CommandStatus, Frame, MAX_DATA, Reply, Request, Spawn, StdinMode};
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Expiration, ForkSandbox, ListOf,
-    ListSandboxes, LogEvent, Namespace, NetworkPolicy, Order as ListOrder, ProviderError, Result, Resumed,
-    Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, Snapshot, SnapshotTree, StdinSource,
-    StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, LogEvent,
+    MadeSnapshot, Namespace, NetworkPolicy, Order as ListOrder, ProviderError, Result, Resumed, Route, Run,
+    RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, Snapshot, SnapshotRequest, SnapshotTree,
+    StdinSource, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
 };
 use dormouse_store::{RunRow, SandboxRow};
 use dormouse_types::{CommandId, SnapshotId, Timestamp};
@@ -19,7 +19,6 @@ use futures::StreamExt as _;
 
 use crate::Engine;
 use crate::agent::{AgentError, Dialogue};
-use crate::config::DEFAULT_USER;
 use crate::machine::{Live, Order, internal};
 use crate::present::{self, take_page};
 
@@ -83,7 +82,7 @@ impl SandboxProvider for Engine {
 
     async fn get(&self, key: &SandboxKey) -> Result<Resumed> {
         let row = self.find(key).await?;
-        self.present(&row, false).await
+        self.present_whole(&row).await
     }
 
     async fn resume(&self, key: &SandboxKey) -> Result<Resumed> {
@@ -130,17 +129,18 @@ impl SandboxProvider for Engine {
         Ok((rows.iter().map(present::run).collect::<Result<_>>()?, next))
     }
 
-    async fn snapshot(&self, run: &RunRef, expiration: Option<Expiration>) -> Result<(Snapshot, Run)> {
+    async fn snapshot(&self, run: &RunRef, request: SnapshotRequest) -> Result<MadeSnapshot> {
         self.live(run).await?;
         let row = self.find_run(run).await?;
         let id = run.id.clone();
-        let made = |reply| Order::Snapshot { run: id.clone(), expiration, reply };
-        self.order(&row.sandbox_id, made).await?;
-        let sandbox = self.host.db.sandbox_by_id(&row.sandbox_id).await.map_err(internal("read sandbox"))?;
-        let snapshot = sandbox.and_then(|sandbox| sandbox.current_snapshot);
-        let snapshot = snapshot.ok_or_else(|| ProviderError::NotFound("snapshot".to_owned()))?;
-        let snapshot = self.find_snapshot(&run.namespace, &snapshot).await?;
-        Ok((self.present_snapshot(&snapshot).await?, present::run(&self.find_run(run).await?)?))
+        let made = |reply| Order::Snapshot { run: id.clone(), request, reply };
+        let made = self.order(&row.sandbox_id, made).await?;
+        let snapshot = self.find_snapshot(&run.namespace, &made.snapshot).await?;
+        Ok(MadeSnapshot {
+            snapshot: self.present_snapshot(&snapshot),
+            run: present::run(&self.find_run(run).await?)?,
+            stall: made.stall,
+        })
     }
 
     async fn snapshots(
@@ -152,7 +152,7 @@ impl SandboxProvider for Engine {
     }
 
     async fn get_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
-        self.present_snapshot(&self.find_snapshot(namespace, id).await?).await
+        Ok(self.present_snapshot(&self.find_snapshot(namespace, id).await?))
     }
 
     async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
@@ -200,7 +200,7 @@ impl SandboxProvider for Engine {
                 && let Some(snapshot) = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?
                 && snapshot.source_run == row.id
             {
-                stopped.snapshot = Some(self.present_snapshot(&snapshot).await?);
+                stopped.snapshot = Some(self.present_snapshot(&snapshot));
             }
             stopped.sandbox = Some(self.present(&sandbox, false).await?.sandbox);
         }
@@ -281,7 +281,7 @@ impl SandboxProvider for Engine {
     async fn write_files(&self, run: &RunRef, cwd: &str, gzip: bool, mut body: BodyStream) -> Result<()> {
         let live = self.live(run).await?;
         let cwd = absolute(&live.config.cwd, cwd)?;
-        let request = Request::WriteTar { cwd, gzip, user: DEFAULT_USER.to_owned() };
+        let request = Request::WriteTar { cwd, gzip, user: live.config.user.clone() };
         let mut dialogue = live.agent.open(request).await?;
         deliver(&mut dialogue, &mut body).await
     }
@@ -289,7 +289,7 @@ impl SandboxProvider for Engine {
     async fn read_file(&self, run: &RunRef, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
         let live = self.live(run).await?;
         let cwd = absolute(&live.config.cwd, cwd.unwrap_or("."))?;
-        let request = Request::ReadFile { path: path_text(path)?, cwd, user: DEFAULT_USER.to_owned() };
+        let request = Request::ReadFile { path: path_text(path)?, cwd, user: live.config.user.clone() };
         let dialogue = live.agent.open(request).await?;
         let frames = futures::stream::unfold(Some(dialogue), |dialogue| async {
             let mut dialogue = dialogue?;
@@ -307,7 +307,7 @@ impl SandboxProvider for Engine {
         let live = self.live(run).await?;
         let cwd = absolute(&live.config.cwd, cwd.unwrap_or("."))?;
         let request =
-            Request::Mkdir { path: path_text(path)?, cwd, recursive, user: DEFAULT_USER.to_owned() };
+            Request::Mkdir { path: path_text(path)?, cwd, recursive, user: live.config.user.clone() };
         let mut dialogue = live.agent.open(request).await?;
         match dialogue.expect().await.map_err(ProviderError::from) {
             Ok(Frame::End) => Ok(()),
@@ -408,9 +408,10 @@ pub(crate) fn start_request(
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err(ProviderError::Invalid("command must not be empty".to_owned()));
     }
-    let mut env = live.config.env.clone();
+    let mut env = live.config.image_env.clone();
+    env.extend(live.config.env.clone());
     if spec.sudo {
-        env.insert("SUDO_USER".to_owned(), DEFAULT_USER.to_owned());
+        env.insert("SUDO_USER".to_owned(), live.config.user.clone());
     }
     env.extend(spec.env.clone());
     let size: usize = spec.argv.iter().map(String::len).sum::<usize>()
@@ -429,7 +430,7 @@ pub(crate) fn start_request(
             argv: spec.argv.clone(),
             cwd: absolute(&live.config.cwd, spec.cwd.as_deref().unwrap_or("."))?,
             env: env.into_iter().collect(),
-            user: if spec.sudo { "root" } else { DEFAULT_USER }.to_owned(),
+            user: if spec.sudo { "root".to_owned() } else { live.config.user.clone() },
             stdin: match spec.stdin {
                 StdinSource::Empty => StdinMode::Null,
                 StdinSource::Stream => StdinMode::Pipe,

@@ -2,21 +2,31 @@
 //! seconds. Both are reconcilers: no input, idempotent, and each kind of thing
 //! that the engine makes has one paragraph here.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_provider::{RunStatus, StopReason};
-use dormouse_store::{RunRow, SnapshotsOfDeleted};
-use dormouse_types::{LayerId, SandboxId};
+use dormouse_store::{Garbage, GarbageKind, RunRow, SnapshotsOfDeleted};
+use dormouse_types::SandboxId;
 use tokio::sync::mpsc;
 
+use crate::ending::{Ended, Ending, finish};
 use crate::host::{self, Host};
-use crate::machine::{Keep, Machine, Order, finish};
+use crate::machine::{Machine, Order};
 use crate::registry::Registry;
+use crate::storage::PoolHealth;
 use crate::{launch, sys};
 
 /// Runs recovered at once.
 const WIDTH: usize = 16;
+
+/// Files that one round removes.
+const ROUND: i64 = 64;
+
+/// How long a replaced image stays at least: whoever was reading its row has
+/// it in a sandbox's by then.
+const IMAGE_GRACE: Duration = Duration::from_secs(10);
 
 /// The queue of a sandbox's task, which is started where there is none.
 pub(crate) fn task_queue(
@@ -54,8 +64,68 @@ pub(crate) async fn recover(host: &Arc<Host>, registry: &Arc<Registry>) {
     }
     while tasks.join_next().await.is_some() {}
     sweep(host, registry).await;
-    if let Err(error) = drop_orphan_layers(host).await {
-        tracing::warn!(%error, "drop orphan layers");
+    if let Err(error) = take_stock(host).await {
+        tracing::warn!(error, "look for files that nobody owns");
+    }
+}
+
+/// Waits until the pool can be used.
+pub(crate) async fn wait_for_pool(host: &Arc<Host>) {
+    while matches!(host.storage.health(), PoolHealth::Broken(_)) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Looks after the pool for ever: its room, and its repair when it is broken.
+/// Nothing runs on a broken one; what ran is finished once it is mended.
+pub(crate) async fn look_after_pool(host: Arc<Host>) {
+    let mut pause = LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        let storage = host.storage.clone();
+        let looked = tokio::task::spawn_blocking(move || storage.look_after()).await;
+        pause = match looked {
+            Ok(PoolHealth::Broken(_)) => {
+                end_all_processes(&host).await;
+                let storage = host.storage.clone();
+                match tokio::task::spawn_blocking(move || storage.repair()).await {
+                    Ok(Ok(())) => LOOK,
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "repair the storage pool; trying again");
+                        (pause * 2).min(SLOWEST_REPAIR)
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "repair the storage pool");
+                        SLOWEST_REPAIR
+                    }
+                }
+            }
+            Ok(PoolHealth::Fine | PoolHealth::Low(_)) => LOOK,
+            Err(error) => {
+                tracing::error!(%error, "look after the storage pool");
+                SLOWEST_REPAIR
+            }
+        };
+    }
+}
+
+/// Between two looks at the pool: a fast writer must not fill what it has
+/// before it grows.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Between two tries to repair it, at most.
+const SLOWEST_REPAIR: Duration = Duration::from_secs(5);
+
+/// Ends the processes of every run of this instance. Their tasks see it and
+/// record the end as soon as the pool takes it.
+async fn end_all_processes(host: &Arc<Host>) {
+    for run in host.cgroups.runs() {
+        let (cgroups, name) = (host.cgroups.clone(), run.clone());
+        match tokio::task::spawn_blocking(move || cgroups.remove(&name)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(run, %error, "end the processes of a run"),
+            Err(error) => tracing::warn!(run, %error, "end the processes of a run"),
+        }
     }
 }
 
@@ -83,16 +153,8 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
     }
     let slot = run.process.as_ref().map(|process| process.slot);
     launch::remove(host, &run.id, slot).await;
-    let ended = if run.process.is_none() {
-        abandon(host, &run).await
-    } else {
-        let reason = match (same_boot, run.status == RunStatus::Running.as_str()) {
-            (false, _) => StopReason::HostRestart,
-            (true, true) => StopReason::Died,
-            (true, false) => StopReason::Requested,
-        };
-        finish(host, &run, reason, Keep::AsConfigured).await.map_err(|error| error.detail())
-    };
+    let ended =
+        if run.process.is_none() { abandon(host, &run).await } else { end(host, &run, same_boot).await };
     match ended {
         Ok(()) => tracing::info!(run = %run.id, "ended"),
         Err(error) => tracing::error!(run = %run.id, error, "end run"),
@@ -100,13 +162,36 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
     true
 }
 
-/// A run that never took a command: nothing was acknowledged, so nothing stays,
-/// the sandbox included if this was to be its first run.
+/// Finishes the end of a run whose processes are gone: as it was meant, if
+/// somebody had begun it.
+async fn end(host: &Arc<Host>, run: &RunRow, same_boot: bool) -> Result<(), String> {
+    let ending = match Ending::of(run) {
+        Some(ending) => ending,
+        None => {
+            let reason = if same_boot { StopReason::Died } else { StopReason::HostRestart };
+            let sandbox = host.db.sandbox_by_id(&run.sandbox_id).await.map_err(|error| error.to_string())?;
+            Ending::decide(sandbox.as_ref(), reason, None)
+        }
+    };
+    match finish(host, run, &ending).await {
+        Ok(Ended::AsMeant) => Ok(()),
+        // Nobody waits for it any more; the files are kept.
+        Ok(Ended::WithoutSnapshot(error)) => {
+            tracing::warn!(run = %run.id, error = %error.detail(), "the snapshot of an end was not made");
+            Ok(())
+        }
+        Err(error) => Err(error.detail()),
+    }
+}
+
+/// A run that never took a command: nothing was acknowledged, so nothing of it
+/// stays: a volume that was made for it goes, and the sandbox too if this was
+/// to be its first run.
 async fn abandon(host: &Arc<Host>, run: &RunRow) -> Result<(), String> {
-    host.storage.discard_run(&run.id).map_err(|error| error.to_string())?;
     let now = host.clock.now();
-    let (failed, reason) = (RunStatus::Failed.as_str(), StopReason::StartFailed.as_str());
-    host.db.run_ended(&run.id, failed, reason, now).await.map_err(|error| error.to_string())?;
+    let fresh = !host.db.volume_had_runs(run).await.map_err(|error| error.to_string())?;
+    let reason = StopReason::StartFailed.as_str();
+    host.db.run_failed(run, fresh, reason, now).await.map_err(|error| error.to_string())?;
     if host.db.count_runs(&run.sandbox_id).await.map_err(|error| error.to_string())? == 1 {
         let deleted = host.db.delete_sandbox(&run.sandbox_id, SnapshotsOfDeleted::AllGo, now).await;
         deleted.map_err(|error| error.to_string())?;
@@ -130,131 +215,100 @@ pub(crate) async fn sweep(host: &Arc<Host>, registry: &Arc<Registry>) {
             launch::remove_named(host, &name).await;
         }
     }
-    // Disks. One that belongs to a run in the database is not ours to drop:
-    // its end failed half-way and is tried again.
-    let on_disk = host.storage.names("runs").unwrap_or_default();
-    for name in on_disk {
-        let Ok(run) = name.parse() else { continue };
-        if registry.owns(&name) {
-            continue;
-        }
-        let ended = match host.db.run(&run).await {
-            Ok(Some(row)) => RunStatus::from_word(&row.status).is_some_and(RunStatus::is_ended),
-            Ok(None) => true,
-            Err(_) => false,
-        };
-        if ended && !registry.owns(&name) {
-            let (storage, id) = (host.storage.clone(), run.clone());
-            report("discard disk", tokio::task::spawn_blocking(move || storage.discard_run(&id)).await);
-        }
-    }
     housekeeping(host).await;
 }
 
-fn report<E: std::fmt::Display>(what: &str, done: Result<std::io::Result<()>, E>) {
-    match done {
-        Ok(Err(error)) => tracing::warn!(%error, "{what}"),
-        Err(error) => tracing::warn!(%error, "{what}"),
-        Ok(Ok(())) => {}
-    }
-}
-
-/// Expires snapshots, squashes deep stacks, collects unused layers, counts sizes.
-async fn housekeeping(host: &Arc<Host>) {
-    match host.db.expire_snapshots(host.clock.now()).await {
+/// Expires snapshots, forgets images that nothing stands on, and removes files
+/// that nothing refers to. All of it is found by index.
+pub(crate) async fn housekeeping(host: &Arc<Host>) {
+    let now = host.clock.now();
+    match host.db.expire_snapshots(now).await {
         Ok(0) => {}
         Ok(expired) => tracing::info!(expired, "snapshots expired"),
         Err(error) => tracing::warn!(%error, "expire snapshots"),
     }
-    if let Err(error) = squash_deep(host).await {
-        tracing::warn!(error, "squash");
+    if let Err(error) = host.db.forget_replaced_images(now.minus(IMAGE_GRACE), now).await {
+        tracing::warn!(%error, "forget replaced images");
     }
-    let unused = {
-        let _nobody_takes_layers = host.layers.write().await;
-        host.db.forget_unused_layers().await
-    };
-    match unused {
-        Ok(layers) => {
-            for layer in layers {
-                let storage = host.storage.clone();
-                let done = tokio::task::spawn_blocking(move || storage.discard_layer(layer.as_str())).await;
-                report("discard layer", done);
+    loop {
+        let garbage = match host.db.garbage(ROUND).await {
+            Ok(garbage) if garbage.is_empty() => return,
+            Ok(garbage) => garbage,
+            Err(error) => {
+                tracing::warn!(%error, "list garbage");
+                return;
             }
-        }
-        Err(error) => tracing::warn!(%error, "forget unused layers"),
-    }
-    match host.storage.usage() {
-        Ok(usage) if usage.free_bytes < usage.total_bytes / 20 => {
-            let (free, total) = (usage.free_bytes >> 20, usage.total_bytes >> 20);
-            tracing::warn!(free_mib = free, total_mib = total, "the pool is nearly full");
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "look at the pool"),
-    }
-    let storage = host.storage.clone();
-    report("empty trash", tokio::task::spawn_blocking(move || storage.empty_trash()).await);
-    for layer in host.db.uncounted_layers(16).await.unwrap_or_default() {
-        let (storage, id) = (host.storage.clone(), layer.clone());
-        if let Ok(Ok(size)) = tokio::task::spawn_blocking(move || storage.layer_size(&id)).await {
-            let size = i64::try_from(size).unwrap_or(i64::MAX);
-            if let Err(error) = host.db.set_layer_size(&layer, size).await {
-                tracing::warn!(%error, "record layer size");
-            }
-        }
-    }
-}
-
-async fn squash_deep(host: &Arc<Host>) -> Result<(), String> {
-    let depth = i64::from(host.config.squash_depth);
-    let mut snapshots = host.db.deep_snapshots(depth, 4).await.map_err(|e| e.to_string())?;
-    let crowded = std::mem::take(&mut *host.crowded.lock().unwrap_or_else(PoisonError::into_inner));
-    for id in crowded {
-        let found = host.db.snapshot(&id).await.map_err(|e| e.to_string())?;
-        snapshots.extend(found.filter(|snapshot| snapshot.status == "created"));
-    }
-    for snapshot in snapshots {
-        // The base image's layers are shared: only what lies above is merged.
-        let image = host.db.image_by_id(&snapshot.image_id).await.map_err(|e| e.to_string())?;
-        let Some(base) = image.map(|image| image.layers.len()) else { continue };
-        if snapshot.layers.len() < base + 2 {
-            continue;
-        }
-        let (kept, merged) = snapshot.layers.split_at(base);
-        let (layer, sources) = (LayerId::generate(), merged.to_vec());
-        let (storage, id) = (host.storage.clone(), layer.clone());
-        let done = tokio::task::spawn_blocking(move || {
-            // A half-made layer is an orphan that start-up drops; drop it now.
-            storage.squash(&id, &sources).inspect_err(|_| drop(storage.discard_layer(id.as_str())))
-        });
-        // Kept until a row names the layer.
-        let _made =
-            done.await.map_err(|e| e.to_string())?.map_err(|e| format!("merge {}: {e}", snapshot.id))?;
-        let layers: Vec<LayerId> = kept.iter().cloned().chain([layer.clone()]).collect();
-        let now = host.clock.now();
-        let replaced = host.db.replace_layers(&snapshot, &layers, &layer, now).await;
-        let replaced = replaced.map_err(|e| e.to_string())?;
-        if !replaced {
-            // The sandbox moved on meanwhile; nobody will stand on this.
-            host.storage.discard_layer(layer.as_str()).map_err(|e| format!("discard {layer}: {e}"))?;
-        }
-        tracing::info!(snapshot = %snapshot.id, from = snapshot.layers.len(), replaced, "squashed");
-    }
-    Ok(())
-}
-
-/// Layers on disk that no row knows: half an import, or a squash that was cut
-/// off. A frozen run is not one: its row says so before this looks.
-async fn drop_orphan_layers(host: &Arc<Host>) -> std::io::Result<()> {
-    for name in host.storage.names("layers")? {
-        let Ok(layer) = name.parse::<LayerId>() else {
-            continue;
         };
-        let known = host.db.has_layer(&layer).await.map_err(std::io::Error::other)?;
-        if !known {
-            host.storage.discard_orphan(&name)?;
+        let whole = i64::try_from(garbage.len()).unwrap_or(ROUND) == ROUND;
+        if let Err(error) = remove_garbage(host, garbage).await {
+            tracing::warn!(error, "remove garbage");
+            return;
+        }
+        if !whole {
+            return;
         }
     }
-    Ok(())
+}
+
+/// Removes files, whose rows are on disk as garbage before: a database that
+/// came back as it was before the host died must not speak of files that are
+/// not there.
+async fn remove_garbage(host: &Arc<Host>, garbage: Vec<Garbage>) -> Result<(), String> {
+    host.db.sync().await.map_err(|error| format!("sync the database: {error}"))?;
+    let storage = host.storage.clone();
+    let removed = tokio::task::spawn_blocking(move || {
+        let mut removed = Vec::with_capacity(garbage.len());
+        let mut first_error = None;
+        for one in garbage {
+            match storage.delete(&one) {
+                Ok(()) => removed.push(one),
+                Err(error) => {
+                    first_error.get_or_insert(format!("delete {}: {error}", one.name));
+                }
+            }
+        }
+        if let Err(error) = storage.tidy_groups() {
+            tracing::warn!(%error, "tidy quota groups");
+        }
+        (removed, first_error)
+    });
+    let (removed, first_error) = removed.await.map_err(|error| error.to_string())?;
+    host.db.forget_garbage(&removed).await.map_err(|error| error.to_string())?;
+    first_error.map_or(Ok(()), Err)
+}
+
+/// Removes files on disk that no row speaks of: half an image, or a copy whose
+/// row a dying host took with it. Once, at start: from then on every file has a
+/// row from before it is made until after it has gone.
+async fn take_stock(host: &Arc<Host>) -> Result<(), String> {
+    let storage = host.storage.clone();
+    let found = tokio::task::spawn_blocking(move || {
+        storage.clear_scratch()?;
+        storage.inventory()
+    });
+    let found = found.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let mut orphans = BTreeSet::new();
+    for one in found {
+        let owned = match one.kind {
+            GarbageKind::Volume => match one.name.parse() {
+                Ok(id) => host.db.owns_volume(&id).await,
+                Err(_) => Ok(false),
+            },
+            GarbageKind::Snapshot => match one.name.parse() {
+                Ok(id) => host.db.owns_snapshot(&id).await,
+                Err(_) => Ok(false),
+            },
+            GarbageKind::Image => host.db.has_image_file(&one.name).await,
+        };
+        if !owned.map_err(|error| error.to_string())? {
+            orphans.insert(one);
+        }
+    }
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(count = orphans.len(), "removing files that nobody owns");
+    remove_garbage(host, orphans.into_iter().collect()).await
 }
 
 /// Waits until no run is being tidied.

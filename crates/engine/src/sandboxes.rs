@@ -9,11 +9,15 @@ use dormouse_provider::{
     Resources, ResourcesRequest, Result, Resumed, Retention, Sandbox, SandboxKey, SandboxSort,
     SnapshotStatus, Source, UpdateSandbox,
 };
-use dormouse_store::{ImageRow, RouteRow, SandboxFilter, SandboxOrder, SandboxRow, SnapshotRow};
-use dormouse_types::{SandboxId, SnapshotId};
+use dormouse_store::{
+    Garbage, GarbageKind, ImageRow, RouteRow, SandboxFilter, SandboxOrder, SandboxRow, SnapshotRow,
+    VolumeState,
+};
+use dormouse_types::{SandboxId, SnapshotId, VolumeId};
 
-use crate::config::{DEFAULT_CWD, EngineConfig, RunConfig};
-use crate::machine::{Order as MachineOrder, internal, pending_run, write};
+use crate::config::{DEFAULT_CWD, DEFAULT_USER, EngineConfig, ImageConfig, RunConfig};
+use crate::copies::CopyTo;
+use crate::machine::{Boot, Files, Order as MachineOrder, internal, parse, pending_run, pool, write};
 use crate::present;
 use crate::{Engine, Recipe, launch};
 
@@ -156,8 +160,37 @@ impl RunConfig {
 
 /// What a new sandbox stands on.
 struct Foundation {
+    id: SandboxId,
     image: ImageRow,
-    snapshot: Option<SnapshotRow>,
+    volume: VolumeId,
+    files: Files,
+    state: VolumeState,
+    /// What its files were copied from.
+    snapshot: Option<SnapshotId>,
+}
+
+impl Foundation {
+    fn image(image: ImageRow) -> Self {
+        let state = VolumeState { descends_from: None, base_bytes: image.size_bytes, boots: 1 };
+        Self {
+            id: SandboxId::generate(),
+            image,
+            volume: VolumeId::generate(),
+            files: Files::Image,
+            state,
+            snapshot: None,
+        }
+    }
+
+    fn snapshot(image: ImageRow, snapshot: SnapshotRow) -> Self {
+        let state = VolumeState {
+            descends_from: Some(snapshot.id.clone()),
+            base_bytes: snapshot.size_bytes,
+            boots: snapshot.boots + 1,
+        };
+        let files = Files::Snapshot(snapshot.id.clone());
+        Self { files, state, snapshot: Some(snapshot.id), ..Self::image(image) }
+    }
 }
 
 impl Engine {
@@ -194,35 +227,37 @@ impl Engine {
             .ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))
     }
 
-    async fn image_of(&self, snapshot: &SnapshotRow) -> Result<ImageRow> {
-        let image = self.host.db.image_by_id(&snapshot.image_id).await.map_err(internal("read image"))?;
-        image.ok_or_else(|| {
-            ProviderError::internal("read image", format!("snapshot {} has no image", snapshot.id))
-        })
+    async fn image_with_id(&self, id: &dormouse_types::ImageId) -> Result<ImageRow> {
+        let image = self.host.db.image_by_id(id).await.map_err(internal("read image"))?;
+        image.ok_or_else(|| ProviderError::internal("read image", format!("there is no image {id}")))
     }
 
     pub(crate) async fn create_sandbox(&self, request: CreateSandbox) -> Result<Resumed> {
         self.wait_until_recovered().await?;
+        self.host.admits()?;
         let host = &self.host.config;
         let (foundation, runtime, source) = match request.source {
             Some(Source::Snapshot(id)) => {
                 let snapshot = self.living_snapshot(&request.key.namespace, &id).await?;
-                let image = self.image_of(&snapshot).await?;
-                (Foundation { image, snapshot: Some(snapshot) }, None, None)
+                let image = self.image_with_id(&snapshot.image_id).await?;
+                (Foundation::snapshot(image, snapshot), None, None)
             }
             source => {
                 let (image, runtime) = self.image(&request.environment).await?;
-                (Foundation { image, snapshot: None }, runtime, source)
+                (Foundation::image(image), runtime, source)
             }
         };
         check_env(&request.env)?;
         if let Some(source) = &source {
             crate::source::check(source)?;
         }
+        let of_image: ImageConfig = parse(&foundation.image.config)?;
         let mut config = RunConfig {
             resources: resources(host, request.resources)?,
             image: foundation.image.name.clone(),
-            cwd: DEFAULT_CWD.to_owned(),
+            cwd: of_image.workdir.unwrap_or_else(|| DEFAULT_CWD.to_owned()),
+            user: of_image.user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
+            image_env: of_image.env,
             env: request.env,
             tags: BTreeMap::new(),
             timeout_ms: timeout_ms(host, request.timeout)?,
@@ -248,13 +283,10 @@ impl Engine {
     pub(crate) async fn fork_sandbox(&self, request: ForkSandbox) -> Result<Resumed> {
         let from = SandboxKey { namespace: request.key.namespace.clone(), name: request.source };
         let row = self.find(&from).await?;
-        let mut config: RunConfig = crate::machine::parse(&row.config)?;
-        let snapshot = match &row.current_snapshot {
-            Some(id) => Some(self.living_snapshot(&request.key.namespace, id).await?),
-            None => None,
-        };
-        let image = self.host.db.image_by_id(&row.image_id).await.map_err(internal("read image"))?;
-        let image = image.ok_or_else(|| ProviderError::NotFound(format!("image {}", config.image)))?;
+        self.host.admits()?;
+        let mut config: RunConfig = parse(&row.config)?;
+        // One that keeps no snapshots has its files in its volume alone.
+        let keeps_none = config.retention == Retention::Current && row.current_snapshot.is_none();
         if let Some(env) = request.env {
             check_env(&env)?;
             config.env = env;
@@ -265,7 +297,34 @@ impl Engine {
         let persistent = request.changes.persistent.unwrap_or(row.persistent);
         config.ephemeral = false;
         config.change(&self.host.config, request.changes)?;
-        self.insert_and_boot(request.key, persistent, Foundation { image, snapshot }, config, None).await
+        // Before files are copied for nothing.
+        let taken = self.host.db.sandbox(&request.key.namespace.0, &request.key.name).await;
+        if taken.map_err(internal("read sandbox"))?.is_some() {
+            return Err(ProviderError::Conflict(format!("sandbox {}", request.key.name)));
+        }
+        let foundation = if request.live || keeps_none { self.copy_of(&row, &config).await? } else { None };
+        let foundation = match (foundation, &row.current_snapshot) {
+            (Some(foundation), _) => foundation,
+            (None, Some(id)) => {
+                let snapshot = self.living_snapshot(&request.key.namespace, id).await?;
+                Foundation::snapshot(self.image_with_id(&snapshot.image_id).await?, snapshot)
+            }
+            (None, None) => Foundation::image(self.image_with_id(&row.image_id).await?),
+        };
+        self.insert_and_boot(request.key, persistent, foundation, config, None).await
+    }
+
+    /// A copy of the files of `source` as they are now, for a sandbox that is
+    /// to be made; `None`: it has none of its own.
+    async fn copy_of(&self, source: &SandboxRow, config: &RunConfig) -> Result<Option<Foundation>> {
+        let foundation = Foundation::image(self.image_with_id(&source.image_id).await?);
+        let to = Box::new(CopyTo {
+            volume: foundation.volume.clone(),
+            sandbox: foundation.id.clone(),
+            limit: config.resources.disk_mib.map(|mib| mib << 20),
+        });
+        let copied = self.order(&source.id, |reply| MachineOrder::Copy { to: to.clone(), reply }).await?;
+        Ok(copied.map(|copied| Foundation { files: Files::There, state: copied.state, ..foundation }))
     }
 
     async fn insert_and_boot(
@@ -277,48 +336,37 @@ impl Engine {
         source: Option<Source>,
     ) -> Result<Resumed> {
         let now = self.host.clock.now();
+        let Foundation { id, image, volume, files, state, snapshot } = foundation;
         let row = SandboxRow {
-            id: SandboxId::generate(),
+            id,
             namespace: key.namespace.0,
             name: key.name,
             persistent,
-            image_id: foundation.image.id,
+            image_id: image.id,
             config: write(&config)?,
-            current_snapshot: foundation.snapshot.as_ref().map(|snapshot| snapshot.id.clone()),
+            current_snapshot: snapshot,
+            volume_id: Some(volume.clone()),
+            descends_from: state.descends_from,
+            base_bytes: state.base_bytes,
+            boots: state.boots,
             created_at: now,
             updated_at: now,
             status_updated_at: now,
         };
         let routes = new_routes(&config.ports)?;
-        let base = foundation.image.layers.len();
-        let run = {
-            let _layers_stay = self.host.layers.read().await;
-            let layers = match &foundation.snapshot {
-                None => foundation.image.layers,
-                // Squashed, or gone, since it was read.
-                Some(snapshot) => {
-                    self.living_snapshot(&dormouse_provider::Namespace(row.namespace.clone()), &snapshot.id)
-                        .await?
-                        .layers
-                }
-            };
-            let run = pending_run(&row, &config, layers, now);
-            self.registry.begin(&run.id);
-            let inserted = self.host.db.insert_sandbox(&row, &run, &config.tags, &routes).await;
-            if let Err(error) = inserted {
-                self.registry.forget(&run.id, true);
-                return Err(internal("insert sandbox")(error));
+        let run = pending_run(&row, &config, volume.clone(), now);
+        self.registry.begin(&run.id);
+        let inserted = self.host.db.insert_sandbox(&row, &run, &config.tags, &routes).await;
+        if let Err(error) = inserted {
+            self.registry.forget(&run.id, true);
+            if files == Files::There {
+                let garbage = Garbage { kind: GarbageKind::Volume, name: volume.to_string() };
+                pool(&self.host, "drop a copy", move |storage| storage.delete(&garbage)).await?;
             }
-            run
-        };
-        let boot = Box::new(run);
-        self.order(&row.id, |reply| MachineOrder::Boot {
-            run: boot.clone(),
-            base,
-            source: source.clone(),
-            reply,
-        })
-        .await?;
+            return Err(internal("insert sandbox")(error));
+        }
+        let boot = Box::new(Boot { run, image: image.digest, boots: state.boots, files, source });
+        self.order(&row.id, |reply| MachineOrder::Boot { boot: boot.clone(), reply }).await?;
         self.present(&row, true).await
     }
 

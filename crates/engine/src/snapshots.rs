@@ -27,22 +27,19 @@ impl Engine {
         let rows = self.host.db.snapshots_of(&namespace.0, sandbox, ascending, cursor, limit).await;
         let mut rows = rows.map_err(internal("list snapshots"))?;
         let next = take_page(&mut rows, list.page.limit, |row| row.id.to_string());
-        Ok((self.present_snapshots(&rows).await?, next))
+        Ok((self.present_snapshots(&rows), next))
     }
 
-    async fn present_snapshots(&self, rows: &[SnapshotRow]) -> Result<Vec<Snapshot>> {
-        let mut snapshots = Vec::with_capacity(rows.len());
-        for row in rows {
-            snapshots.push(self.present_snapshot(row).await?);
-        }
-        Ok(snapshots)
+    fn present_snapshots(&self, rows: &[SnapshotRow]) -> Vec<Snapshot> {
+        rows.iter().map(|row| self.present_snapshot(row)).collect()
     }
 
     pub(crate) async fn drop_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
         self.find_snapshot(namespace, id).await?;
         let deleted = self.host.db.delete_snapshot(id, self.host.clock.now()).await;
         deleted.map_err(internal("delete snapshot"))?;
-        self.present_snapshot(&self.find_snapshot(namespace, id).await?).await
+        self.host.untidy.notify_one();
+        Ok(self.present_snapshot(&self.find_snapshot(namespace, id).await?))
     }
 
     /// A snapshot beside those on top of the same parent. Those that stand on
@@ -58,8 +55,8 @@ impl Engine {
             None => (Vec::new(), 0),
         };
         Ok(SnapshotNode {
-            snapshot: self.present_snapshot(row).await?,
-            siblings: self.present_snapshots(&siblings).await?,
+            snapshot: self.present_snapshot(row),
+            siblings: self.present_snapshots(&siblings),
             sibling_count: u64::try_from(count).unwrap_or(0),
         })
     }

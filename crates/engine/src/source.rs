@@ -11,7 +11,7 @@ use dormouse_store::RunRow;
 use dormouse_types::CommandId;
 
 use crate::agent::Agent;
-use crate::config::{DEFAULT_USER, RunConfig};
+use crate::config::RunConfig;
 use crate::host::Host;
 use crate::launch;
 
@@ -144,8 +144,8 @@ pub(crate) async fn put_in(
         id: CommandId::generate().to_string(),
         argv,
         cwd: config.cwd.clone(),
-        env,
-        user: DEFAULT_USER.to_owned(),
+        env: config.image_env.clone().into_iter().chain(env).collect(),
+        user: config.user.clone(),
         stdin: StdinMode::Null,
         timeout_ms: Some(u64::try_from(host.config.source_timeout.as_millis()).unwrap_or(u64::MAX)),
     };

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use dormouse_jobs::Clock;
-use dormouse_provider::{PortGateway, SandboxProvider};
+use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
 use dormouse_sessions::Sessions;
 use dormouse_store::Db;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -41,6 +41,8 @@ pub struct Parts {
     pub provider: Arc<dyn SandboxProvider>,
     /// Who reaches their ports; `None`: the provider publishes them itself.
     pub gateway: Option<Arc<dyn PortGateway>>,
+    /// Who knows how this host is; `None`: nothing runs here.
+    pub health: Option<Arc<dyn HealthSource>>,
     /// Where the provider serves its own API, when that is not here: sandboxes
     /// of another service belong to its accounts, not to ours.
     pub elsewhere: Option<String>,
@@ -59,6 +61,7 @@ pub(crate) struct App {
     sessions: Arc<Sessions>,
     provider: Arc<dyn SandboxProvider>,
     gateway: ports::Gateway,
+    health: Option<Arc<dyn HealthSource>>,
     ports: Arc<PortsConfig>,
     clock: Clock,
     jwt: Option<Arc<JwtVerifier>>,
@@ -69,12 +72,13 @@ pub(crate) struct App {
 
 /// The whole service.
 pub fn router(parts: Parts) -> Router {
-    let Parts { db, sessions, provider, gateway, elsewhere, ports, clock, jwt } = parts;
+    let Parts { db, sessions, provider, gateway, health, elsewhere, ports, clock, jwt } = parts;
     let app = App {
         db,
         sessions,
         provider,
         gateway,
+        health,
         ports: Arc::new(ports),
         clock,
         jwt,

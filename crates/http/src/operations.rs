@@ -1,16 +1,41 @@
 //! For operators: health, and the document of the session API.
 
-use axum::Json;
-use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
 use axum::routing::get;
+use axum::{Json, Router};
+use dormouse_provider::{HealthCheck, HealthState};
 use serde_json::{Value, json};
 
 use crate::App;
 
 pub(crate) fn router() -> Router<App> {
-    Router::new()
-        .route("/healthz", get(|| async { Json(json!({"status": "ok"})) }))
-        .route("/openapi.json", get(document))
+    Router::new().route("/healthz", get(health)).route("/openapi.json", get(document))
+}
+
+/// 200 while requests can be answered, 503 when they cannot. The body says what
+/// was looked at, and why something is not well.
+async fn health(State(app): State<App>) -> (StatusCode, Json<Value>) {
+    let mut checks = app.health.as_ref().map(|source| source.health()).unwrap_or_default();
+    let database = app.db.ping().await.inspect_err(|error| tracing::error!(%error, "health"));
+    checks.push(HealthCheck {
+        name: "database",
+        state: if database.is_ok() { HealthState::Ok } else { HealthState::Failing },
+        detail: database.err().map(|_| "the database does not answer".to_owned()),
+    });
+    let state = checks.iter().map(|check| check.state).max().unwrap_or(HealthState::Ok);
+    let code = if state == HealthState::Failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let shown: serde_json::Map<_, _> = checks
+        .into_iter()
+        .map(|check| {
+            let mut value = json!({"status": check.state.as_str()});
+            if let Some(detail) = check.detail {
+                value["detail"] = detail.into();
+            }
+            (check.name.to_owned(), value)
+        })
+        .collect();
+    (code, Json(json!({"status": state.as_str(), "checks": shown})))
 }
 
 async fn document() -> Json<Value> {

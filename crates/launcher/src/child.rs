@@ -98,14 +98,50 @@ fn enter(
     sys::fchdir(&root).context("enter the root file system")?;
 
     let dev = mount_dev(&root, spec)?;
-    mount_proc(&root, &dev)?;
-    let sysfs = tmpfs(c"0", c"555", sys::ATTR_RDONLY)?;
+    mount_proc(&root, &dev, spec)?;
+    let sysfs = tmpfs(None, c"555", sys::ATTR_RDONLY)?;
     sys::attach(&sysfs, directory(&root, c"sys")?.as_fd()).context("mount /sys")?;
+    let image_run = mount_run(&root, spec)?;
 
     sys::pivot_into_cwd().context("pivot_root")?;
     limit_privileges(filter)?;
-    sys::prepare_descriptors(listener, agent).context("arrange descriptors")?;
+    sys::prepare_descriptors(listener, agent, &image_run).context("arrange descriptors")?;
     sys::exec_agent().context("exec the agent")
+}
+
+/// A fresh `/run`, as on every Linux. Returns the image's own directory, whose
+/// subdirectories the agent makes anew in the fresh one.
+fn mount_run(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
+    let below = directory(root, c"run")?;
+    let image_run = sys::open_readable_dir(&below).context("open the image's /run")?;
+    let fs = tmpfs_of(Some(spec.run_bytes), c"755", sys::ATTR_NOSUID | sys::ATTR_NODEV)?;
+    sys::attach(&fs, below.as_fd()).context("mount /run")?;
+    Ok(image_run)
+}
+
+/// Where process numbers begin: far from those of earlier runs, since a file
+/// that was left by one must not name a living process of this one. Successive
+/// multiples of the golden ratio keep the largest distance from one another
+/// that there is.
+fn first_pid(boots: u64, limit: u64) -> u64 {
+    // 2^64 divided by the golden ratio.
+    let fraction = boots.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    // The lowest few hundred are for those who look at them.
+    let (first, span) = (300, limit.saturating_sub(2 * 300).max(1));
+    first + ((fraction * span) >> 32)
+}
+
+/// Largest process number that is used: as large as they are by default
+/// (`proc_sys_kernel(5)`, `pid_max`), so that they stay readable.
+const MOST_PIDS: u64 = 32_768;
+
+/// Has process numbers begin at [`first_pid`].
+fn choose_pids(proc: &OwnedFd, boots: u64) -> Result<(), Error> {
+    let shown = || "choose process numbers";
+    let most = sys::read_at(proc, c"sys/kernel/pid_max").context_with(|| shown().to_owned())?;
+    let most = most.trim().parse::<u64>().unwrap_or(MOST_PIDS).min(MOST_PIDS);
+    let last = first_pid(boots, most).to_string();
+    sys::write_at(proc, c"sys/kernel/ns_last_pid", last.as_bytes()).context_with(|| shown().to_owned())
 }
 
 /// The real directory `name` in the image's root, made if it is missing.
@@ -122,25 +158,24 @@ fn directory(root: &OwnedFd, name: &CStr) -> Result<OwnedFd, Error> {
     }
 }
 
-fn tmpfs(size: &CStr, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
+fn tmpfs(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
+    tmpfs_of(size, mode, sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | attributes)
+}
+
+/// A tmpfs of `size` bytes, or of the kernel's default size.
+fn tmpfs_of(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
     let fs = sys::fsopen(c"tmpfs").context("fsopen tmpfs")?;
     sys::fsconfig_string(&fs, c"mode", mode).context("tmpfs mode")?;
-    if size != c"0" {
-        sys::fsconfig_string(&fs, c"size", size).context("tmpfs size")?;
+    if let Some(size) = size {
+        let size = std::ffi::CString::new(size.to_string()).unwrap_or_default();
+        sys::fsconfig_string(&fs, c"size", &size).context("tmpfs size")?;
     }
     sys::fsconfig_create(&fs).context("create tmpfs")?;
-    sys::fsmount(&fs, sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | attributes)
-        .context("fsmount tmpfs")
+    sys::fsmount(&fs, attributes).context("fsmount tmpfs")
 }
 
 fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
-    let dev = {
-        let fs = sys::fsopen(c"tmpfs").context("fsopen tmpfs for /dev")?;
-        sys::fsconfig_string(&fs, c"mode", c"755").context("mode of /dev")?;
-        sys::fsconfig_string(&fs, c"size", c"64k").context("size of /dev")?;
-        sys::fsconfig_create(&fs).context("create /dev")?;
-        sys::fsmount(&fs, sys::ATTR_NOSUID | sys::ATTR_NOEXEC).context("fsmount /dev")?
-    };
+    let dev = tmpfs_of(Some(64 << 10), c"755", sys::ATTR_NOSUID | sys::ATTR_NOEXEC)?;
     sys::attach(&dev, directory(root, c"dev")?.as_fd()).context("mount /dev")?;
     for (name, ..) in DEVICES {
         let shown = || format!("/dev/{}", name.to_string_lossy());
@@ -167,19 +202,19 @@ fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     sys::attach(&pts, sys::open_dir_strict(&dev, c"pts").context("open /dev/pts")?.as_fd())
         .context("mount /dev/pts")?;
     sys::mkdir_at(&dev, c"shm", 0o1777).context("make /dev/shm")?;
-    let size = std::ffi::CString::new(spec.shm_bytes.to_string()).unwrap_or_default();
-    let shm = tmpfs(&size, c"1777", 0)?;
+    let shm = tmpfs(Some(spec.shm_bytes), c"1777", 0)?;
     sys::attach(&shm, sys::open_dir_strict(&dev, c"shm").context("open /dev/shm")?.as_fd())
         .context("mount /dev/shm")?;
     Ok(dev)
 }
 
-fn mount_proc(root: &OwnedFd, dev: &OwnedFd) -> Result<(), Error> {
+fn mount_proc(root: &OwnedFd, dev: &OwnedFd, spec: &Spec) -> Result<(), Error> {
     let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
     let fs = sys::fsopen(c"proc").context("fsopen proc")?;
     sys::fsconfig_create(&fs).context("create proc (is the host's own /proc partly covered?)")?;
     let proc = sys::fsmount(&fs, attributes).context("fsmount proc")?;
     sys::attach(&proc, directory(root, c"proc")?.as_fd()).context("mount /proc")?;
+    choose_pids(&proc, spec.boots)?;
 
     for name in READ_ONLY {
         let shown = || format!("make /proc/{} read-only", name.to_string_lossy());
@@ -198,7 +233,7 @@ fn mount_proc(root: &OwnedFd, dev: &OwnedFd) -> Result<(), Error> {
     for name in MASKED_DIRS {
         let shown = || format!("mask /proc/{}", name.to_string_lossy());
         let Some(place) = existing(&proc, name).context_with(shown)? else { continue };
-        sys::attach(&tmpfs(c"0", c"555", sys::ATTR_RDONLY)?, place.as_fd()).context_with(shown)?;
+        sys::attach(&tmpfs(None, c"555", sys::ATTR_RDONLY)?, place.as_fd()).context_with(shown)?;
     }
     Ok(())
 }
@@ -216,4 +251,21 @@ fn limit_privileges(filter: &[u8]) -> Result<(), Error> {
     sys::cut_bounding_set(kept).context("cut the bounding set")?;
     sys::load_filter(filter).context("load the seccomp filter")?;
     sys::set_capabilities(kept).context("reduce capabilities")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_pid;
+
+    #[test]
+    fn process_numbers_of_different_runs_begin_far_apart() {
+        for limit in [32_768, 4_194_304] {
+            let begins: Vec<u64> = (1..=20).map(|boots| first_pid(boots, limit)).collect();
+            assert!(begins.iter().all(|begin| (300..limit).contains(begin)), "{begins:?}");
+            for (n, one) in begins.iter().enumerate() {
+                let nearest = begins[..n].iter().map(|other| one.abs_diff(*other)).min();
+                assert!(nearest.is_none_or(|distance| distance > limit / 40), "{begins:?}");
+            }
+        }
+    }
 }

@@ -10,9 +10,9 @@
 //!  join the network namespace
 //!  clone3 ───────────────────────────────► waits for the root file system
 //!  write uid_map, gid_map; join cgroups
-//!  id-map the layers, make the overlay
+//!  id-map image and volume, make the overlay
 //!  send its descriptor ──────────────────► becomes root of the namespace,
-//!                                          attaches, mounts /proc /dev /sys,
+//!                                          attaches, mounts /proc /dev /sys /run,
 //!                                          pivots, drops capabilities,
 //!                                          loads the seccomp filter,
 //!  end of file on the error pipe ◄──────── execs the agent
@@ -22,10 +22,10 @@
 //! Paths of the image are resolved only by the child, inside the new user
 //! namespace, below the image's root and without following symbolic links.
 //! The overlay is made with the file-system ids of the sandbox's shifted root,
-//! over id-mapped layers, so nothing on disk is ever chowned.
+//! over id-mapped trees, so nothing on disk is ever chowned.
 //!
-//! What does not live here: cgroup limits, network links and layer stacks (the
-//! engine makes them before and removes them after), and any retry.
+//! What does not live here: cgroup limits, network links, images and volumes
+//! (the engine makes them before and removes them after), and any retry.
 
 #![expect(unsafe_code, reason = "this crate is the boundary to the kernel")]
 

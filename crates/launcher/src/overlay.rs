@@ -1,16 +1,17 @@
-//! The root file system: id-mapped layers under one overlay mount, made with
-//! the new mount API so that no host path shows in the sandbox's mountinfo.
+//! The root file system: an overlay of exactly two id-mapped trees, the image
+//! and the sandbox's volume, made with the new mount API so that no host path
+//! shows in the sandbox's mountinfo.
 //!
 //! The key step is `FSCONFIG_CMD_CREATE` under the sandbox's shifted root as
 //! file-system id with the capabilities raised again (the kernel drops some of
 //! them when the fsuid leaves 0): overlayfs keeps the mounter's credentials,
-//! and only ids that the layers' mapping knows can write through it.
+//! and only ids that the trees' mapping knows can write through it.
 //!
-//! Since 6.15 the kernel takes detached trees by descriptor. Before, a layer
+//! Since 6.15 the kernel takes detached trees by descriptor. Before, a tree
 //! must be attached in the mounter's own mount namespace and be named by path:
 //! then the launcher takes a namespace of its own, which ends with it.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -21,8 +22,8 @@ use crate::sys;
 /// Every tree stays open until the overlay is created: closing a detached tree
 /// dissolves it.
 struct Trees {
-    lowers: Vec<OwnedFd>,
-    upper: OwnedFd,
+    lower: OwnedFd,
+    volume: OwnedFd,
     upper_dir: OwnedFd,
     work_dir: OwnedFd,
 }
@@ -32,14 +33,11 @@ type Naming = fn(&OwnedFd, &CStr, BorrowedFd<'_>) -> io::Result<()>;
 
 /// The detached overlay mount of `spec`, mapped for `userns`.
 pub(crate) fn mount(spec: &Spec, userns: &OwnedFd) -> Result<OwnedFd, Error> {
-    let mut lowers = Vec::with_capacity(spec.lowers.len());
-    for path in &spec.lowers {
-        lowers.push(mapped(path, userns)?);
-    }
-    let upper = mapped(&spec.upper, userns)?;
-    let upper_dir = sys::open_at(&upper, c"u").context("open upper")?;
-    let work_dir = sys::open_at(&upper, c"w").context("open work")?;
-    let trees = Trees { lowers, upper, upper_dir, work_dir };
+    let lower = mapped(&spec.lower, userns)?;
+    let volume = mapped(&spec.volume, userns)?;
+    let upper_dir = sys::open_at(&volume, c"u").context("open upper")?;
+    let work_dir = sys::open_at(&volume, c"w").context("open work")?;
+    let trees = Trees { lower, volume, upper_dir, work_dir };
 
     let fs = options()?;
     let fs = match create(&fs, &trees, spec.uid_base, sys::fsconfig_fd) {
@@ -47,26 +45,28 @@ pub(crate) fn mount(spec: &Spec, userns: &OwnedFd) -> Result<OwnedFd, Error> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL)) => {
             attach(&trees)?;
             let fs = options()?;
-            create(&fs, &trees, spec.uid_base, sys::fsconfig_fd_path)
-                .context_with(|| described(spec, &fs))?;
+            create(&fs, &trees, spec.uid_base, sys::fsconfig_fd_path).context_with(|| described(&fs))?;
             fs
         }
-        Err(error) => return Err(Error::new(described(spec, &fs), error)),
+        Err(error) => return Err(Error::new(described(&fs), error)),
     };
     sys::fsmount(&fs, sys::ATTR_NODEV).context("fsmount overlay")
 }
 
-fn described(spec: &Spec, fs: &OwnedFd) -> String {
-    format!("create overlay of {} layers ({})", spec.lowers.len(), sys::fs_log(fs))
+fn described(fs: &OwnedFd) -> String {
+    format!("create overlay ({})", sys::fs_log(fs))
 }
+
+/// Redirects, so that directories of the image can be renamed; one space of
+/// inode numbers for both trees, so that no two files have the same. No
+/// indexes and metadata-only copies: both would tie a volume to the very
+/// directory that it was first mounted from, and a snapshot is another one.
+const OPTIONS: [(&CStr, &CStr); 4] =
+    [(c"redirect_dir", c"on"), (c"xino", c"on"), (c"index", c"off"), (c"metacopy", c"off")];
 
 fn options() -> Result<OwnedFd, Error> {
     let fs = sys::fsopen(c"overlay").context("fsopen overlay")?;
-    // Redirects, indexes and metadata-only copies would tie a frozen upper
-    // directory to the stack that it was written over.
-    for (key, value) in
-        [(c"redirect_dir", c"off"), (c"index", c"off"), (c"metacopy", c"off"), (c"xino", c"off")]
-    {
+    for (key, value) in OPTIONS {
         sys::fsconfig_string(&fs, key, value).context("fsconfig overlay option")?;
     }
     Ok(fs)
@@ -75,9 +75,7 @@ fn options() -> Result<OwnedFd, Error> {
 fn create(fs: &OwnedFd, trees: &Trees, owner: u32, name: Naming) -> io::Result<()> {
     sys::become_fs_owner(owner)?;
     let created = (|| {
-        for lower in &trees.lowers {
-            name(fs, c"lowerdir+", lower.as_fd())?;
-        }
+        name(fs, c"lowerdir+", trees.lower.as_fd())?;
         name(fs, c"upperdir", trees.upper_dir.as_fd())?;
         name(fs, c"workdir", trees.work_dir.as_fd())?;
         sys::fsconfig_create(fs)
@@ -91,15 +89,14 @@ fn create(fs: &OwnedFd, trees: &Trees, owner: u32, name: Naming) -> io::Result<(
 fn attach(trees: &Trees) -> Result<(), Error> {
     sys::unshare_mounts().context("unshare mount namespace")?;
     sys::make_private().context("make the launcher's mounts private")?;
-    let stage = sys::fsopen(c"tmpfs").context("fsopen tmpfs for layers")?;
-    sys::fsconfig_create(&stage).context("create tmpfs for layers")?;
-    let stage = sys::fsmount(&stage, 0).context("fsmount tmpfs for layers")?;
-    sys::attach_at_path(&stage, c"/tmp").context("attach tmpfs for layers")?;
-    for (number, tree) in trees.lowers.iter().chain([&trees.upper]).enumerate() {
-        let shown = || format!("attach layer {number}");
-        let name = CString::new(number.to_string()).unwrap_or_default();
-        sys::mkdir_at(&stage, &name, 0o755).context_with(shown)?;
-        let place = sys::open_dir_strict(&stage, &name).context_with(shown)?;
+    let stage = sys::fsopen(c"tmpfs").context("fsopen tmpfs for trees")?;
+    sys::fsconfig_create(&stage).context("create tmpfs for trees")?;
+    let stage = sys::fsmount(&stage, 0).context("fsmount tmpfs for trees")?;
+    sys::attach_at_path(&stage, c"/tmp").context("attach tmpfs for trees")?;
+    for (name, tree) in [(c"lower", &trees.lower), (c"volume", &trees.volume)] {
+        let shown = || format!("attach {}", name.to_string_lossy());
+        sys::mkdir_at(&stage, name, 0o755).context_with(shown)?;
+        let place = sys::open_dir_strict(&stage, name).context_with(shown)?;
         sys::attach(tree, place.as_fd()).context_with(shown)?;
     }
     Ok(())

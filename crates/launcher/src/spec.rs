@@ -14,10 +14,10 @@ pub(crate) struct Spec {
     pub(crate) agent: String,
     /// Directory in which `agent.sock` is made.
     pub(crate) socket_dir: String,
-    /// Layer directories, topmost first.
-    pub(crate) lowers: Vec<String>,
-    /// Directory that holds `u` (upper) and `w` (work).
-    pub(crate) upper: String,
+    /// Root directory of the mounted image.
+    pub(crate) lower: String,
+    /// Directory of the volume, which holds `u` (upper) and `w` (work).
+    pub(crate) volume: String,
     /// First host id of the range.
     pub(crate) uid_base: u32,
     /// Network namespace to live in; without one, a new and empty one.
@@ -32,12 +32,17 @@ pub(crate) struct Spec {
     pub(crate) hostname: String,
     /// Size of /dev/shm in bytes.
     pub(crate) shm_bytes: u64,
+    /// Size of /run in bytes.
+    pub(crate) run_bytes: u64,
+    /// How often the files of this sandbox were booted before: decides where
+    /// its process numbers begin.
+    pub(crate) boots: u64,
 }
 
 impl Spec {
     /// Reads `key=value` arguments.
     pub(crate) fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
-        let mut spec = Self { shm_bytes: 64 << 20, ..Self::default() };
+        let mut spec = Self { shm_bytes: 64 << 20, run_bytes: 16 << 20, ..Self::default() };
         for arg in args {
             let Some((key, value)) = arg.split_once('=') else {
                 return Err(Error::reported(format!("argument {arg:?} is not key=value")));
@@ -47,8 +52,8 @@ impl Spec {
             match key {
                 "agent" => value.clone_into(&mut spec.agent),
                 "socket-dir" => value.clone_into(&mut spec.socket_dir),
-                "lower" => spec.lowers.push(value.to_owned()),
-                "upper" => value.clone_into(&mut spec.upper),
+                "lower" => value.clone_into(&mut spec.lower),
+                "volume" => value.clone_into(&mut spec.volume),
                 "uid-base" => {
                     spec.uid_base = u32::try_from(number()?)
                         .map_err(|_| Error::reported(format!("{key}={value}: too large")))?;
@@ -59,6 +64,8 @@ impl Spec {
                 "seccomp" => value.clone_into(&mut spec.seccomp),
                 "hostname" => value.clone_into(&mut spec.hostname),
                 "shm-bytes" => spec.shm_bytes = number()?,
+                "run-bytes" => spec.run_bytes = number()?,
+                "boots" => spec.boots = number()?,
                 _ => return Err(Error::reported(format!("unknown argument {key:?}"))),
             }
         }
@@ -69,16 +76,14 @@ impl Spec {
         for (key, value) in [
             ("agent", &spec.agent),
             ("socket-dir", &spec.socket_dir),
-            ("upper", &spec.upper),
+            ("lower", &spec.lower),
+            ("volume", &spec.volume),
             ("seccomp", &spec.seccomp),
             ("hostname", &spec.hostname),
         ] {
             if value.is_empty() {
                 return Err(Error::reported(format!("argument {key} is missing")));
             }
-        }
-        if spec.lowers.is_empty() {
-            return Err(Error::reported("argument lower is missing"));
         }
         Ok(spec)
     }
@@ -89,7 +94,7 @@ mod tests {
     use super::Spec;
 
     fn parse(extra: &[&str]) -> Result<Spec, super::Error> {
-        let args = ["agent=/a", "socket-dir=/s", "lower=/l", "upper=/u", "seccomp=/b", "hostname=h"];
+        let args = ["agent=/a", "socket-dir=/s", "lower=/l", "volume=/v", "seccomp=/b", "hostname=h"];
         Spec::from_args(args.iter().chain(extra).map(|s| (*s).to_owned()))
     }
 

@@ -31,8 +31,10 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Descriptor on which the agent finds its listener (`agent-protocol`).
 const LISTENER: RawFd = 3;
+/// Descriptor on which the agent finds the image's `/run` (`agent-protocol`).
+const IMAGE_RUN: RawFd = 4;
 /// Descriptor that holds the agent's binary until the exec.
-const AGENT: RawFd = 4;
+const AGENT: RawFd = 5;
 
 fn check(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -413,6 +415,23 @@ pub(crate) fn open_dir_strict(dir: &OwnedFd, name: &CStr) -> io::Result<OwnedFd>
     openat2(dir, name, libc::O_PATH | libc::O_DIRECTORY)
 }
 
+/// A directory that was opened by path alone, so that it can be read.
+pub(crate) fn open_readable_dir(dir: &OwnedFd) -> io::Result<OwnedFd> {
+    openat2(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY)
+}
+
+/// The first bytes of a small file.
+pub(crate) fn read_at(dir: &OwnedFd, name: &CStr) -> io::Result<String> {
+    let file = std::fs::File::from(openat2(dir, name, libc::O_RDONLY)?);
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, 64), &mut text)?;
+    Ok(text)
+}
+
+pub(crate) fn write_at(dir: &OwnedFd, name: &CStr, bytes: &[u8]) -> io::Result<()> {
+    io::Write::write_all(&mut std::fs::File::from(openat2(dir, name, libc::O_WRONLY)?), bytes)
+}
+
 pub(crate) fn mkdir_at(dir: &OwnedFd, name: &CStr, mode: u32) -> io::Result<()> {
     // SAFETY: live C string.
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }.into()).map(drop)
@@ -555,8 +574,13 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
     capset([half(mask), half(mask >> 32)])
 }
 
-/// Standard streams to /dev/null, the listener at its place, nothing else.
-pub(crate) fn prepare_descriptors(listener: &OwnedFd, agent: &OwnedFd) -> io::Result<()> {
+/// Standard streams to /dev/null, the listener and the image's `/run` at their
+/// places, nothing else.
+pub(crate) fn prepare_descriptors(
+    listener: &OwnedFd,
+    agent: &OwnedFd,
+    image_run: &OwnedFd,
+) -> io::Result<()> {
     let null = open("/dev/null", libc::O_RDWR)?;
     // Copies out of the way first, so that no dup2 closes what a later needs.
     let high = |fd: BorrowedFd<'_>| -> io::Result<OwnedFd> {
@@ -564,6 +588,7 @@ pub(crate) fn prepare_descriptors(listener: &OwnedFd, agent: &OwnedFd) -> io::Re
         owned(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) }.into())
     };
     let (null, listener, agent) = (high(null.as_fd())?, high(listener.as_fd())?, high(agent.as_fd())?);
+    let image_run = high(image_run.as_fd())?;
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: plain integers; descriptors above AGENT become close-on-exec.
     unsafe {
@@ -571,6 +596,7 @@ pub(crate) fn prepare_descriptors(listener: &OwnedFd, agent: &OwnedFd) -> io::Re
             check(libc::dup2(null.as_raw_fd(), fd).into())?;
         }
         check(libc::dup2(listener.as_raw_fd(), LISTENER).into())?;
+        check(libc::dup2(image_run.as_raw_fd(), IMAGE_RUN).into())?;
         check(libc::dup3(agent.as_raw_fd(), AGENT, libc::O_CLOEXEC).into())?;
         check(libc::syscall(libc::SYS_close_range, AGENT + 1, c_uint::MAX, 4 /* CLOEXEC */))?;
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core).into())?;

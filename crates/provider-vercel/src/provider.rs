@@ -7,9 +7,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
     BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Environment, Expiration, ForkSandbox, ListOf,
-    ListSandboxes, LogEvent, Namespace, NetworkPolicy, Order, Page, ProviderError, Result, Resumed,
-    Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxProvider, Snapshot, SnapshotTree, Source,
-    StdinSource, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
+    ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, Order, Page, ProviderError, Result,
+    Resumed, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxProvider, Snapshot, SnapshotRequest,
+    SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream,
+    UpdateSandbox,
 };
 use dormouse_types::{CommandId, SnapshotId};
 use dormouse_wire as wire;
@@ -95,6 +96,17 @@ impl Vercel {
         }
         Ok(())
     }
+}
+
+/// Copies of a run that goes on are ours alone: a server that does not know
+/// them would stop it, or copy something else.
+fn check_live(session: &wire::Session) -> Result<()> {
+    if session.live {
+        return Ok(());
+    }
+    Err(ProviderError::Invalid(
+        "this sandbox provider cannot copy the files of a sandbox that goes on".to_owned(),
+    ))
 }
 
 fn paged(call: Call, page: &Page) -> Call {
@@ -187,6 +199,10 @@ impl SandboxProvider for Vercel {
     async fn fork(&self, request: ForkSandbox) -> Result<Resumed> {
         let key = request.key;
         let source = SandboxKey { namespace: key.namespace.clone(), name: request.source };
+        if request.live {
+            let found: wire::SandboxReply = self.transport.json(&self.lookup(&source, false)).await?;
+            check_live(&found.session)?;
+        }
         let mut changes = request.changes;
         // Labels are copied whole or not at all, and ours must be a new one.
         let mut tags = match changes.tags.take() {
@@ -198,6 +214,7 @@ impl SandboxProvider for Vercel {
         let body = wire::ForkRequest {
             name: Some(key.name.to_string()),
             env: request.env,
+            live: request.live,
             changes: requests::changes(changes)?,
             ..wire::ForkRequest::default()
         };
@@ -247,11 +264,19 @@ impl SandboxProvider for Vercel {
         Ok(stopped)
     }
 
-    async fn snapshot(&self, run: &RunRef, expiration: Option<Expiration>) -> Result<(Snapshot, Run)> {
-        let body = wire::SnapshotRequest { expiration: expiration.map(requests::expiration) };
+    async fn snapshot(&self, run: &RunRef, request: SnapshotRequest) -> Result<MadeSnapshot> {
+        if request.live {
+            check_live(&self.session(run).await?.session)?;
+        }
+        let expiration = request.expiration.map(requests::expiration);
+        let body = wire::SnapshotRequest { expiration, live: request.live };
         let call = Call::post(run_path(run, "/snapshot"), of_run(run)).json(&body)?.patient();
         let reply: wire::MadeSnapshotReply = self.transport.json(&call).await?;
-        Ok((replies::snapshot(reply.snapshot)?, replies::run(reply.session, None)?))
+        Ok(MadeSnapshot {
+            snapshot: replies::snapshot(reply.snapshot)?,
+            run: replies::run(reply.session, None)?,
+            stall: reply.stall_micros.map(Duration::from_micros),
+        })
     }
 
     async fn snapshots(&self, _: &Namespace, list: ListOf) -> Result<(Vec<Snapshot>, Option<String>)> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_provider::{
-    Action, Command, CustomPolicy, DomainPolicy, Expiration, KeepLast, NetworkPolicy, ProviderError,
+    Action, Command, CustomPolicy, DiskUse, DomainPolicy, Expiration, KeepLast, NetworkPolicy, ProviderError,
     Resources, Result, Resumed, Retention, Route, Rule, Run, RunStatus, Sandbox, Snapshot, SnapshotKind,
     SnapshotNode, SnapshotStatus, SnapshotTree,
 };
@@ -107,6 +107,11 @@ pub(crate) fn sandbox(sandbox: wire::Sandbox) -> Result<Sandbox> {
         status_updated_at: Timestamp(sandbox.status_updated_at.unwrap_or(sandbox.updated_at)),
         snapshot_expiration: sandbox.snapshot_expiration.map(expiration),
         retention: retention(sandbox.keep_last_snapshots),
+        disk: sandbox.disk.map(|disk| DiskUse {
+            used_bytes: disk.used_bytes,
+            limit_bytes: disk.limit_bytes,
+            snapshots: disk.snapshots,
+        }),
     })
 }
 
@@ -133,6 +138,7 @@ pub(crate) fn run(session: wire::Session, of: Option<&str>) -> Result<Run> {
         stop_reason: session.stop_reason,
         runtime: session.runtime,
         network: policy(session.network_policy)?,
+        warnings: session.warnings,
     })
 }
 

@@ -7,6 +7,7 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+mod health;
 mod model;
 mod policy;
 mod ports;
@@ -14,12 +15,13 @@ mod ports;
 use std::pin::Pin;
 
 pub use error::{ProviderError, Result};
+pub use health::{HealthCheck, HealthSource, HealthState};
 pub use model::{
-    CloneDirectory, Command, CommandSpec, CreateSandbox, Environment, Expiration, ForkSandbox, GitSource,
-    KeepLast, ListOf, ListSandboxes, LogEvent, Namespace, Order, Page, Resources, ResourcesRequest, Resumed,
-    Retention, Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxSort, Snapshot, SnapshotKind,
-    SnapshotNode, SnapshotStatus, SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalInput,
-    TerminalOutput, TerminalSize, UpdateSandbox,
+    CloneDirectory, Command, CommandSpec, CreateSandbox, DiskUse, Environment, Expiration, ForkSandbox,
+    GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, Order, Page, Resources,
+    ResourcesRequest, Resumed, Retention, Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxSort,
+    Snapshot, SnapshotKind, SnapshotNode, SnapshotRequest, SnapshotStatus, SnapshotTree, Source, StdinSource,
+    StopReason, Stopped, TerminalInput, TerminalOutput, TerminalSize, UpdateSandbox,
 };
 pub use policy::{
     Action, CustomPolicy, DirectResponse, DomainPolicy, KeyValueMatcher, Matcher, NetworkPolicy,
@@ -59,8 +61,8 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// The sandbox as it stands; never wakes it.
     async fn get(&self, key: &SandboxKey) -> Result<Resumed>;
 
-    /// The sandbox with a live run: the current one, or a new one from the
-    /// current snapshot. Waits for a stop in progress.
+    /// The sandbox with a live run: the current one, or a new one with the
+    /// files of the last stop. Waits for a stop in progress.
     async fn resume(&self, key: &SandboxKey) -> Result<Resumed>;
 
     /// Sandboxes of a namespace, and the cursor of the next page.
@@ -73,8 +75,9 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// Changes a sandbox, whatever its state.
     async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<Resumed>;
 
-    /// Makes a sandbox from the last snapshot (else the image) and the
-    /// configuration of another.
+    /// Makes a sandbox from the files and the configuration of another. The
+    /// files are those of its last snapshot; of one that keeps no snapshots
+    /// ([`Retention::Current`]), or with `live`, those that it has now.
     ///
     /// # Errors
     /// As [`SandboxProvider::create`].
@@ -93,13 +96,16 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// Runs of a namespace or of one sandbox.
     async fn runs(&self, namespace: &Namespace, list: ListOf) -> Result<(Vec<Run>, Option<String>)>;
 
-    /// Ends the run; a persistent sandbox keeps everything in a snapshot.
-    /// Ending an ended run changes nothing.
+    /// Ends the run; a persistent sandbox keeps everything, in a snapshot too
+    /// where its retention wants one. Ending an ended run changes nothing.
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped>;
 
     /// Ends the run and keeps its files in a manual snapshot, also when the
-    /// sandbox is not persistent. `expiration` is for this snapshot alone.
-    async fn snapshot(&self, run: &RunRef, expiration: Option<Expiration>) -> Result<(Snapshot, Run)>;
+    /// sandbox is not persistent. A live one leaves the run going.
+    ///
+    /// # Errors
+    /// [`ProviderError::Invalid`] where this provider makes no live ones.
+    async fn snapshot(&self, run: &RunRef, request: SnapshotRequest) -> Result<MadeSnapshot>;
 
     /// Snapshots of a namespace or of one sandbox, deleted ones included.
     async fn snapshots(&self, namespace: &Namespace, list: ListOf)

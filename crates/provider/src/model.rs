@@ -146,7 +146,8 @@ pub struct KeepLast {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Retention {
-    /// Automatic ones only while they are current; manual ones until deleted.
+    /// Automatic ones at most while they are current: a provider that keeps a
+    /// stopped sandbox's files otherwise makes none. Manual ones until deleted.
     #[default]
     Current,
     /// All, until they expire.
@@ -242,8 +243,42 @@ pub struct ForkSandbox {
     pub key: SandboxKey,
     /// Environment of every command.
     pub env: Option<BTreeMap<String, String>>,
+    /// Copy the source's files as they are now, not as its last snapshot has
+    /// them.
+    pub live: bool,
     /// Everything else.
     pub changes: UpdateSandbox,
+}
+
+/// A snapshot to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SnapshotRequest {
+    /// For this snapshot alone.
+    pub expiration: Option<Expiration>,
+    /// The run goes on; its processes stand still for the moment.
+    pub live: bool,
+}
+
+/// A snapshot that was made.
+#[derive(Debug, Clone)]
+pub struct MadeSnapshot {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// The run that it was made of.
+    pub run: Run,
+    /// How long its processes stood still, if it goes on.
+    pub stall: Option<Duration>,
+}
+
+/// What a sandbox holds on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Bytes that it wrote and that it, or a snapshot of it, still holds.
+    pub used_bytes: u64,
+    /// Bytes that it may hold; `None`: not limited.
+    pub limit_bytes: Option<u64>,
+    /// Snapshots of it that are there, which hold what it deleted since.
+    pub snapshots: u64,
 }
 
 /// A port of a sandbox, and the name under which it is reached.
@@ -398,6 +433,8 @@ pub struct Sandbox {
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.
     pub retention: Retention,
+    /// What it holds on disk, where the provider counts; not in lists.
+    pub disk: Option<DiskUse>,
 }
 
 /// One boot of a sandbox.
@@ -434,6 +471,9 @@ pub struct Run {
     pub runtime: Option<String>,
     /// Policy in force.
     pub network: NetworkPolicy,
+    /// What did not go as it should and did not keep it from starting; fit to
+    /// show to a caller.
+    pub warnings: Vec<String>,
 }
 
 impl Run {
@@ -508,8 +548,7 @@ pub struct Snapshot {
     pub kind: SnapshotKind,
     /// Whether it is still there.
     pub status: SnapshotStatus,
-    /// Bytes of all its layers, those of its image included, as far as they
-    /// were counted.
+    /// Bytes of its files, those of its image included.
     pub size_bytes: u64,
     /// When it was made.
     pub created_at: Timestamp,

@@ -120,6 +120,15 @@ impl Db {
         synced.await.map_err(std::io::Error::other)?
     }
 
+    /// Asks the database something, to see whether it answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] when it does not.
+    pub async fn ping(&self) -> crate::Result<()> {
+        let answered = sqlx::query("SELECT 1").execute(&self.readers).await;
+        answered.map(drop).map_err(StoreError::database("ping"))
+    }
+
     /// Ends all connections.
     pub async fn close(&self) {
         self.readers.close().await;

@@ -1,205 +1,152 @@
-//! Tables `images` and `layers`.
+//! Table `images`.
 
-use dormouse_types::{ImageId, LayerId, Timestamp};
+use dormouse_types::{ImageId, Timestamp};
 
-use crate::db::{Db, StoreError, commit, json, typed};
+use crate::db::{Db, StoreError, commit, typed};
+use crate::garbage::{self, GarbageKind};
 
 /// One base image.
 #[derive(Debug, Clone)]
 pub struct ImageRow {
     /// Its id.
     pub id: ImageId,
-    /// Its unique name.
+    /// Its name, unique among those that were not replaced.
     pub name: String,
-    /// Layers, bottom first.
-    pub layers: Vec<LayerId>,
-    /// What it was built from, for people.
-    pub source: String,
-    /// Bytes on disk.
+    /// SHA-256 of its file, in hex.
+    pub digest: String,
+    /// Bytes of that file.
     pub size_bytes: i64,
+    /// Configuration as JSON; only the engine reads it.
+    pub config: String,
+    /// What it was built from; shown to users, never interpreted.
+    pub source: String,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Since when another one has its name.
+    pub replaced_at: Option<Timestamp>,
 }
 
-/// One layer.
-#[derive(Debug, Clone)]
-pub struct LayerRow {
-    /// Its id.
-    pub id: LayerId,
-    /// Bytes on disk, once counted.
-    pub size_bytes: Option<i64>,
-    /// When it was made.
-    pub created_at: Timestamp,
-}
+const COLUMNS: &str = "id, name, digest, size_bytes, config, source, created_at, replaced_at";
 
-type Raw = (String, String, String, String, i64, i64);
+type Raw = (String, String, String, i64, String, String, i64, Option<i64>);
 
-fn row((id, name, layers, source, size_bytes, created): Raw) -> crate::Result<ImageRow> {
+fn row((id, name, digest, size_bytes, config, source, created, replaced): Raw) -> crate::Result<ImageRow> {
     Ok(ImageRow {
         id: typed(&id, "images", "id")?,
         name,
-        layers: json(&layers, "images", "layers")?,
-        source,
+        digest,
         size_bytes,
+        config,
+        source,
         created_at: Timestamp(created),
+        replaced_at: replaced.map(Timestamp),
     })
 }
 
 impl Db {
-    /// Adds an image with its new layers; one of the same name loses the name
-    /// and stays for the sandboxes that stand on it.
-    pub async fn insert_image(&self, image: &ImageRow, new: &[LayerRow]) -> crate::Result<()> {
+    /// Adds an image. One of the same name loses the name and stays for the
+    /// sandboxes that stand on it.
+    pub async fn insert_image(&self, image: &ImageRow) -> crate::Result<()> {
         let mut tx = self.write().await?;
-        for layer in new {
-            sqlx::query("INSERT INTO layers (id, size_bytes, created_at) VALUES ($1, $2, $3)")
-                .bind(layer.id.as_str())
-                .bind(layer.size_bytes)
-                .bind(layer.created_at.0)
-                .execute(&mut *tx)
-                .await
-                .map_err(StoreError::database("insert layer"))?;
-        }
-        sqlx::query("UPDATE images SET name = name || '@' || id WHERE name = $1")
+        sqlx::query("UPDATE images SET replaced_at = $1 WHERE name = $2 AND replaced_at IS NULL")
+            .bind(image.created_at.0)
             .bind(&image.name)
             .execute(&mut *tx)
             .await
-            .map_err(StoreError::database("rename image"))?;
+            .map_err(StoreError::database("replace image"))?;
         sqlx::query(
-            "INSERT INTO images (id, name, layers, source, size_bytes, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO images (id, name, digest, size_bytes, config, source, created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(image.id.as_str())
         .bind(&image.name)
-        .bind(serde_json::to_string(&image.layers).unwrap_or_default())
-        .bind(&image.source)
+        .bind(&image.digest)
         .bind(image.size_bytes)
+        .bind(&image.config)
+        .bind(&image.source)
         .bind(image.created_at.0)
         .execute(&mut *tx)
         .await
         .map_err(StoreError::unique("insert image", format!("image {}", image.name)))?;
+        // The same files may have been on their way out.
+        garbage::spare(&mut tx, GarbageKind::Image, &image.digest).await?;
         commit(tx, "insert image").await
     }
 
-    /// The image with this name.
+    /// The image that has this name.
     pub async fn image(&self, name: &str) -> crate::Result<Option<ImageRow>> {
-        sqlx::query_as::<_, Raw>(
-            "SELECT id, name, layers, source, size_bytes, created_at FROM images WHERE name = $1",
-        )
-        .bind(name)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(StoreError::database(format!("read image {name}")))?
-        .map(row)
-        .transpose()
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE name = $1 AND replaced_at IS NULL");
+        sqlx::query_as::<_, Raw>(sqlx::AssertSqlSafe(sql))
+            .bind(name)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(StoreError::database(format!("read image {name}")))?
+            .map(row)
+            .transpose()
     }
 
     /// The image with this id.
     pub async fn image_by_id(&self, id: &ImageId) -> crate::Result<Option<ImageRow>> {
-        sqlx::query_as::<_, Raw>(
-            "SELECT id, name, layers, source, size_bytes, created_at FROM images WHERE id = $1",
-        )
-        .bind(id.as_str())
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(StoreError::database(format!("read image {id}")))?
-        .map(row)
-        .transpose()
-    }
-
-    /// All images, newest first.
-    pub async fn images(&self) -> crate::Result<Vec<ImageRow>> {
-        sqlx::query_as::<_, Raw>(
-            "SELECT id, name, layers, source, size_bytes, created_at FROM images
-             ORDER BY created_at DESC, id DESC",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(StoreError::database("list images"))?
-        .into_iter()
-        .map(row)
-        .collect()
-    }
-
-    /// Adds a layer that was made before the row that will refer to it.
-    pub async fn insert_layer(&self, layer: &LayerRow) -> crate::Result<()> {
-        let mut tx = self.write().await?;
-        sqlx::query(
-            "INSERT INTO layers (id, size_bytes, created_at) VALUES ($1, $2, $3)
-             ON CONFLICT (id) DO NOTHING",
-        )
-        .bind(layer.id.as_str())
-        .bind(layer.size_bytes)
-        .bind(layer.created_at.0)
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::database("insert layer"))?;
-        commit(tx, "insert layer").await
-    }
-
-    /// Layers whose size nobody has counted yet.
-    pub async fn uncounted_layers(&self, limit: i64) -> crate::Result<Vec<LayerId>> {
-        let rows: Vec<(String,)> =
-            sqlx::query_as("SELECT id FROM layers WHERE size_bytes IS NULL ORDER BY created_at LIMIT $1")
-                .bind(limit)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(StoreError::database("list uncounted layers"))?;
-        rows.iter().map(|(id,)| typed(id, "layers", "id")).collect()
-    }
-
-    /// Records the size of a layer.
-    pub async fn set_layer_size(&self, id: &LayerId, size_bytes: i64) -> crate::Result<()> {
-        let mut tx = self.write().await?;
-        sqlx::query("UPDATE layers SET size_bytes = $1 WHERE id = $2")
-            .bind(size_bytes)
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::database(format!("size layer {id}")))?;
-        commit(tx, "size layer").await
-    }
-
-    /// Sum of the counted sizes of these layers.
-    pub async fn layers_size(&self, ids: &[LayerId]) -> crate::Result<i64> {
-        let list = serde_json::to_string(ids).unwrap_or_default();
-        let (sum,): (i64,) = sqlx::query_as(
-            "SELECT COALESCE(SUM(size_bytes), 0) FROM layers
-             WHERE id IN (SELECT value FROM json_each($1))",
-        )
-        .bind(list)
-        .fetch_one(&self.readers)
-        .await
-        .map_err(StoreError::database("sum layer sizes"))?;
-        Ok(sum)
-    }
-
-    /// Forgets layers that no image, snapshot or live run stands on, and
-    /// returns them: their directories are of no more use.
-    pub async fn forget_unused_layers(&self) -> crate::Result<Vec<LayerId>> {
-        let mut tx = self.write().await?;
-        let rows: Vec<(String,)> = sqlx::query_as(
-            "DELETE FROM layers WHERE id NOT IN (
-               SELECT value FROM images, json_each(images.layers)
-               UNION SELECT value FROM snapshots, json_each(snapshots.layers)
-                 WHERE snapshots.status = 'created'
-               UNION SELECT value FROM runs, json_each(runs.layers)
-                 WHERE runs.status IN ('pending', 'running', 'stopping', 'snapshotting'))
-             RETURNING id",
-        )
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(StoreError::database("forget unused layers"))?;
-        commit(tx, "forget unused layers").await?;
-        rows.iter().map(|(id,)| typed(id, "layers", "id")).collect()
-    }
-
-    /// Whether a layer is known.
-    pub async fn has_layer(&self, id: &LayerId) -> crate::Result<bool> {
-        let found: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM layers WHERE id = $1")
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE id = $1");
+        sqlx::query_as::<_, Raw>(sqlx::AssertSqlSafe(sql))
             .bind(id.as_str())
             .fetch_optional(&self.readers)
             .await
-            .map_err(StoreError::database(format!("read layer {id}")))?;
+            .map_err(StoreError::database(format!("read image {id}")))?
+            .map(row)
+            .transpose()
+    }
+
+    /// All images, newest first, replaced ones included.
+    pub async fn images(&self) -> crate::Result<Vec<ImageRow>> {
+        let sql = format!("SELECT {COLUMNS} FROM images ORDER BY created_at DESC, id DESC");
+        sqlx::query_as::<_, Raw>(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(StoreError::database("list images"))?
+            .into_iter()
+            .map(row)
+            .collect()
+    }
+
+    /// Forgets images that were replaced before `before` and that no sandbox
+    /// and no snapshot stands on; their files become garbage. How many those
+    /// were.
+    pub async fn forget_replaced_images(&self, before: Timestamp, now: Timestamp) -> crate::Result<u64> {
+        let mut tx = self.write().await?;
+        // Found by index: few images are ever replaced, and each asks for one
+        // row of either kind.
+        let gone: Vec<(String,)> = sqlx::query_as(
+            "DELETE FROM images WHERE replaced_at IS NOT NULL AND replaced_at < $1
+               AND NOT EXISTS (SELECT 1 FROM sandboxes WHERE image_id = images.id)
+               AND NOT EXISTS (SELECT 1 FROM snapshots WHERE image_id = images.id AND status = 'created')
+             RETURNING digest",
+        )
+        .bind(before.0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(StoreError::database("forget replaced images"))?;
+        for (digest,) in &gone {
+            let others: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM images WHERE digest = $1 LIMIT 1")
+                .bind(digest)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(StoreError::database("look for an image of the same files"))?;
+            if others.is_none() {
+                garbage::add(&mut tx, GarbageKind::Image, digest, now).await?;
+            }
+        }
+        commit(tx, "forget replaced images").await?;
+        Ok(gone.len() as u64)
+    }
+
+    /// Whether an image has these files.
+    pub async fn has_image_file(&self, digest: &str) -> crate::Result<bool> {
+        let found: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM images WHERE digest = $1 LIMIT 1")
+            .bind(digest)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(StoreError::database(format!("look for image file {digest}")))?;
         Ok(found.is_some())
     }
 }

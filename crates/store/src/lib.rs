@@ -8,6 +8,7 @@
 
 mod accounts;
 mod db;
+mod garbage;
 mod images;
 mod keys;
 mod organizations;
@@ -19,10 +20,11 @@ mod snapshots;
 
 pub use accounts::AccountRow;
 pub use db::{Db, StoreError, Tx};
-pub use images::{ImageRow, LayerRow};
+pub use garbage::{Garbage, GarbageKind};
+pub use images::ImageRow;
 pub use keys::KeyRow;
 pub use organizations::OrgRow;
-pub use runs::{RunProcess, RunRow};
+pub use runs::{RunEnd, RunProcess, RunRow, Volume, VolumeState};
 pub use sandboxes::{RouteRow, SandboxFilter, SandboxOrder, SandboxRow, SnapshotsOfDeleted};
 pub use secret::{ApiKey, hash_secret};
 pub use sessions::{SessionFilter, SessionRow};

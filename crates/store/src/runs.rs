@@ -1,10 +1,12 @@
 //! Table `runs`.
 
-use dormouse_types::{LayerId, RunId, SandboxId, SandboxName, SnapshotId, Timestamp};
+use dormouse_types::{RunId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use crate::db::{Db, StoreError, Tx, commit, json, typed};
+use crate::garbage::{self, GarbageKind};
+use crate::snapshots::{Retire, SnapshotRow};
 
 /// One boot of a sandbox.
 #[derive(Debug, Clone)]
@@ -23,8 +25,8 @@ pub struct RunRow {
     pub config: String,
     /// What it started from.
     pub source_snapshot: Option<SnapshotId>,
-    /// Layers that it stands on, bottom first.
-    pub layers: Vec<LayerId>,
+    /// Its files.
+    pub volume_id: VolumeId,
     /// The host process, once it exists.
     pub process: Option<RunProcess>,
     /// Hard lifetime in milliseconds.
@@ -41,6 +43,11 @@ pub struct RunRow {
     pub stopped_at: Option<Timestamp>,
     /// Why it ended.
     pub stop_reason: Option<String>,
+    /// What becomes of its files, as JSON, decided before its processes end;
+    /// only the engine reads it.
+    pub ending: Option<String>,
+    /// What did not go as it should and did not keep it from starting.
+    pub warnings: Vec<String>,
     /// When the row last changed.
     pub updated_at: Timestamp,
 }
@@ -58,9 +65,50 @@ pub struct RunProcess {
     pub slot: u32,
 }
 
-const COLUMNS: &str = "id, sandbox_id, namespace, sandbox_name, status, config, source_snapshot, layers,
+/// The end of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct RunEnd<'a> {
+    /// Which run.
+    pub run: &'a RunRow,
+    /// Its last status.
+    pub status: &'a str,
+    /// Why it ended.
+    pub reason: &'a str,
+    /// The snapshot that was made of its files.
+    pub snapshot: Option<&'a SnapshotRow>,
+    /// Which older snapshots go.
+    pub retire: Option<Retire>,
+    /// What becomes of its volume.
+    pub volume: Volume,
+    /// When that is.
+    pub now: Timestamp,
+}
+
+/// What becomes of the volume of a run that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volume {
+    /// The sandbox's next run continues with it.
+    Kept,
+    /// It goes.
+    Dropped,
+    /// It goes, since the sandbox's next run was told to start from a snapshot.
+    RolledBack,
+}
+
+/// What is below a sandbox's volume, and how old its files are.
+#[derive(Debug, Clone)]
+pub struct VolumeState {
+    /// The last snapshot whose files it continues.
+    pub descends_from: Option<SnapshotId>,
+    /// Bytes of the image, and of the snapshot that it was copied from.
+    pub base_bytes: i64,
+    /// Runs that its files have seen, this one included.
+    pub boots: i64,
+}
+
+const COLUMNS: &str = "id, sandbox_id, namespace, sandbox_name, status, config, source_snapshot, volume_id,
     pid, pid_start, boot_id, slot, timeout_ms, expires_at, requested_at, started_at,
-    stop_requested_at, stopped_at, stop_reason, updated_at";
+    stop_requested_at, stopped_at, stop_reason, ending, warnings, updated_at";
 
 fn row(raw: &SqliteRow) -> crate::Result<RunRow> {
     let text = |column: &'static str| -> crate::Result<String> {
@@ -92,7 +140,7 @@ fn row(raw: &SqliteRow) -> crate::Result<RunRow> {
         source_snapshot: optional("source_snapshot")?
             .map(|id| typed(&id, "runs", "source_snapshot"))
             .transpose()?,
-        layers: json(&text("layers")?, "runs", "layers")?,
+        volume_id: typed(&text("volume_id")?, "runs", "volume_id")?,
         process,
         timeout_ms: number("timeout_ms")?.unwrap_or(0),
         expires_at: number("expires_at")?.map(Timestamp),
@@ -101,6 +149,8 @@ fn row(raw: &SqliteRow) -> crate::Result<RunRow> {
         stop_requested_at: number("stop_requested_at")?.map(Timestamp),
         stopped_at: number("stopped_at")?.map(Timestamp),
         stop_reason: optional("stop_reason")?,
+        ending: optional("ending")?,
+        warnings: json(&text("warnings")?, "runs", "warnings")?,
         updated_at: Timestamp(number("updated_at")?.unwrap_or(0)),
     })
 }
@@ -108,7 +158,7 @@ fn row(raw: &SqliteRow) -> crate::Result<RunRow> {
 pub(crate) async fn insert(tx: &mut Tx<'_>, run: &RunRow) -> crate::Result<()> {
     sqlx::query(
         "INSERT INTO runs (id, sandbox_id, namespace, sandbox_name, status, config,
-         source_snapshot, layers, timeout_ms, requested_at, updated_at)
+         source_snapshot, volume_id, timeout_ms, requested_at, updated_at)
          VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)",
     )
     .bind(run.id.as_str())
@@ -118,7 +168,7 @@ pub(crate) async fn insert(tx: &mut Tx<'_>, run: &RunRow) -> crate::Result<()> {
     .bind(&run.status)
     .bind(&run.config)
     .bind(run.source_snapshot.as_ref().map(SnapshotId::as_str))
-    .bind(serde_json::to_string(&run.layers).unwrap_or_default())
+    .bind(run.volume_id.as_str())
     .bind(run.timeout_ms)
     .bind(run.requested_at.0)
     .bind(run.updated_at.0)
@@ -155,11 +205,40 @@ async fn status_changed(tx: &mut Tx<'_>, run: &RunId, now: Timestamp) -> crate::
     .map_err(StoreError::database(format!("move the status of the sandbox of {run}")))
 }
 
+/// The sandbox has this volume no more, and the volume's files go.
+pub(crate) async fn drop_volume(
+    tx: &mut Tx<'_>,
+    sandbox: &SandboxId,
+    volume: &VolumeId,
+    now: Timestamp,
+) -> crate::Result<()> {
+    garbage::add(tx, GarbageKind::Volume, volume.as_str(), now).await?;
+    sqlx::query("UPDATE sandboxes SET volume_id = NULL WHERE id = $1 AND volume_id = $2")
+        .bind(sandbox.as_str())
+        .bind(volume.as_str())
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+        .map_err(StoreError::database(format!("drop {volume}")))
+}
+
 impl Db {
-    /// Adds a run to an existing sandbox.
-    pub async fn insert_run(&self, run: &RunRow) -> crate::Result<()> {
+    /// Adds a run to an existing sandbox, whose volume is the run's from now on.
+    pub async fn insert_run(&self, run: &RunRow, volume: &VolumeState) -> crate::Result<()> {
         let mut tx = self.write().await?;
         insert(&mut tx, run).await?;
+        sqlx::query(
+            "UPDATE sandboxes SET volume_id = $1, descends_from = $2, base_bytes = $3, boots = $4
+             WHERE id = $5",
+        )
+        .bind(run.volume_id.as_str())
+        .bind(volume.descends_from.as_ref().map(SnapshotId::as_str))
+        .bind(volume.base_bytes)
+        .bind(volume.boots)
+        .bind(run.sandbox_id.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(StoreError::database(format!("give {} to its sandbox", run.volume_id)))?;
         commit(tx, "insert run").await
     }
 
@@ -242,10 +321,11 @@ impl Db {
         Ok(count)
     }
 
-    /// The run takes commands from now on.
+    /// The run takes commands from now on, with the configuration and the
+    /// warnings that `run` has.
     pub async fn run_started(
         &self,
-        id: &RunId,
+        run: &RunRow,
         process: &RunProcess,
         now: Timestamp,
         expires_at: Timestamp,
@@ -253,7 +333,8 @@ impl Db {
         let mut tx = self.write().await?;
         sqlx::query(
             "UPDATE runs SET status = 'running', pid = $1, pid_start = $2, boot_id = $3, slot = $4,
-             started_at = $5, expires_at = $6, updated_at = $5 WHERE id = $7 AND status = 'pending'",
+             started_at = $5, expires_at = $6, config = $7, warnings = $8, updated_at = $5
+             WHERE id = $9 AND status = 'pending'",
         )
         .bind(process.pid)
         .bind(i64::try_from(process.start_time).unwrap_or(i64::MAX))
@@ -261,22 +342,26 @@ impl Db {
         .bind(process.slot)
         .bind(now.0)
         .bind(expires_at.0)
-        .bind(id.as_str())
+        .bind(&run.config)
+        .bind(serde_json::to_string(&run.warnings).unwrap_or_default())
+        .bind(run.id.as_str())
         .execute(&mut *tx)
         .await
-        .map_err(StoreError::database(format!("start run {id}")))?;
-        status_changed(&mut tx, id, now).await?;
+        .map_err(StoreError::database(format!("start run {}", run.id)))?;
+        status_changed(&mut tx, &run.id, now).await?;
         commit(tx, "start run").await
     }
 
-    /// The run is on its way out.
-    pub async fn run_stopping(&self, id: &RunId, now: Timestamp) -> crate::Result<()> {
+    /// The run is on its way out. `ending` says what becomes of its files,
+    /// for whoever has to finish this after a crash; the first one counts.
+    pub async fn run_stopping(&self, id: &RunId, ending: &str, now: Timestamp) -> crate::Result<()> {
         let mut tx = self.write().await?;
         sqlx::query(
-            "UPDATE runs SET status = 'stopping', stop_requested_at = $1, updated_at = $1
-             WHERE id = $2 AND status IN ('pending', 'running')",
+            "UPDATE runs SET status = 'stopping', stop_requested_at = $1, updated_at = $1, ending = $2
+             WHERE id = $3 AND status IN ('pending', 'running')",
         )
         .bind(now.0)
+        .bind(ending)
         .bind(id.as_str())
         .execute(&mut *tx)
         .await
@@ -321,17 +406,35 @@ impl Db {
         commit(tx, "extend run").await
     }
 
-    /// The run has ended, with nothing kept.
-    pub async fn run_ended(
+    /// The run never came up. A volume that was `made` for it goes; one that
+    /// was there before is as it was.
+    pub async fn run_failed(
         &self,
-        id: &RunId,
-        status: &str,
+        run: &RunRow,
+        made: bool,
         reason: &str,
         now: Timestamp,
     ) -> crate::Result<()> {
         let mut tx = self.write().await?;
-        ended(&mut tx, id, status, reason, now).await?;
+        if made {
+            drop_volume(&mut tx, &run.sandbox_id, &run.volume_id, now).await?;
+        }
+        ended(&mut tx, &run.id, "failed", reason, now).await?;
         commit(tx, "end run").await
+    }
+
+    /// Whether another run of the same sandbox had the volume of `run` before.
+    pub async fn volume_had_runs(&self, run: &RunRow) -> crate::Result<bool> {
+        let found: Option<(i64,)> = sqlx::query_as(
+            "SELECT 1 FROM runs WHERE sandbox_id = $1 AND volume_id = $2 AND id <> $3 LIMIT 1",
+        )
+        .bind(run.sandbox_id.as_str())
+        .bind(run.volume_id.as_str())
+        .bind(run.id.as_str())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(StoreError::database(format!("look for other runs of {}", run.volume_id)))?;
+        Ok(found.is_some())
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_types::{ImageId, SandboxId, SandboxName, SnapshotId, Timestamp};
-use sqlx::QueryBuilder;
+use dormouse_types::{ImageId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row as _};
 
 use crate::db::{Db, StoreError, Tx, commit, typed};
+use crate::garbage::{self, GarbageKind};
 use crate::runs::{self, RunRow};
-use crate::snapshots::GOES;
+use crate::snapshots::{self, GOES};
 
 /// One sandbox.
 #[derive(Debug, Clone)]
@@ -24,8 +26,17 @@ pub struct SandboxRow {
     pub image_id: ImageId,
     /// Configuration as JSON; only the engine reads it.
     pub config: String,
-    /// What the next run starts from.
+    /// What forks copy, and what a run without volume starts from.
     pub current_snapshot: Option<SnapshotId>,
+    /// Its files; `None`: the next run makes a volume.
+    pub volume_id: Option<VolumeId>,
+    /// The last snapshot whose files the volume continues.
+    pub descends_from: Option<SnapshotId>,
+    /// Bytes below the volume: the image, and what a snapshot held that the
+    /// volume was copied from.
+    pub base_bytes: i64,
+    /// Runs that these files have seen.
+    pub boots: i64,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it last changed.
@@ -85,24 +96,36 @@ pub enum SnapshotsOfDeleted {
     AllGo,
 }
 
-const COLUMNS: &str = "id, namespace, name, persistent, image_id, config, current_snapshot, created_at,
-    updated_at, status_updated_at";
+const COLUMNS: &str = "id, namespace, name, persistent, image_id, config, current_snapshot, volume_id,
+    descends_from, base_bytes, boots, created_at, updated_at, status_updated_at";
 
-type Raw = (String, String, String, bool, String, String, Option<String>, i64, i64, i64);
-
-fn row(raw: Raw) -> crate::Result<SandboxRow> {
-    let (id, namespace, name, persistent, image, config, snapshot, created, updated, status) = raw;
+fn row(raw: &SqliteRow) -> crate::Result<SandboxRow> {
+    fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
+        raw: &'r SqliteRow,
+        name: &'static str,
+    ) -> crate::Result<T> {
+        raw.try_get(name).map_err(StoreError::database(format!("read sandboxes.{name}")))
+    }
+    fn id<T: std::str::FromStr>(raw: &SqliteRow, name: &'static str) -> crate::Result<Option<T>> {
+        let text = column::<Option<String>>(raw, name)?;
+        text.map(|text| typed(&text, "sandboxes", name)).transpose()
+    }
+    let text = |name| column::<String>(raw, name);
     Ok(SandboxRow {
-        id: typed(&id, "sandboxes", "id")?,
-        namespace,
-        name: typed(&name, "sandboxes", "name")?,
-        persistent,
-        image_id: typed(&image, "sandboxes", "image_id")?,
-        config,
-        current_snapshot: snapshot.map(|s| typed(&s, "sandboxes", "current_snapshot")).transpose()?,
-        created_at: Timestamp(created),
-        updated_at: Timestamp(updated),
-        status_updated_at: Timestamp(status),
+        id: typed(&text("id")?, "sandboxes", "id")?,
+        namespace: text("namespace")?,
+        name: typed(&text("name")?, "sandboxes", "name")?,
+        persistent: column(raw, "persistent")?,
+        image_id: typed(&text("image_id")?, "sandboxes", "image_id")?,
+        config: text("config")?,
+        current_snapshot: id(raw, "current_snapshot")?,
+        volume_id: id(raw, "volume_id")?,
+        descends_from: id(raw, "descends_from")?,
+        base_bytes: column(raw, "base_bytes")?,
+        boots: column(raw, "boots")?,
+        created_at: Timestamp(column(raw, "created_at")?),
+        updated_at: Timestamp(column(raw, "updated_at")?),
+        status_updated_at: Timestamp(column(raw, "status_updated_at")?),
     })
 }
 
@@ -148,8 +171,9 @@ impl Db {
         let mut tx = self.write().await?;
         sqlx::query(
             "INSERT INTO sandboxes (id, namespace, name, persistent, image_id, config,
-             current_snapshot, created_at, updated_at, status_updated_at)
-             VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)",
+             current_snapshot, volume_id, descends_from, base_bytes, boots, created_at, updated_at,
+             status_updated_at)
+             VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)",
         )
         .bind(sandbox.id.as_str())
         .bind(&sandbox.namespace)
@@ -158,6 +182,10 @@ impl Db {
         .bind(sandbox.image_id.as_str())
         .bind(&sandbox.config)
         .bind(sandbox.current_snapshot.as_ref().map(SnapshotId::as_str))
+        .bind(sandbox.volume_id.as_ref().map(VolumeId::as_str))
+        .bind(sandbox.descends_from.as_ref().map(SnapshotId::as_str))
+        .bind(sandbox.base_bytes)
+        .bind(sandbox.boots)
         .bind(sandbox.created_at.0)
         .bind(sandbox.updated_at.0)
         .bind(sandbox.status_updated_at.0)
@@ -170,8 +198,9 @@ impl Db {
         commit(tx, "insert sandbox").await
     }
 
-    /// Writes what may change in a sandbox. `tags` and `routes` replace what is
-    /// there, when given; a port that stays keeps its name.
+    /// Writes what a caller may change in a sandbox: persistence and
+    /// configuration. `tags` and `routes` replace what is there, when given; a
+    /// port that stays keeps its name.
     pub async fn update_sandbox(
         &self,
         sandbox: &SandboxRow,
@@ -180,18 +209,14 @@ impl Db {
     ) -> crate::Result<()> {
         let mut tx = self.write().await?;
         let failed = |what: &str| StoreError::database(format!("{what} {}", sandbox.id));
-        sqlx::query(
-            "UPDATE sandboxes SET persistent = $1, config = $2, current_snapshot = $3, updated_at = $4
-             WHERE id = $5",
-        )
-        .bind(sandbox.persistent)
-        .bind(&sandbox.config)
-        .bind(sandbox.current_snapshot.as_ref().map(SnapshotId::as_str))
-        .bind(sandbox.updated_at.0)
-        .bind(sandbox.id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed("update sandbox"))?;
+        sqlx::query("UPDATE sandboxes SET persistent = $1, config = $2, updated_at = $3 WHERE id = $4")
+            .bind(sandbox.persistent)
+            .bind(&sandbox.config)
+            .bind(sandbox.updated_at.0)
+            .bind(sandbox.id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed("update sandbox"))?;
         if let Some(tags) = tags {
             sqlx::query("DELETE FROM sandbox_tags WHERE sandbox_id = $1")
                 .bind(sandbox.id.as_str())
@@ -218,12 +243,13 @@ impl Db {
     /// The sandbox of this name.
     pub async fn sandbox(&self, namespace: &str, name: &SandboxName) -> crate::Result<Option<SandboxRow>> {
         let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE namespace = $1 AND name = $2");
-        sqlx::query_as::<_, Raw>(sqlx::AssertSqlSafe(sql))
+        sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(namespace)
             .bind(name.as_str())
             .fetch_optional(&self.readers)
             .await
             .map_err(StoreError::database(format!("read sandbox {name}")))?
+            .as_ref()
             .map(row)
             .transpose()
     }
@@ -231,11 +257,12 @@ impl Db {
     /// The sandbox with this id.
     pub async fn sandbox_by_id(&self, id: &SandboxId) -> crate::Result<Option<SandboxRow>> {
         let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE id = $1");
-        sqlx::query_as::<_, Raw>(sqlx::AssertSqlSafe(sql))
+        sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(id.as_str())
             .fetch_optional(&self.readers)
             .await
             .map_err(StoreError::database(format!("read sandbox {id}")))?
+            .as_ref()
             .map(row)
             .transpose()
     }
@@ -287,11 +314,11 @@ impl Db {
         }
         query.push(format!("id {direction} LIMIT ")).push_bind(filter.limit);
         query
-            .build_query_as::<Raw>()
+            .build()
             .fetch_all(&self.readers)
             .await
             .map_err(StoreError::database("list sandboxes"))?
-            .into_iter()
+            .iter()
             .map(row)
             .collect()
     }
@@ -328,7 +355,41 @@ impl Db {
             .transpose()
     }
 
-    /// Forgets a sandbox with its labels and routes.
+    /// The next run of a stopped or running sandbox starts from `snapshot`.
+    /// What it has on disk goes: at once, or with the run that uses it.
+    pub async fn roll_back(
+        &self,
+        id: &SandboxId,
+        snapshot: &SnapshotId,
+        live: bool,
+        now: Timestamp,
+    ) -> crate::Result<()> {
+        let mut tx = self.write().await?;
+        let failed = || StoreError::database(format!("roll back {id}"));
+        if !live {
+            let volume: Option<(Option<String>,)> =
+                sqlx::query_as("SELECT volume_id FROM sandboxes WHERE id = $1")
+                    .bind(id.as_str())
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed())?;
+            if let Some(volume) = volume.and_then(|(volume,)| volume) {
+                garbage::add(&mut tx, GarbageKind::Volume, &volume, now).await?;
+            }
+        }
+        sqlx::query(
+            "UPDATE sandboxes SET volume_id = NULL, current_snapshot = $1, updated_at = $2 WHERE id = $3",
+        )
+        .bind(snapshot.as_str())
+        .bind(now.0)
+        .bind(id.as_str())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed())?;
+        commit(tx, "roll back").await
+    }
+
+    /// Forgets a sandbox with its labels and routes. Its volume goes.
     pub async fn delete_sandbox(
         &self,
         id: &SandboxId,
@@ -336,11 +397,15 @@ impl Db {
         now: Timestamp,
     ) -> crate::Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query("DELETE FROM sandboxes WHERE id = $1")
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::database(format!("delete sandbox {id}")))?;
+        let volume: Option<(Option<String>,)> =
+            sqlx::query_as("DELETE FROM sandboxes WHERE id = $1 RETURNING volume_id")
+                .bind(id.as_str())
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(StoreError::database(format!("delete sandbox {id}")))?;
+        if let Some(volume) = volume.and_then(|(volume,)| volume) {
+            garbage::add(&mut tx, GarbageKind::Volume, &volume, now).await?;
+        }
         let (change, which) = match snapshots {
             SnapshotsOfDeleted::Stay { .. } => {
                 ("expires_at = $3", "kind = 'automatic' AND expires_at IS NULL")
@@ -354,15 +419,16 @@ impl Db {
         };
         let sql = format!(
             "UPDATE snapshots SET {change}, updated_at = $1
-             WHERE sandbox_id = $2 AND status = 'created' AND {which} AND $3 = $3"
+             WHERE sandbox_id = $2 AND status = 'created' AND {which} AND $3 = $3 RETURNING id, status"
         );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
+        let changed = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(now.0)
             .bind(id.as_str())
             .bind(until.0)
-            .execute(&mut *tx)
+            .fetch_all(&mut *tx)
             .await
             .map_err(StoreError::database(format!("retire snapshots of {id}")))?;
+        snapshots::deleted(&mut tx, changed, now).await?;
         commit(tx, "delete sandbox").await
     }
 }

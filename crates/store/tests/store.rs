@@ -41,18 +41,23 @@ fn session(account: &AccountId) -> SessionRow {
     }
 }
 
-async fn image(db: &Db) -> ImageRow {
-    let layer = LayerRow { id: LayerId::generate(), size_bytes: Some(7), created_at: NOW };
+async fn named_image(db: &Db, name: &str, digest: &str, created_at: Timestamp) -> ImageRow {
     let image = ImageRow {
         id: ImageId::generate(),
-        name: "default".into(),
-        layers: vec![layer.id.clone()],
-        source: "test".into(),
+        name: name.into(),
+        digest: digest.into(),
         size_bytes: 7,
-        created_at: NOW,
+        config: "{}".into(),
+        source: "test".into(),
+        created_at,
+        replaced_at: None,
     };
-    db.insert_image(&image, &[layer]).await.unwrap();
+    db.insert_image(&image).await.unwrap();
     image
+}
+
+async fn image(db: &Db) -> ImageRow {
+    named_image(db, "default", "d1", NOW).await
 }
 
 fn sandbox(image: &ImageRow, name: &str) -> SandboxRow {
@@ -64,13 +69,17 @@ fn sandbox(image: &ImageRow, name: &str) -> SandboxRow {
         image_id: image.id.clone(),
         config: "{}".into(),
         current_snapshot: None,
+        volume_id: Some(VolumeId::generate()),
+        descends_from: None,
+        base_bytes: 7,
+        boots: 1,
         created_at: NOW,
         updated_at: NOW,
         status_updated_at: NOW,
     }
 }
 
-fn run(sandbox: &SandboxRow, layers: &[LayerId]) -> RunRow {
+fn run(sandbox: &SandboxRow) -> RunRow {
     RunRow {
         id: RunId::generate(),
         sandbox_id: sandbox.id.clone(),
@@ -79,7 +88,7 @@ fn run(sandbox: &SandboxRow, layers: &[LayerId]) -> RunRow {
         status: "pending".into(),
         config: "{}".into(),
         source_snapshot: None,
-        layers: layers.to_vec(),
+        volume_id: sandbox.volume_id.clone().unwrap(),
         process: None,
         timeout_ms: 1,
         expires_at: None,
@@ -88,11 +97,17 @@ fn run(sandbox: &SandboxRow, layers: &[LayerId]) -> RunRow {
         stop_requested_at: None,
         stopped_at: None,
         stop_reason: None,
+        ending: None,
+        warnings: Vec::new(),
         updated_at: NOW,
     }
 }
 
-fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>, layers: Vec<LayerId>) -> SnapshotRow {
+fn state() -> VolumeState {
+    VolumeState { descends_from: None, base_bytes: 7, boots: 2 }
+}
+
+fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>) -> SnapshotRow {
     SnapshotRow {
         id: SnapshotId::generate(),
         namespace: run.namespace.clone(),
@@ -102,7 +117,8 @@ fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>, layers: 
         image_id: image.id.clone(),
         kind: "automatic".into(),
         status: "created".into(),
-        layers,
+        size_bytes: 8,
+        boots: 1,
         parent,
         expiration_ms: None,
         expires_at: None,
@@ -110,6 +126,43 @@ fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>, layers: 
         created_at: NOW,
         updated_at: NOW,
     }
+}
+
+/// The end of a run, as it is recorded.
+async fn end(db: &Db, run: &RunRow, snapshot: Option<&SnapshotRow>, retire: Option<Retire>, volume: Volume) {
+    let end = RunEnd { run, status: "stopped", reason: "requested", snapshot, retire, volume, now: NOW };
+    db.record_end(&end).await.unwrap();
+    // A crash may have it recorded again.
+    db.record_end(&end).await.unwrap();
+}
+
+/// A sandbox with its first run.
+async fn started(db: &Db, image: &ImageRow, name: &str) -> (SandboxRow, RunRow) {
+    let sandbox = sandbox(image, name);
+    let first = run(&sandbox);
+    db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
+    (sandbox, first)
+}
+
+async fn reread(db: &Db, sandbox: &SandboxRow) -> SandboxRow {
+    db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap()
+}
+
+/// What has to go from disk, which then goes.
+async fn take_garbage(db: &Db) -> Vec<Garbage> {
+    let mut garbage = db.garbage(100).await.unwrap();
+    db.forget_garbage(&garbage).await.unwrap();
+    assert!(db.garbage(100).await.unwrap().is_empty());
+    garbage.sort();
+    garbage
+}
+
+fn of_volume(id: &VolumeId) -> Garbage {
+    Garbage { kind: GarbageKind::Volume, name: id.to_string() }
+}
+
+fn of_snapshot(id: &SnapshotId) -> Garbage {
+    Garbage { kind: GarbageKind::Snapshot, name: id.to_string() }
 }
 
 #[tokio::test]
@@ -185,64 +238,175 @@ async fn a_sandbox_has_one_live_run() {
     let dir = tempfile::tempdir().unwrap();
     for db in databases(&dir).await {
         let image = image(&db).await;
-        let sandbox = sandbox(&image, "one");
-        let first = run(&sandbox, &image.layers);
-        db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
-        let taken = db
-            .insert_sandbox(&self::sandbox(&image, "one"), &run(&sandbox, &[]), &BTreeMap::new(), &[])
-            .await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let other = self::sandbox(&image, "one");
+        let taken = db.insert_sandbox(&other, &run(&sandbox), &BTreeMap::new(), &[]).await;
         assert!(matches!(taken, Err(StoreError::Conflict(_))));
-        assert!(matches!(db.insert_run(&run(&sandbox, &[])).await, Err(StoreError::Conflict(_))));
-        db.run_ended(&first.id, "stopped", "requested", NOW).await.unwrap();
-        db.insert_run(&run(&sandbox, &[])).await.unwrap();
+        assert!(matches!(db.insert_run(&run(&sandbox), &state()).await, Err(StoreError::Conflict(_))));
+        db.run_failed(&first, false, "start_failed", NOW).await.unwrap();
+        db.insert_run(&run(&sandbox), &state()).await.unwrap();
         assert_eq!(db.live_runs().await.unwrap().len(), 1);
         let ended = db.run(&first.id).await.unwrap().unwrap();
-        assert_eq!(ended.stop_reason.as_deref(), Some("requested"));
+        assert_eq!(ended.stop_reason.as_deref(), Some("start_failed"));
+        assert_eq!(reread(&db, &sandbox).await.boots, 2);
     }
 }
 
 #[tokio::test]
-async fn layers_live_as_long_as_something_stands_on_them() {
+async fn a_volume_lives_as_long_as_its_sandbox() {
     let dir = tempfile::tempdir().unwrap();
     for db in databases(&dir).await {
         let image = image(&db).await;
-        let sandbox = sandbox(&image, "one");
-        let mut stack = image.layers.clone();
-        let mut parent = None;
-        let mut made = Vec::new();
-        for _ in 0..2 {
-            let run = run(&sandbox, &stack);
-            if parent.is_none() {
-                db.insert_sandbox(&sandbox, &run, &BTreeMap::new(), &[]).await.unwrap();
-            } else {
-                db.insert_run(&run).await.unwrap();
-            }
-            let layer = LayerId::generate();
-            stack.push(layer.clone());
-            made.push(layer.clone());
-            let snapshot = snapshot(&run, &image, parent.clone(), stack.clone());
-            let row = LayerRow { id: layer.clone(), size_bytes: None, created_at: snapshot.created_at };
-            db.record_stop(&snapshot, &row, Retire::Replaced, "requested").await.unwrap();
-            parent = Some(snapshot.id.clone());
-        }
-        let current = db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap().current_snapshot.unwrap();
-        assert_eq!(Some(&current), parent.as_ref());
-        assert!(db.live_runs().await.unwrap().is_empty());
-        assert!(db.forget_unused_layers().await.unwrap().is_empty(), "the newest snapshot holds all");
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let volume = first.volume_id.clone();
+        assert!(db.owns_volume(&volume).await.unwrap());
+        end(&db, &first, None, None, Volume::Kept).await;
+        assert_eq!(reread(&db, &sandbox).await.volume_id, Some(volume.clone()));
+        assert!(take_garbage(&db).await.is_empty() && db.live_runs().await.unwrap().is_empty());
 
-        let current = db.snapshot(&current).await.unwrap().unwrap();
-        let merged = LayerId::generate();
-        let flat = vec![image.layers[0].clone(), merged.clone()];
-        assert!(db.replace_layers(&current, &flat, &merged, NOW).await.unwrap());
-        assert!(!db.replace_layers(&current, &flat, &merged, NOW).await.unwrap(), "replaced already");
-        let mut unused = db.forget_unused_layers().await.unwrap();
-        unused.sort();
-        made.sort();
-        assert_eq!(unused, made);
+        // What was made for a run that never came up goes; what was there stays.
+        let next = run(&sandbox);
+        db.insert_run(&next, &state()).await.unwrap();
+        assert!(db.volume_had_runs(&next).await.unwrap());
+        db.run_failed(&next, false, "start_failed", NOW).await.unwrap();
+        assert_eq!(reread(&db, &sandbox).await.volume_id, Some(volume.clone()));
 
+        let next = run(&sandbox);
+        db.insert_run(&next, &state()).await.unwrap();
+        end(&db, &next, None, None, Volume::Dropped).await;
+        assert_eq!(reread(&db, &sandbox).await.volume_id, None);
+        assert_eq!(take_garbage(&db).await, [of_volume(&volume)]);
+        assert!(!db.owns_volume(&volume).await.unwrap());
+
+        let fresh = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
+        db.insert_run(&fresh, &state()).await.unwrap();
+        assert!(!db.volume_had_runs(&fresh).await.unwrap());
+        end(&db, &fresh, None, None, Volume::Kept).await;
         db.delete_sandbox(&sandbox.id, SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
-        assert_eq!(db.forget_unused_layers().await.unwrap(), vec![merged]);
-        assert!(db.has_layer(&image.layers[0]).await.unwrap(), "the image stays");
+        assert_eq!(take_garbage(&db).await, [of_volume(&fresh.volume_id)]);
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_drops_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let kept = snapshot(&first, &image, None);
+        end(&db, &first, Some(&kept), Some(Retire::ReplacedAt(Timestamp(9_000))), Volume::Kept).await;
+        let stopped = reread(&db, &sandbox).await;
+        assert_eq!(stopped.current_snapshot.as_ref(), Some(&kept.id));
+        assert_eq!(stopped.descends_from.as_ref(), Some(&kept.id));
+
+        // While it is stopped: at once.
+        db.roll_back(&sandbox.id, &kept.id, false, NOW).await.unwrap();
+        assert_eq!(take_garbage(&db).await, [of_volume(&first.volume_id)]);
+        assert_eq!(reread(&db, &sandbox).await.volume_id, None);
+
+        // While it runs: with the run, which is not the current one any more.
+        let next = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
+        db.insert_run(&next, &state()).await.unwrap();
+        db.roll_back(&sandbox.id, &kept.id, true, NOW).await.unwrap();
+        assert!(take_garbage(&db).await.is_empty());
+        assert!(db.owns_volume(&next.volume_id).await.unwrap(), "the live run owns it");
+        let late = snapshot(&next, &image, Some(kept.id.clone()));
+        end(&db, &next, Some(&late), Some(Retire::Replaced), Volume::RolledBack).await;
+        let found = reread(&db, &sandbox).await;
+        assert_eq!((found.current_snapshot.as_ref(), found.volume_id), (Some(&kept.id), None));
+        assert_eq!(status(&db, &late.id).await, "created");
+        assert_eq!(take_garbage(&db).await, [of_volume(&next.volume_id)]);
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_sandbox_goes_with_its_snapshot_and_a_running_one_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (stopped, first) = started(&db, &image, "one").await;
+        let kept = snapshot(&first, &image, None);
+        end(&db, &first, Some(&kept), None, Volume::Kept).await;
+        let mut fork = sandbox(&image, "fork");
+        fork.current_snapshot = Some(kept.id.clone());
+        let live = run(&fork);
+        db.insert_sandbox(&fork, &live, &BTreeMap::new(), &[]).await.unwrap();
+
+        assert!(db.owns_snapshot(&kept.id).await.unwrap());
+        db.delete_snapshot(&kept.id, NOW).await.unwrap();
+        db.delete_snapshot(&kept.id, NOW).await.unwrap();
+        assert_eq!(take_garbage(&db).await, [of_volume(&first.volume_id), of_snapshot(&kept.id)]);
+        assert_eq!(reread(&db, &stopped).await.volume_id, None);
+        assert_eq!(reread(&db, &fork).await.volume_id, Some(live.volume_id));
+        assert!(!db.owns_snapshot(&kept.id).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_live_snapshot_becomes_the_current_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let mut live = snapshot(&first, &image, None);
+        live.kind = "manual".into();
+        db.record_snapshot(&live, Retire::Replaced).await.unwrap();
+        assert_eq!(reread(&db, &sandbox).await.current_snapshot, Some(live.id.clone()));
+        assert_eq!(db.live_runs().await.unwrap().len(), 1);
+        assert_eq!(db.count_snapshots(&sandbox.id).await.unwrap(), 1);
+        // A stop without one: the volume alone is current, and the lineage is
+        // remembered. What somebody asked for stays.
+        end(&db, &first, None, Some(Retire::Replaced), Volume::Kept).await;
+        let found = reread(&db, &sandbox).await;
+        assert_eq!((found.current_snapshot, found.descends_from), (None, Some(live.id.clone())));
+        assert_eq!(status(&db, &live.id).await, "created");
+    }
+}
+
+#[tokio::test]
+async fn a_replaced_image_stays_for_those_who_stand_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let old = image(&db).await;
+        let (sandbox, first) = started(&db, &old, "one").await;
+        let mut kept = snapshot(&first, &old, None);
+        kept.kind = "manual".into();
+        end(&db, &first, Some(&kept), None, Volume::Kept).await;
+        let later = Timestamp(NOW.0 + 1_000);
+        let new = named_image(&db, "default", "d2", later).await;
+        assert_eq!(db.image("default").await.unwrap().unwrap().id, new.id);
+        let far = Timestamp(NOW.0 + 1_000_000);
+        assert_eq!(db.forget_replaced_images(far, far).await.unwrap(), 0, "a sandbox stands on it");
+        db.delete_sandbox(&sandbox.id, SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
+        assert_eq!(db.forget_replaced_images(far, far).await.unwrap(), 0, "a snapshot does");
+        db.delete_snapshot(&kept.id, NOW).await.unwrap();
+        take_garbage(&db).await;
+        assert_eq!(db.forget_replaced_images(later, far).await.unwrap(), 0, "replaced just now");
+        assert_eq!(db.forget_replaced_images(far, far).await.unwrap(), 1);
+        let gone = Garbage { kind: GarbageKind::Image, name: "d1".into() };
+        assert_eq!(db.garbage(9).await.unwrap(), [gone]);
+        // The same files come back before they have gone.
+        named_image(&db, "other", "d1", far).await;
+        assert!(db.garbage(9).await.unwrap().is_empty());
+        assert!(db.has_image_file("d1").await.unwrap() && !db.has_image_file("d3").await.unwrap());
+        assert_eq!(db.images().await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_a_run_was_to_become_is_written_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (_, mut first) = started(&db, &image, "one").await;
+        first.warnings = vec!["odd".into()];
+        let process = RunProcess { pid: 1, start_time: 2, boot_id: "b".into(), slot: 3 };
+        db.run_started(&first, &process, NOW, NOW).await.unwrap();
+        db.run_stopping(&first.id, "first", NOW).await.unwrap();
+        db.run_stopping(&first.id, "second", NOW).await.unwrap();
+        let found = db.run(&first.id).await.unwrap().unwrap();
+        assert_eq!((found.status.as_str(), found.ending.as_deref()), ("stopping", Some("first")));
+        assert_eq!(found.warnings, ["odd"]);
     }
 }
 
@@ -268,10 +432,17 @@ async fn stop(
     parent: Option<&SnapshotId>,
     retire: Retire,
 ) -> SnapshotId {
-    let layer = LayerRow { id: LayerId::generate(), size_bytes: None, created_at: NOW };
-    let layers = run.layers.iter().cloned().chain([layer.id.clone()]).collect();
-    let snapshot = snapshot(run, image, parent.cloned(), layers);
-    db.record_stop(&snapshot, &layer, retire, "requested").await.unwrap();
+    let snapshot = snapshot(run, image, parent.cloned());
+    let end = RunEnd {
+        run,
+        status: "stopped",
+        reason: "requested",
+        snapshot: Some(&snapshot),
+        retire: Some(retire),
+        volume: Volume::Kept,
+        now: NOW,
+    };
+    db.record_end(&end).await.unwrap();
     snapshot.id
 }
 
@@ -289,11 +460,11 @@ async fn snapshots_go_when_they_are_told_to() {
         let later = Timestamp(NOW.0 + 1000);
         for retire in [Retire::Replaced, Retire::ReplacedAt(later), Retire::Replaced, Retire::BeyondNewest(2)]
         {
-            let next = run(&sandbox, &image.layers);
+            let next = run(&sandbox);
             if ids.is_empty() {
                 db.insert_sandbox(&sandbox, &next, &BTreeMap::new(), &[]).await.unwrap();
             } else {
-                db.insert_run(&next).await.unwrap();
+                db.insert_run(&next, &state()).await.unwrap();
             }
             ids.push(stop(&db, &next, &image, ids.last(), retire).await);
         }
@@ -305,10 +476,10 @@ async fn snapshots_go_when_they_are_told_to() {
         // A fork stands on 2: that waits for it.
         let mut fork = self::sandbox(&image, "fork");
         fork.current_snapshot = Some(ids[2].clone());
-        let first = run(&fork, &image.layers);
+        let first = run(&fork);
         db.insert_sandbox(&fork, &first, &BTreeMap::new(), &[]).await.unwrap();
-        let next = run(&sandbox, &image.layers);
-        db.insert_run(&next).await.unwrap();
+        let next = run(&sandbox);
+        db.insert_run(&next, &state()).await.unwrap();
         stop(&db, &next, &image, Some(&ids[3]), Retire::BeyondNewest(1)).await;
         assert_eq!(status(&db, &ids[2]).await, "created");
         assert_eq!(status(&db, &ids[3]).await, "deleted");
@@ -330,16 +501,15 @@ async fn use_puts_an_expiration_off() {
     for db in databases(&dir).await {
         let image = image(&db).await;
         let sandbox = sandbox(&image, "one");
-        let first = run(&sandbox, &image.layers);
+        let first = run(&sandbox);
         db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
-        let layer = LayerRow { id: LayerId::generate(), size_bytes: None, created_at: NOW };
-        let mut kept = snapshot(&first, &image, None, vec![layer.id.clone()]);
+        let mut kept = snapshot(&first, &image, None);
         (kept.expiration_ms, kept.expires_at) = (Some(500), Some(Timestamp(NOW.0 + 500)));
-        db.record_stop(&kept, &layer, Retire::Replaced, "requested").await.unwrap();
-        let mut next = run(&sandbox, &image.layers);
+        end(&db, &first, Some(&kept), Some(Retire::Replaced), Volume::Kept).await;
+        let mut next = run(&sandbox);
         next.source_snapshot = Some(kept.id.clone());
         next.requested_at = Timestamp(NOW.0 + 400);
-        db.insert_run(&next).await.unwrap();
+        db.insert_run(&next, &state()).await.unwrap();
         assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 899)).await.unwrap(), 0);
         assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 900)).await.unwrap(), 1);
     }
@@ -354,7 +524,7 @@ async fn lists_page_in_every_order() {
             let sandbox = sandbox(&image, name);
             let tags = BTreeMap::from([("odd".to_owned(), (index % 2).to_string())]);
             let routes = [RouteRow { subdomain: format!("sub-{name}"), port: 3000 }];
-            let mut first = run(&sandbox, &image.layers);
+            let mut first = run(&sandbox);
             first.requested_at = Timestamp(NOW.0 + 10 - i64::try_from(index).unwrap());
             db.insert_sandbox(&sandbox, &first, &tags, &routes).await.unwrap();
         }

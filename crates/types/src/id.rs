@@ -94,8 +94,8 @@ ids! {
     RunId, "sbx_", "run id";
     /// A snapshot.
     SnapshotId, "snap_", "snapshot id";
-    /// A layer.
-    LayerId, "lay_", "layer id";
+    /// The files of a sandbox above its image.
+    VolumeId, "vol_", "volume id";
     /// A base image.
     ImageId, "img_", "image id";
     /// A command inside a run.

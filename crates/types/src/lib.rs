@@ -11,8 +11,8 @@ pub use cidr::Cidr;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use github::{GithubRepo, RepoError};
 pub use id::{
-    AccountId, CommandId, IdError, ImageId, KeyId, LayerId, OrgId, RunId, SandboxId, SandboxName, SessionId,
-    SnapshotId,
+    AccountId, CommandId, IdError, ImageId, KeyId, OrgId, RunId, SandboxId, SandboxName, SessionId,
+    SnapshotId, VolumeId,
 };
 pub use time::Timestamp;
 

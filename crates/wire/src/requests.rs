@@ -200,6 +200,10 @@ pub struct ForkRequest {
     /// The caller is about to open terminals.
     #[serde(rename = "__interactive", default, skip_serializing_if = "std::ops::Not::not")]
     pub interactive: bool,
+    /// Ours: copy the source's files as they are now, not as its last snapshot
+    /// has them.
+    #[serde(rename = "__live", default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
     /// Everything else.
     #[serde(flatten)]
     pub changes: UpdateRequest,

@@ -64,6 +64,22 @@ pub struct Sandbox {
     /// How many of them stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_last_snapshots: Option<KeepLastSnapshots>,
+    /// Ours: what it holds on disk; not in lists.
+    #[serde(rename = "__disk", default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+}
+
+/// What a sandbox holds on disk.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Disk {
+    /// Bytes that it wrote and that it, or a snapshot of it, still holds.
+    pub used_bytes: u64,
+    /// Bytes that it may hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// Snapshots of it that are there.
+    pub snapshots: u64,
 }
 
 /// How many snapshots of a sandbox stay.

@@ -64,6 +64,12 @@ pub struct Session {
     /// Ours: commands can be given standard input.
     #[serde(rename = "__stdin", default, skip_serializing_if = "std::ops::Not::not")]
     pub stdin: bool,
+    /// Ours: snapshots and forks can be made of it while it goes on.
+    #[serde(rename = "__live", default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
+    /// Ours: what did not go as it should and did not keep it from starting.
+    #[serde(rename = "__warnings", default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Reply of the list of sessions.

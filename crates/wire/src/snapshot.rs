@@ -10,6 +10,9 @@ pub struct SnapshotRequest {
     /// Milliseconds that it stays; 0: for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiration: Option<u64>,
+    /// Ours: the session goes on.
+    #[serde(rename = "__live", default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
 }
 
 /// A snapshot.
@@ -24,7 +27,7 @@ pub struct Snapshot {
     pub region: String,
     /// `created`, `deleted` or `failed`.
     pub status: String,
-    /// Bytes, as far as they were counted.
+    /// Bytes of its files, those of its image included.
     pub size_bytes: u64,
     /// When it was made.
     pub created_at: i64,
@@ -51,6 +54,10 @@ pub struct MadeSnapshotReply {
     pub snapshot: Snapshot,
     /// Of which session.
     pub session: Session,
+    /// Ours: microseconds that the session's processes stood still, if it goes
+    /// on.
+    #[serde(rename = "__stallMicros", default, skip_serializing_if = "Option::is_none")]
+    pub stall_micros: Option<u64>,
 }
 
 /// `{snapshot}`.

@@ -25,10 +25,11 @@ pub(crate) enum SandboxAction {
     /// Make a sandbox and print its name.
     Create(CreateArgs),
     /// Make a sandbox from the files and settings of another, and print its
-    /// name. The files are those of the source's last snapshot.
+    /// name. The files are those of the source's last snapshot; of a source that
+    /// keeps none, those that it has now.
     Fork(ForkArgs),
-    /// Keep the files of a sandbox in a snapshot, which stops it, and print the
-    /// snapshot's id.
+    /// Keep the files of a sandbox in a snapshot, and print the snapshot's id.
+    /// It stops the sandbox, unless it is a live one.
     Snapshot {
         /// Sandbox.
         name: String,
@@ -36,6 +37,9 @@ pub(crate) enum SandboxAction {
         /// the default.
         #[arg(long, value_name = "DURATION")]
         expires_in: Option<String>,
+        /// Leave the sandbox running; its processes stand still for a moment.
+        #[arg(long)]
+        live: bool,
     },
     /// Open a shell on a terminal; wakes the sandbox if it sleeps.
     Shell {
@@ -168,6 +172,9 @@ pub(crate) struct ForkArgs {
     pub(crate) source: String,
     /// Name of the new one; made up when it is left out.
     pub(crate) name: Option<String>,
+    /// Copy the source's files as they are now, running or not.
+    #[arg(long)]
+    pub(crate) live: bool,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
     #[command(flatten)]

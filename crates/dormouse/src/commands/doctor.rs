@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use dormouse_engine::{StorageKind, detect_cgroups, disk_usage};
+use dormouse_engine::{StorageKind, detect_cgroups, disk_usage, pool_trouble, probe_images};
 use serde_json::json;
 
 use crate::cli::DataArgs;
@@ -46,6 +46,8 @@ pub(crate) fn run(args: &DataArgs, output: &Output) -> anyhow::Result<ExitCode> 
 
 fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![root(), kernel(), user_namespaces(), cgroups(), overlay()];
+    findings.push(tool("erofs-utils", "mkfs.erofs", "apt-get install erofs-utils"));
+    findings.push(images());
     findings.push(tool("nftables", "nft", "apt-get install nftables"));
     if config.storage.driver == StorageKind::Btrfs {
         let btrfs = filesystem("btrfs");
@@ -67,6 +69,7 @@ fn examine(config: &Config) -> Vec<Finding> {
     findings.push(Finding { needed: false, ..recipe });
     let runtimes = tool("npm", "npm", "apt-get install npm, if images of Node.js runtimes are to be built");
     findings.push(Finding { needed: false, ..runtimes });
+    findings.push(pool(config));
     findings.push(room(config));
     findings.push(port(config));
     findings
@@ -123,7 +126,7 @@ fn cgroups() -> Finding {
         ok,
         needed: true,
         found,
-        remedy: "boot with the memory, pids and cpu controllers, v1 or v2",
+        remedy: "boot with the memory, pids and cpu controllers, and on v1 the freezer",
     }
 }
 
@@ -160,29 +163,74 @@ fn tool(name: &'static str, program: &str, remedy: &'static str) -> Finding {
     Finding { name, ok: place.is_some(), needed: true, found, remedy }
 }
 
+/// Mounts a small image the way that base images are mounted.
+fn images() -> Finding {
+    let dir = std::env::temp_dir().join(format!("dormouse-doctor-{}", std::process::id()));
+    let tried = (|| {
+        let (tree, file, place) = (dir.join("tree"), dir.join("image"), dir.join("mount"));
+        std::fs::create_dir_all(&tree)?;
+        std::fs::create_dir_all(&place)?;
+        let made =
+            Command::new("mkfs.erofs").arg("--quiet").arg(&file).arg(&tree).stdout(Stdio::null()).status()?;
+        if !made.success() {
+            return Err(std::io::Error::other(format!("mkfs.erofs: {made}")));
+        }
+        probe_images(&file, &place)
+    })();
+    // Only our own scratch files are in there.
+    let _ = std::fs::remove_dir_all(&dir);
+    Finding {
+        name: "erofs",
+        ok: tried.is_ok(),
+        needed: true,
+        found: match tried {
+            Ok(how) => format!("images are mounted {how}"),
+            Err(error) => format!("images cannot be mounted: {error}"),
+        },
+        remedy: "load it (modprobe erofs), as root",
+    }
+}
+
+/// The pool, if there is one here.
+fn pool(config: &Config) -> Finding {
+    let trouble = pool_trouble(&config.data_dir);
+    let found = match &trouble {
+        Ok(None) => "nothing is wrong with it".to_owned(),
+        Ok(Some(trouble)) => trouble.clone(),
+        Err(error) => error.to_string(),
+    };
+    Finding {
+        name: "storage pool",
+        ok: matches!(trouble, Ok(None)),
+        needed: true,
+        found,
+        remedy: "make room on its disk; a running server mounts it anew by itself, else start one",
+    }
+}
+
 /// What the pool's image takes, and whether it can grow to its size.
 fn room(config: &Config) -> Finding {
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     // The data directory may not be there yet: its file system is.
     let place = config.data_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     let free = disk_usage(place).map_or(0, |usage| usage.free_bytes);
-    let image = std::fs::metadata(config.data_dir.join("pool.img"));
-    let taken = image.map_or(0, |found| std::os::unix::fs::MetadataExt::blocks(&found) * 512);
-    let wanted = match config.storage.driver {
-        StorageKind::Btrfs => config.pool_bytes().saturating_sub(taken),
-        StorageKind::Plain => 0,
+    let taken = std::fs::metadata(config.data_dir.join("pool.img")).map_or(0, |found| found.len());
+    let pool = config.pool();
+    let wanted = match (pool.kind, &pool.device) {
+        (StorageKind::Btrfs, None) => pool.pool_size.saturating_sub(taken),
+        _ => 0,
     };
     Finding {
         name: "disk",
         ok: free > wanted,
         needed: false,
         found: format!(
-            "the pool takes {} and may grow by {}; {} are free",
+            "the pool has {} reserved and may grow by {}; {} are free",
             gib(taken),
             gib(wanted),
             gib(free)
         ),
-        remedy: "make room, or set a smaller storage.pool_gib before the first start",
+        remedy: "make room, or set a smaller storage.pool_gib: the pool grows only into what is free",
     }
 }
 

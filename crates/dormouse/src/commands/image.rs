@@ -30,13 +30,7 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
                 .or(tar.map(ImageSource::Tar))
                 .or(oci_layout.map(ImageSource::OciLayout))
                 .unwrap_or(ImageSource::Recipe(recipe.unwrap_or(Recipe::DEFAULT)));
-            let images = Images::open(
-                config.storage.driver,
-                &config.data_dir,
-                config.pool_bytes(),
-                &config.image_cache(),
-                db,
-            )?;
+            let images = Images::open(config.pool(), &config.image_cache(), db)?;
             let bar = ProgressBar::new_spinner().with_prefix(format!("image {name}"));
             if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg}") {
                 bar.set_style(style);
@@ -57,8 +51,13 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
             let image = images.build(&name, source, Clock::system().now(), progress).await?;
             bar.finish_and_clear();
             let mib = image.size_bytes >> 20;
-            let json =
-                json!({"id": image.id, "name": image.name, "sizeBytes": image.size_bytes, "built": true});
+            let json = json!({
+                "id": image.id,
+                "name": image.name,
+                "digest": image.digest,
+                "sizeBytes": image.size_bytes,
+                "built": true,
+            });
             output.data(&json, &format!("{} {} ({mib} MiB)", image.id, image.name));
         }
         ImageAction::List { data } => {
@@ -67,16 +66,27 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
             let images = Db::open(&config.database()).await?.images().await?;
             let json: Vec<_> = images
                 .iter()
-                .map(|i| json!({"id": i.id, "name": i.name, "source": i.source, "sizeBytes": i.size_bytes, "createdAt": i.created_at}))
+                .map(|image| {
+                    json!({
+                        "id": image.id,
+                        "name": image.name,
+                        "digest": image.digest,
+                        "source": image.source,
+                        "sizeBytes": image.size_bytes,
+                        "createdAt": image.created_at,
+                        "replacedAt": image.replaced_at,
+                    })
+                })
                 .collect();
             let rows: Vec<_> = images
                 .iter()
-                .map(|i| {
+                .map(|image| {
+                    let replaced = if image.replaced_at.is_some() { " (replaced)" } else { "" };
                     vec![
-                        i.name.clone(),
-                        i.id.to_string(),
-                        format!("{} MiB", i.size_bytes >> 20),
-                        i.source.clone(),
+                        format!("{}{replaced}", image.name),
+                        image.id.to_string(),
+                        format!("{} MiB", image.size_bytes >> 20),
+                        image.source.clone(),
                     ]
                 })
                 .collect();

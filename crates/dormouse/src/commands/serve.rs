@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use dormouse_engine::Engine;
 use dormouse_http::{JwtVerifier, Parts};
 use dormouse_jobs::Clock;
-use dormouse_provider::{PortGateway, SandboxProvider};
+use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
 use dormouse_provider_vercel::Vercel;
 use dormouse_sessions::{GitToken, Sessions};
 use dormouse_store::Db;
@@ -81,6 +81,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         sessions,
         provider,
         gateway: engine.clone().map(|engine| engine as Arc<dyn PortGateway>),
+        health: engine.clone().map(|engine| engine as Arc<dyn HealthSource>),
         elsewhere: engine.is_none().then(|| config.vercel.base_url.clone()),
         ports: config.ports(address)?,
         clock,

@@ -26,7 +26,7 @@ pub struct Recipe {
 enum Method {
     /// A root file system of this Debian release.
     Debian { release: &'static str },
-    /// A layer on top of the default image.
+    /// Packages on top of the default image.
     Npm { packages: &'static str },
 }
 
@@ -84,9 +84,12 @@ impl Recipe {
         self.name
     }
 
-    /// Whether it is a layer on top of the default image.
-    pub(super) fn is_layered(self) -> bool {
-        matches!(self.method, Method::Npm { .. })
+    /// The recipes whose archives make it, lowest first.
+    pub(super) fn parts(self) -> Vec<Self> {
+        match self.method {
+            Method::Debian { .. } => vec![self],
+            Method::Npm { .. } => vec![Self::DEFAULT, self],
+        }
     }
 
     /// Changes with everything that goes into the result.

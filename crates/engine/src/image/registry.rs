@@ -15,20 +15,21 @@ use oci_client::client::{Client, ClientConfig, ClientProtocol, linux_amd64_resol
 use oci_client::secrets::RegistryAuth;
 use tokio::io::AsyncWriteExt as _;
 
-use super::{ImageError, io_error};
+use super::{ImageError, io_error, oci};
+use crate::config::ImageConfig;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest silence of a registry.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Pulls the layers of `reference` for this machine into `layout`; their
-/// digests, lowest first.
+/// Pulls the layers of `reference` for this machine into `layout`; returns
+/// their digests, lowest first, and what the image says of its commands.
 pub(super) async fn pull(
     reference: &Reference,
     layout: &Path,
     progress: &(dyn Fn(&str) + Send + Sync),
-) -> Result<Vec<String>, ImageError> {
+) -> Result<(Vec<String>, ImageConfig), ImageError> {
     let failed = |error: oci_client::errors::OciDistributionError| ImageError::Registry {
         reference: reference.whole(),
         source: Box::new(error),
@@ -50,7 +51,8 @@ pub(super) async fn pull(
     let client = Client::new(config);
     progress(&format!("asking {registry}"));
     let auth = docker_login(reference.registry()).unwrap_or(RegistryAuth::Anonymous);
-    let (manifest, _) = client.pull_image_manifest(reference, &auth).await.map_err(failed)?;
+    let (manifest, _, config) = client.pull_manifest_and_config(reference, &auth).await.map_err(failed)?;
+    let config = oci::configuration(config.as_bytes())?;
 
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(io_error(format!("make {}", blobs.display())))?;
@@ -83,7 +85,7 @@ pub(super) async fn pull(
         file.flush().await.map_err(io_error(shown()))?;
         digests.push(layer.digest.clone());
     }
-    Ok(digests)
+    Ok((digests, config))
 }
 
 #[derive(serde::Deserialize)]

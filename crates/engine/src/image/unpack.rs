@@ -1,4 +1,4 @@
-//! Unpacking an archive into a layer, contained.
+//! Unpacking an archive into a directory, contained.
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
@@ -69,7 +69,10 @@ fn place(
     let header = entry.header().clone();
     let (uid, gid) = (narrow(header.uid()?)?, narrow(header.gid()?)?);
     let mode = header.mode()? & 0o7777;
-    let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(header.mtime().unwrap_or(0));
+    let extensions = Extensions::read(entry)?;
+    let modified = extensions
+        .modified
+        .unwrap_or_else(|| SystemTime::UNIX_EPOCH + Duration::from_secs(header.mtime().unwrap_or(0)));
     match header.entry_type() {
         EntryType::Directory => {
             if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
@@ -78,6 +81,7 @@ fn place(
             }
             lchown(&path, Some(uid), Some(gid))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            extensions.apply(&File::open(&path)?)?;
             return Ok(Some(modified));
         }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
@@ -89,12 +93,22 @@ fn place(
             lchown(&path, Some(uid), Some(gid))?;
             // After the owner: chown takes set-id bits away.
             file.set_permissions(fs::Permissions::from_mode(mode))?;
+            extensions.apply(&file)?;
             file.set_modified(modified)?;
         }
         EntryType::Symlink => {
             remove(&path)?;
             symlink(entry.link_name()?.unwrap_or_default(), &path)?;
             lchown(&path, Some(uid), Some(gid))?;
+            set_modified(&path, modified)?;
+        }
+        EntryType::Fifo => {
+            remove(&path)?;
+            let mode = rustix::fs::Mode::from_raw_mode(mode);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)?;
+            lchown(&path, Some(uid), Some(gid))?;
+            rustix::fs::chmodat(rustix::fs::CWD, &path, mode, rustix::fs::AtFlags::empty())?;
+            set_modified(&path, modified)?;
         }
         EntryType::Link => {
             let link = relative(&entry.link_name()?.unwrap_or_default());
@@ -106,10 +120,73 @@ fn place(
             remove(&path)?;
             fs::hard_link(source, &path)?;
         }
-        // Devices and FIFOs: /dev is fresh in every sandbox.
+        // Devices: /dev is fresh in every sandbox.
         _ => {}
     }
     Ok(None)
+}
+
+/// Sets the time of a name itself.
+fn set_modified(path: &Path, modified: SystemTime) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let time = Timespec {
+        tv_sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(since.subsec_nanos()),
+    };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// What an archive says beside a header (pax, "extended headers").
+#[derive(Default)]
+struct Extensions {
+    modified: Option<SystemTime>,
+    attributes: Vec<(String, Vec<u8>)>,
+}
+
+/// How archives spell an extended attribute.
+const ATTRIBUTE: &str = "SCHILY.xattr.";
+
+/// Attributes that an image may bring: capabilities of files, access lists,
+/// and the user's own. Others (`trusted.overlay.…`) would speak for the host.
+fn is_welcome(attribute: &str) -> bool {
+    attribute.starts_with("user.")
+        || matches!(attribute, "security.capability" | "system.posix_acl_access" | "system.posix_acl_default")
+}
+
+impl Extensions {
+    fn read(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Self> {
+        let mut found = Self::default();
+        for extension in entry.pax_extensions()?.into_iter().flatten() {
+            let extension = extension?;
+            // Keys that are no text are not ours.
+            let Ok(key) = extension.key() else { continue };
+            if key == "mtime" {
+                found.modified = extension.value().ok().and_then(seconds);
+            } else if let Some(name) = key.strip_prefix(ATTRIBUTE).filter(|name| is_welcome(name)) {
+                found.attributes.push((name.to_owned(), extension.value_bytes().to_vec()));
+            }
+        }
+        Ok(found)
+    }
+
+    fn apply(&self, file: &File) -> io::Result<()> {
+        for (name, value) in &self.attributes {
+            rustix::fs::fsetxattr(file, name.as_str(), value, rustix::fs::XattrFlags::empty()).map_err(
+                |error| io::Error::new(io::Error::from(error).kind(), format!("set {name}: {error}")),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// An instant as pax writes it: seconds, and perhaps a fraction.
+fn seconds(text: &str) -> Option<SystemTime> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(9).collect();
+    let since = Duration::new(whole.parse().ok()?, digits.parse().ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
 fn narrow(id: u64) -> io::Result<u32> {
@@ -173,8 +250,9 @@ fn clear(dir: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives an image that has none the default user and the working directory.
-pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
+/// Gives an image that has none the default user and the working directory,
+/// which belongs to `user` where the image names one.
+pub(super) fn ensure_user(target: &Path, user: Option<&str>) -> io::Result<()> {
     let root = OwnedFd::from(File::open(target)?);
     let etc = open_dir(&root, Path::new("etc"))?;
     let passwd = read(&below(&etc, OsStr::new("passwd")))?;
@@ -184,8 +262,12 @@ pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
         append(&etc, "passwd", &format!("{DEFAULT_USER}:x:1000:1000::{home}:{shell}\n"))?;
         append(&etc, "group", &format!("{DEFAULT_USER}:x:1000:\n"))?;
         append(&etc, "shadow", &format!("{DEFAULT_USER}:!:19000:0:99999:7:::\n"))?;
-        owned(&open_dir(&root, Path::new(&home[1..]))?)?;
+        owned(&open_dir(&root, Path::new(&home[1..]))?, (1000, 1000))?;
     }
+    let owner = match user {
+        Some(user) => ids(user, &read(&below(&etc, OsStr::new("passwd")))?)?,
+        None => (1000, 1000),
+    };
     if sys::open_in_root(&root, c"usr/bin/sudo").is_ok() {
         let sudoers = open_dir(&root, Path::new("etc/sudoers.d"))?;
         let path = below(&sudoers, OsStr::new("dormouse"));
@@ -194,11 +276,29 @@ pub(super) fn ensure_user(target: &Path) -> io::Result<()> {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o440))?;
         }
     }
-    owned(&open_dir(&root, Path::new(&DEFAULT_CWD[1..]))?)
+    owned(&open_dir(&root, Path::new(&DEFAULT_CWD[1..]))?, owner)
 }
 
-fn owned(dir: &OwnedFd) -> io::Result<()> {
-    std::os::unix::fs::chown(format!("/proc/self/fd/{}", dir.as_raw_fd()), Some(1000), Some(1000))
+/// User and group of `user`: a name or a number, and perhaps a group's number.
+fn ids(user: &str, passwd: &str) -> io::Result<(u32, u32)> {
+    let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
+    let known: Option<(u32, u32)> = passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let found = fields.first() == Some(&name) || fields.get(2) == Some(&name);
+        found.then(|| Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?)))?
+    });
+    let known = known.or_else(|| Some((name.parse().ok()?, 0)));
+    let (uid, gid) = known.ok_or_else(|| {
+        let message =
+            format!("the image says that commands run as {user:?}, whom its /etc/passwd does not know");
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })?;
+    let gid = group.and_then(|group| group.parse().ok()).unwrap_or(gid);
+    Ok((narrow(uid.into())?, narrow(u64::from(gid))?))
+}
+
+fn owned(dir: &OwnedFd, (uid, gid): (u32, u32)) -> io::Result<()> {
+    std::os::unix::fs::chown(format!("/proc/self/fd/{}", dir.as_raw_fd()), Some(uid), Some(gid))
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -293,10 +393,62 @@ mod tests {
     #[test]
     fn any_image_gets_the_default_user() {
         let dir = tempfile::tempdir().unwrap();
-        ensure_user(dir.path()).unwrap();
-        ensure_user(dir.path()).unwrap();
+        ensure_user(dir.path(), None).unwrap();
+        ensure_user(dir.path(), Some("ubuntu")).unwrap();
         let passwd = fs::read_to_string(dir.path().join("etc/passwd")).unwrap();
         assert_eq!(passwd.matches("ubuntu:x:1000:1000").count(), 1);
         assert!(dir.path().join("vercel/sandbox").is_dir());
+        assert!(ensure_user(dir.path(), Some("nobody-knows")).is_err());
+    }
+
+    #[test]
+    fn users_are_found_by_name_or_number() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nnode:x:1001:1002::/home/node:/bin/sh\n";
+        assert_eq!(ids("node", passwd).unwrap(), (1001, 1002));
+        assert_eq!(ids("1001:5", passwd).unwrap(), (1001, 5));
+        assert_eq!(ids("4000", passwd).unwrap(), (4000, 0));
+        assert!(ids("70000", passwd).is_err() && ids("other", passwd).is_err());
+    }
+
+    #[test]
+    fn an_owner_out_of_range_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_uid(70_000);
+        header.set_gid(0);
+        header.set_size(0);
+        header.set_mode(0o644);
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header, "opt/data", io::empty()).unwrap();
+        let archive = builder.into_inner().unwrap();
+        let error = unpack(archive.as_slice(), dir.path(), &|_| {}).unwrap_err().to_string();
+        assert!(error.contains("opt/data") && error.contains("70000"), "{error}");
+    }
+
+    #[test]
+    fn attributes_come_along_unless_they_speak_for_the_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        let pairs: [(&str, &[u8]); 3] = [
+            ("SCHILY.xattr.user.note", b"kept"),
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ("mtime", b"1000000000.25"),
+        ];
+        builder.append_pax_extensions(pairs).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, "file", io::empty()).unwrap();
+        let archive = builder.into_inner().unwrap();
+        unpack(archive.as_slice(), dir.path(), &|_| {}).unwrap();
+        let file = File::open(dir.path().join("file")).unwrap();
+        let mut value = [0; 16];
+        assert_eq!(rustix::fs::fgetxattr(&file, c"user.note", &mut value[..]), Ok(4));
+        let refused = rustix::fs::fgetxattr(&file, c"trusted.overlay.redirect", &mut value[..]);
+        assert_eq!(refused, Err(rustix::io::Errno::NODATA));
+        let modified = file.metadata().unwrap().modified().unwrap();
+        assert_eq!(modified, SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_000_250));
     }
 }

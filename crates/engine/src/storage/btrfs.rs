@@ -1,65 +1,194 @@
-//! The pool's file system: found, or made in a sparse image and mounted.
+//! The driver over btrfs: a volume is a subvolume, a snapshot a read-only copy
+//! of one; neither takes longer for more files.
+//!
+//! ```text
+//!  2/1  cap of the pool
+//!   ├─ 1/SANDBOX   limit of one sandbox: everything that its volumes wrote and
+//!   │   └─ 0/…     that anybody still holds, those included that are gone
+//!   └─ 0/…         images, snapshots
+//! ```
+//!
+//! The quota group of a sandbox outlives each of its volumes, so a rollback
+//! does not begin a new account.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
-use crate::sys;
+use dormouse_types::SandboxId;
+use sha2::{Digest as _, Sha256};
 
-/// `BTRFS_SUPER_MAGIC` (`statfs(2)`).
-const MAGIC: i64 = 0x9123_683E;
+use crate::sys::btrfs::{self, Group};
 
-/// Makes sure that `root` is a btrfs file system of its own with quotas on.
-pub(super) fn ensure_mounted(root: &Path, image: &Path, size: u64) -> io::Result<()> {
-    if is_mount_point(root)? {
-        return if sys::statfs(root)?.0 == MAGIC {
-            Ok(())
-        } else {
-            Err(io::Error::other(format!("{} is mounted, but not as btrfs", root.display())))
-        };
-    }
-    if !image.exists() {
-        // Under another name first: a crash must not leave half a file system.
-        let partial = image.with_extension("partial");
-        let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&partial)?;
-        file.set_len(size)?;
-        drop(file);
-        command("mkfs.btrfs", |c| {
-            c.args(["--quiet", "--metadata", "single", "--data", "single"]).arg(&partial)
-        })?;
-        fs::rename(&partial, image)?;
-    }
-    command("mount", |c| c.args(["-t", "btrfs", "-o", "loop,noatime,discard=async"]).arg(image).arg(root))?;
-    let quotas = File::open(root).and_then(|dir| sys::quota_enable(&dir));
-    if let Err(error) = quotas {
-        // Without quotas a limit would be accepted and not enforced.
-        unmount(root)?;
-        return Err(io::Error::new(error.kind(), format!("turn on btrfs quotas: {error}")));
-    }
-    Ok(())
+/// Group of everything in the pool.
+const ALL: Group = Group::new(2, 1);
+
+/// Group of a sandbox. 48 bits of a digest: two sandboxes of one pool that
+/// shared a group would share their limit too, which takes millions of them.
+fn group_of(sandbox: &SandboxId) -> Group {
+    let digest = Sha256::digest(sandbox.as_str());
+    let number = digest.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    Group::new(1, number)
 }
 
-pub(super) fn unmount(root: &Path) -> io::Result<()> {
-    if root.exists() && is_mount_point(root)? { command("umount", |c| c.arg(root)) } else { Ok(()) }
+/// Success too where it is there already.
+fn idempotent(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
 }
 
-fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    Ok(fs::metadata(path)?.dev() != fs::metadata(parent)?.dev())
+#[derive(Debug, Default)]
+pub(super) struct Driver {
+    /// Held while groups are made or removed: one that has no member yet is
+    /// not one that has none any more.
+    groups: Mutex<()>,
 }
 
-fn command(program: &str, args: impl FnOnce(&mut Command) -> &mut Command) -> io::Result<()> {
-    let mut command = Command::new(program);
-    args(&mut command);
-    let output = command.output().map_err(|error| {
-        io::Error::new(error.kind(), format!("run {program} (is btrfs-progs installed?): {error}"))
-    })?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        let text = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-        Err(io::Error::other(format!("{program}: {text}")))
+impl Driver {
+    /// Makes the group of everything, which `root` is the file system of.
+    pub(super) fn prepare(&self, root: &File) -> io::Result<()> {
+        idempotent(btrfs::create_group(root, ALL))
+    }
+
+    /// Makes the subvolume `name` below `parent`, which counts for the pool
+    /// alone.
+    pub(super) fn create(&self, parent: &Path, name: &str) -> io::Result<()> {
+        btrfs::create(&File::open(parent)?, name, Some(ALL))
+    }
+
+    /// Makes the empty volume `name` of a sandbox.
+    pub(super) fn create_volume(
+        &self,
+        volumes: &Path,
+        name: &str,
+        sandbox: &SandboxId,
+        limit: Option<u64>,
+    ) -> io::Result<()> {
+        let parent = File::open(volumes)?;
+        self.with_group(&parent, sandbox, limit, |group| btrfs::create(&parent, name, Some(group)))?;
+        let path = volumes.join(name);
+        // Only the launcher walks in here, as the host's root.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        for part in ["u", "w"] {
+            fs::create_dir(path.join(part))?;
+        }
+        // The root directory of the sandbox.
+        fs::set_permissions(path.join("u"), fs::Permissions::from_mode(0o755))
+    }
+
+    /// Makes the volume `name` of a sandbox a copy of `from`, which is on disk
+    /// when this returns.
+    pub(super) fn copy_volume(
+        &self,
+        from: &Path,
+        volumes: &Path,
+        name: &str,
+        sandbox: &SandboxId,
+        limit: Option<u64>,
+    ) -> io::Result<()> {
+        let (source, parent) = (File::open(from)?, File::open(volumes)?);
+        self.with_group(&parent, sandbox, limit, |group| {
+            btrfs::snapshot(&source, &parent, name, false, Some(group))
+        })
+    }
+
+    fn with_group(
+        &self,
+        fs: &File,
+        sandbox: &SandboxId,
+        limit: Option<u64>,
+        make: impl FnOnce(Group) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let group = group_of(sandbox);
+        let _nobody_tidies = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        idempotent(btrfs::create_group(fs, group))?;
+        idempotent(btrfs::assign(fs, group, ALL))?;
+        btrfs::limit(fs, group, limit)?;
+        make(group)
+    }
+
+    /// Makes a read-only copy `name` of the volume at `volume`, as it is now.
+    pub(super) fn snapshot(&self, volume: &Path, snapshots: &Path, name: &str) -> io::Result<()> {
+        btrfs::snapshot(&File::open(volume)?, &File::open(snapshots)?, name, true, Some(ALL))
+    }
+
+    /// Returns when everything that was written to the volume at `volume`
+    /// survives the death of the host.
+    ///
+    /// By a read-only copy that goes at once: it writes the data of this volume
+    /// alone, where `syncfs(2)` would write everybody's.
+    pub(super) fn seal(&self, volume: &Path, scratch: &Path, name: &str) -> io::Result<()> {
+        let parent = File::open(scratch)?;
+        idempotent(self.snapshot(volume, scratch, name))?;
+        btrfs::delete(&parent, name)
+    }
+
+    /// Deletes the subvolume `name` below `parent`, if it is there.
+    pub(super) fn delete(&self, parent: &Path, name: &str) -> io::Result<()> {
+        match btrfs::delete(&File::open(parent)?, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Bytes that count for a sandbox.
+    pub(super) fn used(&self, root: &Path, sandbox: &SandboxId) -> io::Result<u64> {
+        btrfs::group_used(&File::open(root)?, group_of(sandbox))
+    }
+
+    /// Bytes that the subvolume at `path` wrote and that are still there.
+    pub(super) fn written(&self, path: &Path) -> io::Result<u64> {
+        let subvolume = File::open(path)?;
+        btrfs::group_used(&subvolume, Group::of_subvolume(btrfs::subvolume_id(&subvolume)?))
+    }
+
+    /// Bytes that everything in the pool uses; with `exactly`, after a commit.
+    pub(super) fn all_used(&self, root: &Path, exactly: bool) -> io::Result<u64> {
+        let root = File::open(root)?;
+        if exactly {
+            btrfs::commit(&root)?;
+        }
+        btrfs::group_used(&root, ALL)
+    }
+
+    /// Limits what everything in the pool may use.
+    pub(super) fn set_cap(&self, root: &Path, bytes: u64) -> io::Result<()> {
+        btrfs::limit(&File::open(root)?, ALL, Some(bytes))
+    }
+
+    /// Removes groups that nothing counts for any more; how many. The kernel
+    /// keeps the group of a deleted subvolume while others hold its extents.
+    pub(super) fn tidy_groups(&self, root: &Path) -> io::Result<usize> {
+        let root = File::open(root)?;
+        let _nobody_makes = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let groups = btrfs::groups(&root)?;
+        let there = btrfs::subvolumes(&root)?;
+        let mut gone = std::collections::BTreeSet::new();
+        for (group, used) in &groups.used {
+            let idle = *used == 0
+                && match group.level() {
+                    // 5 is the file system's own root.
+                    0 => group.number() >= 256 && !there.contains(&group.number()),
+                    1 => groups.members.get(group).is_none_or(|members| members.is_subset(&gone)),
+                    _ => false,
+                };
+            if idle {
+                match btrfs::remove_group(&root, *group) {
+                    Ok(()) => drop(gone.insert(*group)),
+                    // Something was written meanwhile, or the kernel did it.
+                    Err(error)
+                        if matches!(
+                            error.raw_os_error(),
+                            Some(libc::EBUSY | libc::ENOENT | libc::EINVAL)
+                        ) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(gone.len())
     }
 }

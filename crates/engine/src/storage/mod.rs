@@ -1,20 +1,35 @@
-//! Where layers and runs lie on disk.
+//! Where images and the files of sandboxes lie on disk.
 //!
 //! ```text
-//! pool/
-//!   runs/RUN/{u,w}      upper and work directory of a live run
-//!   layers/LAYER/u      an immutable layer
-//!   trash/…             on its way out; emptied in the background
+//!                     ┌──────────────── a sandbox's root directory ───────────────┐
+//!                     │ overlay: upper and work directory │ over the lower one    │
+//!                     └───────────┬───────────────────────┴───────────┬───────────┘
+//!  data/                          │                                   │
+//!   pool/volumes/VOLUME/{u,w} ────┘   one sandbox's, as long as it     │
+//!   pool/snapshots/SNAPSHOT/{u,w}     read-only copy of a volume       │
+//!   pool/images/DIGEST.erofs ──► images/DIGEST  (one mount, all sandboxes)
+//!   pool/scratch/…                    what is being made; nobody's after a crash
+//!   pool.img                          the file system `pool/`, unless it is a device
+//!   reserve                           room for the database on a full disk
 //! ```
 //!
-//! Freezing a run is a rename of its directory into `layers/`, whatever it
-//! holds. Two drivers differ in what a directory is: `btrfs` makes each a
-//! subvolume with a limit of its own and deletes it in constant time; `plain`
-//! works on any file system, deletes in the background, and cannot limit, so it
-//! refuses a sandbox that asks for a limit.
+//! A volume is mounted again by every run: a stop syncs it, a resume makes
+//! nothing, and files keep their inode numbers, names and links. A snapshot is
+//! a copy that nobody writes, a fork or a rollback a copy that a sandbox does.
+//! There are exactly two trees under every overlay, whatever happened before.
+//!
+//! Two drivers differ in what a copy is. `btrfs`: a subvolume's snapshot, in
+//! constant time, with limits. `plain`: any file system, as long as there are
+//! files, and without limits, which it refuses.
+//!
+//! What does not live here: which copies are made, and when they go. Rows say
+//! so (`dormouse-store`).
 
 mod btrfs;
-mod squash;
+mod copy;
+mod images;
+mod pool;
+mod room;
 mod tree;
 
 use std::fs::{self, File};
@@ -22,10 +37,17 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use dormouse_types::{LayerId, RunId};
+use dormouse_store::{Garbage, GarbageKind};
+use dormouse_types::{SandboxId, SnapshotId, VolumeId};
 
 use crate::sys;
+use pool::Pool;
+use room::{Policy, ReserveAct, Sight};
+
+pub use images::probe_images;
+pub(crate) use images::{ImageFile, Scratch};
 
 /// Which driver keeps the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -37,24 +59,21 @@ pub enum StorageKind {
     Plain,
 }
 
-/// The pool.
-#[derive(Debug)]
-pub(crate) struct Storage {
-    kind: StorageKind,
-    root: PathBuf,
-    runs: File,
-    layers: File,
-    counter: AtomicU64,
-}
-
-/// A layer that no row names yet.
-#[derive(Debug)]
-pub(crate) struct NewLayer {
-    /// Its tree.
-    pub(crate) path: PathBuf,
-    /// Held while it is made: whoever finds the layer knows whether its maker
-    /// lives.
-    _lock: std::os::fd::OwnedFd,
+/// Where the pool lies and how large it gets.
+#[derive(Debug, Clone)]
+pub struct StorageConfig {
+    /// Driver.
+    pub kind: StorageKind,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Block device of the btrfs pool; `None`: an image file in the data
+    /// directory, or what is mounted there already.
+    pub device: Option<PathBuf>,
+    /// Largest size of the pool's image, in bytes.
+    pub pool_size: u64,
+    /// Bytes of the data directory's file system that the pool leaves free;
+    /// `None`: a twentieth, from 256 MiB to 4 GiB.
+    pub keep_free: Option<u64>,
 }
 
 /// Bytes of a file system.
@@ -69,203 +88,582 @@ pub struct DiskUsage {
 /// Bytes of the file system that `path` lies on.
 ///
 /// # Errors
-/// What `statfs(2)` says.
+/// What `statvfs(3)` says.
 pub fn disk_usage(path: &Path) -> io::Result<DiskUsage> {
-    let (_, total_bytes, free_bytes) = sys::statfs(path)?;
-    Ok(DiskUsage { total_bytes, free_bytes })
+    let found = sys::file_system(path)?;
+    Ok(DiskUsage { total_bytes: found.total, free_bytes: found.free })
+}
+
+/// How the pool is.
+///
+/// ```text
+///  ─► Fine ◄──────────► Low (new sandboxes are refused)
+///      │  ▲              │
+///      │  └─── repaired ─┴─────────┐
+///      ▼   no writes, no mount     │
+///    Broken (nothing works) ───────┘
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PoolHealth {
+    /// All is well.
+    Fine,
+    /// There is hardly any room left; the sentence says where.
+    Low(String),
+    /// It cannot be written; the sentence says why.
+    Broken(String),
+}
+
+/// What a new volume holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// Nothing: the image alone.
+    Nothing,
+    /// The files of a snapshot.
+    Snapshot(&'a SnapshotId),
+    /// The files of another volume, as they are now.
+    Volume(&'a VolumeId),
+}
+
+#[derive(Debug)]
+enum Driver {
+    Btrfs { pool: Pool, driver: btrfs::Driver },
+    Plain,
+}
+
+/// Whether the pool is mounted.
+#[derive(Debug)]
+struct Open(bool);
+
+/// The pool.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    driver: Driver,
+    config: StorageConfig,
+    root: PathBuf,
+    images: images::ImageStore,
+    policy: Policy,
+    /// Read by whoever works in the pool, written by whoever mounts it: nobody
+    /// may put a file where the pool is not.
+    open: RwLock<Open>,
+    health: Mutex<PoolHealth>,
+    counter: AtomicU64,
+}
+
+/// Directories of the pool.
+const PARTS: [&str; 4] = ["volumes", "snapshots", "images", "scratch"];
+
+fn broken(message: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, message.into())
+}
+
+/// What is wrong with the pool of a data directory, as far as it shows from
+/// outside of its server; for `doctor`.
+///
+/// # Errors
+/// What `/proc/self/mountinfo` or `statvfs(3)` says.
+pub fn pool_trouble(data_dir: &Path) -> io::Result<Option<String>> {
+    let root = data_dir.join("pool");
+    if !root.exists() {
+        return Ok(None);
+    }
+    Ok(match pool::mounted_at(&root)? {
+        Some(found) if found.read_only => Some(format!("{} takes no writes", root.display())),
+        Some(_) | None => None,
+    })
 }
 
 impl Storage {
-    /// Opens the pool in `data_dir`/pool. With btrfs and no btrfs there, a
-    /// sparse image of `size` bytes is made and mounted.
-    pub(crate) fn open(kind: StorageKind, data_dir: &Path, size: u64) -> io::Result<Self> {
-        let root = data_dir.join("pool");
+    /// Opens the pool, and makes it where there is none.
+    ///
+    /// # Errors
+    /// Only where no pool was ever made here: one that was and cannot be
+    /// mounted now is [`PoolHealth::Broken`], until [`Storage::repair`].
+    pub(crate) fn open(config: StorageConfig) -> io::Result<Self> {
+        let root = config.data_dir.join("pool");
         fs::create_dir_all(&root)?;
-        if kind == StorageKind::Btrfs {
-            btrfs::ensure_mounted(&root, &data_dir.join("pool.img"), size)?;
+        let host = sys::file_system(&config.data_dir)?;
+        let driver = match config.kind {
+            StorageKind::Btrfs => Driver::Btrfs {
+                pool: Pool::find(&root, &config.data_dir, config.device.as_deref())?,
+                driver: btrfs::Driver::default(),
+            },
+            StorageKind::Plain => Driver::Plain,
+        };
+        let storage = Self {
+            driver,
+            images: images::ImageStore::new(root.join("images"), config.data_dir.join("images")),
+            policy: Policy::new(config.pool_size, config.keep_free, host.total),
+            open: RwLock::new(Open(false)),
+            health: Mutex::new(PoolHealth::Fine),
+            counter: AtomicU64::new(0),
+            root,
+            config,
+        };
+        let known = storage.marker().exists();
+        match storage.bring_up() {
+            Ok(()) => {}
+            Err(error) if known => storage.note(PoolHealth::Broken(error.to_string())),
+            Err(error) => return Err(error),
         }
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o700))?;
-        for part in ["runs", "layers", "trash"] {
-            fs::create_dir_all(root.join(part))?;
+        if !known {
+            fs::write(storage.marker(), "")?;
         }
-        let (runs, layers) = (File::open(root.join("runs"))?, File::open(root.join("layers"))?);
-        Ok(Self { kind, root, runs, layers, counter: AtomicU64::new(0) })
+        Ok(storage)
     }
 
-    /// Unmounts the pool. Nothing may live on it.
-    pub(crate) fn close(kind: StorageKind, data_dir: &Path) -> io::Result<()> {
-        match kind {
-            StorageKind::Btrfs => btrfs::unmount(&data_dir.join("pool")),
-            StorageKind::Plain => Ok(()),
+    /// A file that says that a pool was made here.
+    fn marker(&self) -> PathBuf {
+        self.config.data_dir.join("pool.made")
+    }
+
+    fn host(&self) -> io::Result<Sight> {
+        let found = sys::file_system(&self.config.data_dir)?;
+        Ok(Sight { total: found.total, free: found.free })
+    }
+
+    fn bring_up(&self) -> io::Result<()> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if let Driver::Btrfs { pool, .. } = &self.driver {
+            pool.bring_up(&self.policy, self.host()?)?;
+            if !pool.is_writable()? {
+                return Err(broken("its file system takes no writes"));
+            }
+        }
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))?;
+        if let Driver::Btrfs { driver, .. } = &self.driver {
+            driver.prepare(&File::open(&self.root)?)?;
+        }
+        for part in PARTS {
+            let path = self.root.join(part);
+            match &self.driver {
+                // A subvolume of its own, so that what is in it counts.
+                Driver::Btrfs { driver, .. } if part == "images" && !path.exists() => {
+                    driver.create(&self.root, part)?;
+                }
+                _ => fs::create_dir_all(path)?,
+            }
+        }
+        self.set_cap(true)?;
+        open.0 = true;
+        drop(open);
+        self.note(PoolHealth::Fine);
+        Ok(())
+    }
+
+    fn set_cap(&self, exactly: bool) -> io::Result<()> {
+        if let Driver::Btrfs { driver, .. } = &self.driver {
+            let used = driver.all_used(&self.root, exactly)?;
+            driver.set_cap(&self.root, room::cap(self.sight()?, used))?;
+        }
+        Ok(())
+    }
+
+    fn sight(&self) -> io::Result<Sight> {
+        let found = sys::file_system(&self.root)?;
+        Ok(Sight { total: found.total, free: found.free })
+    }
+
+    /// Unmounts everything. Nothing may live on it.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        open.0 = false;
+        self.images.unmount_all()?;
+        match &self.driver {
+            Driver::Btrfs { pool, .. } => pool.take_down(),
+            Driver::Plain => Ok(()),
         }
     }
 
     pub(crate) fn enforces_limits(&self) -> bool {
-        self.kind == StorageKind::Btrfs
+        matches!(self.driver, Driver::Btrfs { .. })
     }
 
-    /// Bytes of the pool's file system.
-    pub(crate) fn usage(&self) -> io::Result<DiskUsage> {
-        disk_usage(&self.root)
+    /// How the pool is, as of the last look.
+    pub(crate) fn health(&self) -> PoolHealth {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Directory with the upper and work directory of a run.
-    pub(crate) fn run_path(&self, run: &RunId) -> PathBuf {
-        self.root.join("runs").join(run.as_str())
-    }
-
-    /// Directory tree of a layer.
-    pub(crate) fn layer_path(&self, layer: &LayerId) -> PathBuf {
-        self.root.join("layers").join(layer.as_str()).join("u")
-    }
-
-    /// Makes the directories of a run, which may hold `limit` bytes.
-    pub(crate) fn create_run(&self, run: &RunId, limit: Option<u64>) -> io::Result<PathBuf> {
-        let path = self.run_path(run);
-        self.create(&self.runs, "runs", run.as_str(), limit)?;
-        for part in ["u", "w"] {
-            fs::create_dir(path.join(part))?;
+    fn note(&self, health: PoolHealth) {
+        let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == health {
+            return;
         }
-        // The root directory of the sandbox.
-        fs::set_permissions(path.join("u"), fs::Permissions::from_mode(0o755))?;
-        Ok(path)
+        match &health {
+            PoolHealth::Fine => tracing::info!("the storage pool is fine"),
+            PoolHealth::Low(why) => tracing::warn!("the storage pool is nearly full: {why}"),
+            PoolHealth::Broken(why) => tracing::error!("the storage pool is broken: {why}"),
+        }
+        *known = health;
     }
 
-    fn create(&self, parent: &File, part: &str, name: &str, limit: Option<u64>) -> io::Result<()> {
-        let path = self.root.join(part).join(name);
-        match self.kind {
-            StorageKind::Btrfs => {
-                sys::subvolume_create(parent, name)?;
-                if let Some(limit) = limit {
-                    sys::quota_limit(&File::open(&path)?, limit)?;
+    fn access(&self) -> io::Result<RwLockReadGuard<'_, Open>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if open.0 { Ok(open) } else { Err(broken("the storage pool is not mounted")) }
+    }
+
+    /// Looks at the pool and does what its room asks for: grows it, moves its
+    /// cap, gives the reserve up or takes it. Returns how it is then.
+    pub(crate) fn look_after(&self) -> PoolHealth {
+        let health = match self.try_look_after() {
+            Ok(health) => health,
+            Err(error) => PoolHealth::Broken(error.to_string()),
+        };
+        self.note(health.clone());
+        health
+    }
+
+    fn try_look_after(&self) -> io::Result<PoolHealth> {
+        let host = self.host()?;
+        self.tend_reserve(host);
+        let _open = self.access()?;
+        let sight = match &self.driver {
+            Driver::Btrfs { pool, driver } => {
+                if !pool.is_writable()? {
+                    return Err(broken("its file system takes no writes any more"));
                 }
+                let mut sight = self.sight()?;
+                if let Some(size) = pool.image_size()?
+                    && let Some(next) = self.policy.growth(size, sight, host)
+                {
+                    match pool.grow(next) {
+                        Ok(true) => {
+                            tracing::info!(mib = next >> 20, "the storage pool has grown");
+                            self.set_cap(true)?;
+                        }
+                        Ok(false) => {}
+                        // What is there goes on; what is missing shows below.
+                        Err(error) => tracing::warn!(%error, "grow the storage pool"),
+                    }
+                    sight = self.sight()?;
+                }
+                // The kernel took more than its headroom: bound the rest anew.
+                if sight.free < room::headroom(sight.total) / 2 {
+                    let used = driver.all_used(&self.root, true)?;
+                    driver.set_cap(&self.root, room::cap(self.sight()?, used))?;
+                }
+                sight
             }
-            StorageKind::Plain => fs::create_dir(&path)?,
+            Driver::Plain => self.sight()?,
+        };
+        let left = room::left(sight);
+        if room::admits(left) {
+            return Ok(PoolHealth::Fine);
         }
-        // Only the launcher walks in here, as the host's root.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        let data = self.config.data_dir.display();
+        Ok(PoolHealth::Low(match &self.driver {
+            Driver::Btrfs { pool, .. } if pool.image_size()?.is_some() => format!(
+                "{} MiB of {} are left for sandboxes, and it cannot grow: {} MiB are free on the disk of \
+                 {data}, {} of which are kept back, and it may have {} MiB",
+                left >> 20,
+                sight.total >> 20,
+                host.free >> 20,
+                self.policy.kept_back >> 20,
+                self.policy.most >> 20
+            ),
+            _ => format!(
+                "{} MiB of {} are left for sandboxes on the disk of {data}",
+                left >> 20,
+                sight.total >> 20
+            ),
+        }))
     }
 
-    /// Freezes a run into the layer of the same number, and returns it. Doing
-    /// it again after a crash is harmless; `None`: there is nothing to freeze.
-    pub(crate) fn freeze(&self, run: &RunId) -> io::Result<Option<LayerId>> {
-        let layer = layer_of(run);
-        let to = self.root.join("layers").join(layer.as_str());
-        match fs::rename(self.run_path(run), &to) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(to.is_dir().then_some(layer));
+    fn reserve(&self) -> PathBuf {
+        self.config.data_dir.join("reserve")
+    }
+
+    /// Whether the room that is kept for the database is there: it is given up
+    /// when the disk is full.
+    pub(crate) fn has_reserve(&self) -> bool {
+        self.reserve().exists()
+    }
+
+    /// Frees or takes the room that is kept for the database.
+    fn tend_reserve(&self, host: Sight) {
+        let path = self.reserve();
+        let tended = match room::reserve(path.exists(), host.free) {
+            ReserveAct::Leave => Ok(()),
+            ReserveAct::Release => {
+                tracing::warn!(
+                    free_mib = host.free >> 20,
+                    "the disk is full: giving up the database's reserve"
+                );
+                fs::remove_file(&path)
             }
-            other => other?,
+            ReserveAct::Take => File::create(&path).and_then(|file| {
+                // Where the file system cannot reserve, there is no reserve.
+                sys::allocate(&file, room::RESERVE).inspect_err(|_| drop(fs::remove_file(&path)))
+            }),
+        };
+        if let Err(error) = tended {
+            tracing::debug!(%error, "tend the reserve");
         }
-        // The kernel's scratch directory is no part of a layer.
-        tree::remove(tree::open_root(&to)?, c"w")?;
-        Ok(Some(layer))
     }
 
-    /// Bytes that a frozen run holds, in constant time; `None` where only
-    /// counting tells. Exact after a sync.
-    pub(crate) fn frozen_size(&self, layer: &LayerId) -> io::Result<Option<u64>> {
-        match self.kind {
-            StorageKind::Btrfs => {
-                sys::quota_used(&File::open(self.root.join("layers").join(layer.as_str()))?).map(Some)
+    /// Mounts a broken pool anew. Nothing may live on it: the caller has ended
+    /// what did.
+    ///
+    /// # Errors
+    /// Why it is still broken.
+    pub(crate) fn repair(&self) -> io::Result<()> {
+        let mended = self.close().and_then(|()| self.bring_up());
+        if let Err(error) = &mended {
+            self.note(PoolHealth::Broken(error.to_string()));
+        }
+        mended
+    }
+
+    /// Directory with the upper and work directory of a volume.
+    pub(crate) fn volume_path(&self, volume: &VolumeId) -> PathBuf {
+        self.root.join("volumes").join(volume.as_str())
+    }
+
+    fn snapshot_path(&self, snapshot: &SnapshotId) -> PathBuf {
+        self.root.join("snapshots").join(snapshot.as_str())
+    }
+
+    pub(crate) fn has_volume(&self, volume: &VolumeId) -> bool {
+        self.volume_path(volume).is_dir()
+    }
+
+    /// Makes a volume of `sandbox`, whose volumes together may hold `limit`
+    /// bytes. A copy of another volume has everything that was written to that
+    /// one before this call.
+    ///
+    /// # Errors
+    /// `NotFound` where what it is to be copied from is gone.
+    pub(crate) fn create_volume(
+        &self,
+        volume: &VolumeId,
+        origin: Origin<'_>,
+        sandbox: &SandboxId,
+        limit: Option<u64>,
+    ) -> io::Result<()> {
+        let _open = self.access()?;
+        let volumes = self.root.join("volumes");
+        let from = match origin {
+            Origin::Nothing => None,
+            Origin::Snapshot(id) => Some(self.snapshot_path(id)),
+            Origin::Volume(id) => Some(self.volume_path(id)),
+        };
+        match (&self.driver, from) {
+            (Driver::Btrfs { driver, .. }, None) => {
+                driver.create_volume(&volumes, volume.as_str(), sandbox, limit)
             }
-            StorageKind::Plain => Ok(None),
+            (Driver::Btrfs { driver, .. }, Some(from)) => {
+                driver.copy_volume(&from, &volumes, volume.as_str(), sandbox, limit)
+            }
+            (Driver::Plain, None) => {
+                let path = volumes.join(volume.as_str());
+                make_tree(&path)
+            }
+            (Driver::Plain, Some(from)) => self.copy_tree(&from, &volumes.join(volume.as_str())),
         }
     }
 
-    /// Moves a run's files out of the way and deletes them.
-    pub(crate) fn discard_run(&self, run: &RunId) -> io::Result<()> {
-        self.discard(&self.runs, "runs", run.as_str())
+    /// Copies the tree of a volume or snapshot file by file; it appears whole.
+    fn copy_tree(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let name = format!("copy-{}-{}", std::process::id(), self.counter.fetch_add(1, Ordering::Relaxed));
+        let scratch = self.root.join("scratch");
+        let partial = scratch.join(&name);
+        let copied = make_tree(&partial).and_then(|()| {
+            let hub = partial.join("hub");
+            fs::create_dir(&hub)?;
+            copy::copy(&from.join("u"), &partial.join("u"), &hub)?;
+            tree::remove(tree::open_root(&partial)?, c"hub")?;
+            sys::syncfs(&File::open(&partial)?)?;
+            fs::rename(&partial, to)
+        });
+        if copied.is_err() {
+            // The failure is what the caller wants to hear about.
+            let _ = remove_tree(&scratch, &name);
+        }
+        copied
     }
 
-    /// Deletes a layer that nothing refers to.
-    pub(crate) fn discard_layer(&self, layer: &str) -> io::Result<()> {
-        self.discard(&self.layers, "layers", layer)
+    /// Returns when everything that was written to a volume survives the death
+    /// of the host.
+    pub(crate) fn seal(&self, volume: &VolumeId) -> io::Result<()> {
+        let _open = self.access()?;
+        let path = self.volume_path(volume);
+        if let Driver::Btrfs { driver, .. } = &self.driver {
+            match driver.seal(&path, &self.root.join("scratch"), &format!("seal-{volume}")) {
+                // On a full disk by the long way, which takes no room.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
+                other => return other,
+            }
+        }
+        sys::syncfs(&File::open(path)?)
     }
 
-    fn discard(&self, parent: &File, part: &str, name: &str) -> io::Result<()> {
-        let path = self.root.join(part).join(name);
-        if !path.exists() {
+    /// Makes a snapshot of a volume, as it is now; it, and the volume until
+    /// now, survive the death of the host from then on. Harmless where it is
+    /// there already.
+    pub(crate) fn snapshot(&self, volume: &VolumeId, snapshot: &SnapshotId) -> io::Result<()> {
+        let _open = self.access()?;
+        let (from, to) = (self.volume_path(volume), self.snapshot_path(snapshot));
+        if to.exists() {
             return Ok(());
         }
-        match self.kind {
-            StorageKind::Btrfs => sys::subvolume_delete(parent, name),
-            StorageKind::Plain => {
-                let place = self.counter.fetch_add(1, Ordering::Relaxed);
-                let trash = self.root.join("trash").join(format!("{name}.{}.{place}", std::process::id()));
-                fs::rename(path, trash)
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => {
+                driver.snapshot(&from, &self.root.join("snapshots"), snapshot.as_str())
+            }
+            Driver::Plain => self.copy_tree(&from, &to),
+        }
+    }
+
+    /// Bytes that a volume holds above what it was copied from. With btrfs in
+    /// constant time, and exact after [`Storage::seal`] or
+    /// [`Storage::snapshot`].
+    pub(crate) fn volume_bytes(&self, volume: &VolumeId) -> io::Result<u64> {
+        let _open = self.access()?;
+        let path = self.volume_path(volume);
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => driver.written(&path),
+            Driver::Plain => tree::size(&path.join("u")),
+        }
+    }
+
+    /// Bytes that count against the limit of a sandbox; `None`: this driver
+    /// does not count. What was written in the last seconds may be missing.
+    pub(crate) fn used(&self, sandbox: &SandboxId) -> io::Result<Option<u64>> {
+        let _open = self.access()?;
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => match driver.used(&self.root, sandbox) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(0)),
+                other => other.map(Some),
+            },
+            Driver::Plain => Ok(None),
+        }
+    }
+
+    /// Deletes files that nothing refers to. Harmless where they are gone.
+    pub(crate) fn delete(&self, garbage: &Garbage) -> io::Result<()> {
+        let _open = self.access()?;
+        let part = match garbage.kind {
+            GarbageKind::Image => return self.images.delete(&garbage.name),
+            GarbageKind::Volume => "volumes",
+            GarbageKind::Snapshot => "snapshots",
+        };
+        self.delete_tree(part, &garbage.name)
+    }
+
+    fn delete_tree(&self, part: &str, name: &str) -> io::Result<()> {
+        let parent = self.root.join(part);
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => driver.delete(&parent, name),
+            Driver::Plain => {
+                // Out of sight first: half a volume must not be found.
+                let place = format!("gone-{name}-{}", self.counter.fetch_add(1, Ordering::Relaxed));
+                let scratch = self.root.join("scratch");
+                match fs::rename(parent.join(name), scratch.join(&place)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error),
+                    Ok(()) => remove_tree(&scratch, &place),
+                }
             }
         }
     }
 
-    /// Deletes what lies in the trash.
-    pub(crate) fn empty_trash(&self) -> io::Result<()> {
-        let trash = tree::open_root(&self.root.join("trash"))?;
-        tree::names(&trash)?.iter().try_for_each(|name| tree::remove(&trash, name))
-    }
-
-    /// Starts a layer that is filled from outside (an image) or from others (a
-    /// squash). It becomes real with the row that names it; until then it is
-    /// kept for as long as the returned value lives.
-    pub(crate) fn create_layer(&self, layer: &LayerId) -> io::Result<NewLayer> {
-        self.create(&self.layers, "layers", layer.as_str(), None)?;
-        let whole = self.root.join("layers").join(layer.as_str());
-        let lock = sys::lock_dir(&whole)?;
-        let path = self.layer_path(layer);
-        // Fails when a server that starts just now took it for an orphan.
-        fs::create_dir(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(NewLayer { path, _lock: lock })
-    }
-
-    /// Deletes a layer that no row knows, unless somebody is making it.
-    pub(crate) fn discard_orphan(&self, layer: &str) -> io::Result<()> {
-        match sys::lock_dir(&self.root.join("layers").join(layer)) {
-            Ok(_lock) => self.discard_layer(layer),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
+    /// Removes quota groups that nothing counts for any more; how many.
+    pub(crate) fn tidy_groups(&self) -> io::Result<usize> {
+        let _open = self.access()?;
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => driver.tidy_groups(&self.root),
+            Driver::Plain => Ok(0),
         }
-    }
-
-    /// Makes `layer` equivalent to the stack `sources`, bottom first.
-    pub(crate) fn squash(&self, layer: &LayerId, sources: &[LayerId]) -> io::Result<NewLayer> {
-        let made = self.create_layer(layer)?;
-        let target = &made.path;
-        let own = tree::open_root(&self.root.join("layers").join(layer.as_str()))?;
-        for source in sources {
-            let hub = target.with_file_name("hub");
-            fs::create_dir(&hub)?;
-            squash::apply(&self.layer_path(source), target, &hub)?;
-            tree::remove(&own, c"hub")?;
-        }
-        self.sync()?;
-        Ok(made)
     }
 
     /// Names in a part of the pool.
-    pub(crate) fn names(&self, part: &str) -> io::Result<Vec<String>> {
+    fn names(&self, part: &str) -> io::Result<Vec<String>> {
         fs::read_dir(self.root.join(part))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect()
     }
 
-    /// Returns once the pool's content survives the death of the host.
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        sys::syncfs(&self.layers)
+    /// Everything on disk that a row should own.
+    pub(crate) fn inventory(&self) -> io::Result<Vec<Garbage>> {
+        let _open = self.access()?;
+        let of = |kind| move |name| Garbage { kind, name };
+        let mut all: Vec<_> = self.names("volumes")?.into_iter().map(of(GarbageKind::Volume)).collect();
+        all.extend(self.names("snapshots")?.into_iter().map(of(GarbageKind::Snapshot)));
+        all.extend(self.images.digests()?.into_iter().map(of(GarbageKind::Image)));
+        Ok(all)
     }
 
-    /// Bytes that a layer's files hold.
-    pub(crate) fn layer_size(&self, layer: &LayerId) -> io::Result<u64> {
-        tree::size(&self.layer_path(layer))
+    /// Removes what an earlier process left half-made, unless its maker lives.
+    pub(crate) fn clear_scratch(&self) -> io::Result<()> {
+        let _open = self.access()?;
+        for name in self.names("scratch")? {
+            match sys::lock_dir(&self.root.join("scratch").join(&name)) {
+                Ok(_lock) => self.delete_scratch(&name)?,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_scratch(&self, name: &str) -> io::Result<()> {
+        let parent = self.root.join("scratch");
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => driver.delete(&parent, name),
+            Driver::Plain => remove_tree(&parent, name),
+        }
+    }
+
+    /// An empty tree to be filled and made an image of.
+    pub(crate) fn start_image(&self) -> io::Result<Scratch> {
+        let _open = self.access()?;
+        let name = format!("image-{}", uuid::Uuid::now_v7().simple());
+        let parent = self.root.join("scratch");
+        let whole = parent.join(&name);
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => driver.create(&parent, &name)?,
+            Driver::Plain => fs::create_dir(&whole)?,
+        }
+        let lock = sys::lock_dir(&whole)?;
+        let path = whole.join("root");
+        // Fails when a server that starts just now took it for left over.
+        fs::create_dir(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(Scratch { name, path, _lock: lock })
+    }
+
+    /// Makes an image of a tree, which goes.
+    pub(crate) fn finish_image(&self, scratch: Scratch, progress: &dyn Fn(&str)) -> io::Result<ImageFile> {
+        let _open = self.access()?;
+        let made = self.images.make(&scratch.path, progress);
+        self.delete_scratch(&scratch.name)?;
+        made
+    }
+
+    /// Gives up a tree.
+    pub(crate) fn drop_image(&self, scratch: Scratch) -> io::Result<()> {
+        let _open = self.access()?;
+        self.delete_scratch(&scratch.name)
+    }
+
+    /// Where an image is mounted, once it is.
+    pub(crate) fn mount_image(&self, digest: &str) -> io::Result<PathBuf> {
+        let _open = self.access()?;
+        self.images.mount(digest)
     }
 }
 
-/// The layer that a run becomes: same number, so that a crash between the
-/// rename and the row is repaired by looking.
-pub(crate) fn layer_of(run: &RunId) -> LayerId {
-    let number = run.as_str().trim_start_matches("sbx_");
-    // A run id with its prefix changed is a layer id.
-    format!("lay_{number}").parse().unwrap_or_else(|_| LayerId::generate())
+/// An empty volume as plain directories.
+fn make_tree(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    for part in ["u", "w"] {
+        fs::create_dir(path.join(part))?;
+    }
+    fs::set_permissions(path.join("u"), fs::Permissions::from_mode(0o755))
+}
+
+fn remove_tree(parent: &Path, name: &str) -> io::Result<()> {
+    tree::remove(tree::open_root(parent)?, &std::ffi::CString::new(name)?)
 }

@@ -6,7 +6,7 @@
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use dormouse_provider::{CloneDirectory, ListOf, Order, Page, StopReason};
+use dormouse_provider::{CloneDirectory, ListOf, Order, Page, SnapshotRequest, StopReason};
 use dormouse_types::{RunId, Timestamp};
 use dormouse_wire as wire;
 
@@ -96,8 +96,9 @@ async fn make_snapshot(
     ApiJson(body): ApiJson<wire::SnapshotRequest>,
 ) -> WireResult<Json<wire::first::MadeSnapshotReply>> {
     let expiration = body.expiration.map(requests::expiration);
-    let (snapshot, run) = app.provider.snapshot(&scope.run, expiration).await?;
-    let (snapshot, sandbox) = (present::snapshot(snapshot).into(), present::session(run));
+    let request = SnapshotRequest { expiration, live: false };
+    let made = app.provider.snapshot(&scope.run, request).await?;
+    let (snapshot, sandbox) = (present::snapshot(made.snapshot).into(), present::session(made.run));
     Ok(Json(wire::first::MadeSnapshotReply { snapshot, sandbox }))
 }
 

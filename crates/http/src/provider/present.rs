@@ -100,6 +100,11 @@ pub(crate) fn sandbox(sandbox: Sandbox) -> wire::Sandbox {
         tags: sandbox.tags,
         snapshot_expiration: sandbox.snapshot_expiration.map(expiration),
         keep_last_snapshots: keep,
+        disk: sandbox.disk.map(|disk| wire::Disk {
+            used_bytes: disk.used_bytes,
+            limit_bytes: disk.limit_bytes,
+            snapshots: disk.snapshots,
+        }),
     }
 }
 
@@ -129,6 +134,8 @@ pub(crate) fn session(run: Run) -> wire::Session {
         source_sandbox_name: Some(run.sandbox.to_string()),
         stop_reason: run.stop_reason,
         stdin: true,
+        live: true,
+        warnings: run.warnings,
     }
 }
 

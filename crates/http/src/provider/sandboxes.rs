@@ -202,8 +202,13 @@ pub(crate) async fn fork(
     if body.image.is_some() || body.changes.runtime.is_some() {
         return Err(WireError::bad_request("image: a fork stands on what its source stands on"));
     }
-    let request =
-        ForkSandbox { source, key: key.clone(), env: body.env, changes: requests::changes(body.changes)? };
+    let request = ForkSandbox {
+        source,
+        key: key.clone(),
+        env: body.env,
+        live: body.live,
+        changes: requests::changes(body.changes)?,
+    };
     let provider = app.provider.clone();
     if !named {
         return Ok(reply(present::found(provider.fork(request).await?, &app.ports, body.interactive), None));

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use dormouse_provider::SnapshotRequest;
 use dormouse_types::SnapshotId;
 use dormouse_wire as wire;
 
@@ -16,11 +17,12 @@ pub(crate) async fn create(
     scope: RunScope,
     ApiJson(body): ApiJson<wire::SnapshotRequest>,
 ) -> WireResult<Json<wire::MadeSnapshotReply>> {
-    let (snapshot, run) =
-        app.provider.snapshot(&scope.run, body.expiration.map(requests::expiration)).await?;
+    let request = SnapshotRequest { expiration: body.expiration.map(requests::expiration), live: body.live };
+    let made = app.provider.snapshot(&scope.run, request).await?;
     Ok(Json(wire::MadeSnapshotReply {
-        snapshot: present::snapshot(snapshot),
-        session: present::session(run),
+        snapshot: present::snapshot(made.snapshot),
+        session: present::session(made.run),
+        stall_micros: made.stall.map(|stall| u64::try_from(stall.as_micros()).unwrap_or(u64::MAX)),
     }))
 }
 

@@ -7,7 +7,7 @@ use dormouse_types::CommandId;
 
 use super::{Bench, Failure, Outcome, check, check_error};
 use crate::{
-    CommandSpec, CreateSandbox, CustomPolicy, NetworkPolicy, ProviderError, RunStatus, StopReason,
+    CommandSpec, CreateSandbox, CustomPolicy, NetworkPolicy, ProviderError, Retention, RunStatus, StopReason,
     UpdateSandbox,
 };
 
@@ -40,7 +40,7 @@ pub(super) async fn names_are_taken_and_free_again(bench: &Bench) -> Outcome {
 }
 
 pub(super) async fn everything_survives_a_stop(bench: &Bench) -> Outcome {
-    let mut now = bench.sandbox("a").await?;
+    let mut now = bench.sandbox_with("a", |request| request.retention = Retention::Expiry).await?;
     let key = bench.key_of(&now);
     bench.ok(&now.run, "for d in /tmp /home/ubuntu /vercel/sandbox; do echo kept > $d/file; done").await?;
     for round in 0..10 {
@@ -60,6 +60,21 @@ pub(super) async fn everything_survives_a_stop(bench: &Bench) -> Outcome {
         let again = bench.provider.resume(&key).await?;
         check!(!again.resumed && again.run.id == resumed.run.id, "a resume of a running sandbox: {again:?}");
         now = resumed;
+    }
+    Ok(())
+}
+
+/// Without snapshots too.
+pub(super) async fn files_need_no_snapshot_to_survive(bench: &Bench) -> Outcome {
+    let mut now = bench.sandbox("a").await?;
+    let key = bench.key_of(&now);
+    bench.ok(&now.run, "mkdir /tmp/d; echo 0 > /tmp/d/file; ln /tmp/d/file /tmp/link").await?;
+    for round in 1..=3 {
+        bench.provider.stop(&bench.run_ref(&now.run), StopReason::Requested).await?;
+        now = bench.provider.resume(&key).await?;
+        let script =
+            format!("mv /tmp/d /tmp/e && mv /tmp/e /tmp/d && echo {round} > /tmp/link && cat /tmp/d/file");
+        check!(bench.ok(&now.run, &script).await? == round.to_string(), "round {round}");
     }
     Ok(())
 }
@@ -130,7 +145,9 @@ pub(super) async fn what_is_not_persistent_begins_anew(bench: &Bench) -> Outcome
 
 pub(super) async fn a_lifetime_ends_in_a_stop(bench: &Bench) -> Outcome {
     let short = Duration::from_millis(1500);
-    let made = bench.sandbox_with("a", |request| request.timeout = Some(short)).await?;
+    let kept = Retention::Expiry;
+    let made =
+        bench.sandbox_with("a", |request| (request.timeout, request.retention) = (Some(short), kept)).await?;
     let key = bench.key_of(&made);
     bench.ok(&made.run, "echo kept > /tmp/file").await?;
     let mut found = bench.provider.get(&key).await?;

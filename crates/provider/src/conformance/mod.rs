@@ -107,6 +107,7 @@ cases! {
         a_new_sandbox_takes_commands,
         names_are_taken_and_free_again,
         everything_survives_a_stop,
+        files_need_no_snapshot_to_survive,
         looking_does_not_wake,
         two_resumes_give_one_run,
         stop_may_be_said_again,
@@ -139,6 +140,8 @@ cases! {
         forks,
         the_last_ones_are_kept,
         trees,
+        live_copies,
+        rollbacks,
     }
     listings::{
         pages_of_sandboxes,

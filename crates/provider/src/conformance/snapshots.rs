@@ -7,13 +7,15 @@ use dormouse_types::SnapshotId;
 use super::{Bench, Failure, Outcome, check, check_error};
 use crate::{
     CreateSandbox, ForkSandbox, KeepLast, ListOf, Order, ProviderError, Retention, RunStatus, SnapshotKind,
-    SnapshotStatus, Source, StopReason, UpdateSandbox,
+    SnapshotRequest, SnapshotStatus, Source, StopReason, UpdateSandbox,
 };
 
 pub(super) async fn a_snapshot_starts_others(bench: &Bench) -> Outcome {
     let made = bench.sandbox_with("a", |request| request.persistent = false).await?;
     bench.ok(&made.run, "echo kept > /tmp/file").await?;
-    let (snapshot, run) = bench.provider.snapshot(&bench.run_ref(&made.run), None).await?;
+    let made_snapshot =
+        bench.provider.snapshot(&bench.run_ref(&made.run), SnapshotRequest::default()).await?;
+    let (snapshot, run) = (made_snapshot.snapshot, made_snapshot.run);
     check!(run.status == RunStatus::Stopped, "a snapshot leaves its run {:?}", run.status);
     check!(snapshot.kind == SnapshotKind::Manual && snapshot.source_run == made.run.id, "{snapshot:?}");
     let resumed = bench.provider.resume(&bench.key_of(&made)).await?;
@@ -28,7 +30,7 @@ pub(super) async fn a_snapshot_starts_others(bench: &Bench) -> Outcome {
 }
 
 pub(super) async fn a_deleted_snapshot_is_gone_everywhere(bench: &Bench) -> Outcome {
-    let made = bench.sandbox("a").await?;
+    let made = bench.sandbox_with("a", |request| request.retention = Retention::Expiry).await?;
     let key = bench.key_of(&made);
     let stopped = bench.provider.stop(&bench.run_ref(&made.run), StopReason::Requested).await?;
     let snapshot = stopped.snapshot.ok_or_else(|| Failure("a stop kept no snapshot".to_owned()))?;
@@ -65,6 +67,7 @@ pub(super) async fn forks(bench: &Bench) -> Outcome {
         source: made.sandbox.name.clone(),
         key: bench.key(name),
         env: None,
+        live: false,
         changes: UpdateSandbox::default(),
     };
     let forked = bench.provider.fork(fork("b")).await?;
@@ -110,7 +113,8 @@ pub(super) async fn trees(bench: &Bench) -> Outcome {
     let mut run = made.run;
     let mut line = Vec::new();
     for _ in 0..3 {
-        line.push(bench.provider.snapshot(&bench.run_ref(&run), None).await?.0.id);
+        let request = SnapshotRequest::default();
+        line.push(bench.provider.snapshot(&bench.run_ref(&run), request).await?.snapshot.id);
         run = bench.provider.resume(&key).await?.run;
     }
     let up = bench.provider.snapshot_tree(&bench.namespace, &line[2], Order::Descending, 10).await?;
@@ -125,5 +129,77 @@ pub(super) async fn trees(bench: &Bench) -> Outcome {
     let down = bench.provider.snapshot_tree(&bench.namespace, &line[0], Order::Ascending, 1).await?;
     let descendants: Vec<_> = down.nodes.iter().map(|node| node.snapshot.id.clone()).collect();
     check!(descendants == [line[1].clone()] && down.next.is_some(), "{descendants:?} {:?}", down.next);
+    Ok(())
+}
+
+/// The run goes on, and the copy has the files of one moment. A provider that
+/// cannot do it says so, and stops nothing.
+pub(super) async fn live_copies(bench: &Bench) -> Outcome {
+    let made = bench.sandbox("a").await?;
+    bench.ok(&made.run, "echo before > /tmp/file").await?;
+    let live = SnapshotRequest { live: true, ..SnapshotRequest::default() };
+    let run = bench.run_ref(&made.run);
+    let fork = |name: &str| ForkSandbox {
+        source: made.sandbox.name.clone(),
+        key: bench.key(name),
+        env: None,
+        live: true,
+        changes: UpdateSandbox::default(),
+    };
+    let kept = match bench.provider.snapshot(&run, live).await {
+        Err(ProviderError::Invalid(_)) => {
+            check!(bench.sh(&made.run, "true").await?.code == 0, "a refused live snapshot stopped the run");
+            check_error!(bench.provider.fork(fork("b")).await, ProviderError::Invalid(_));
+            return Ok(());
+        }
+        other => other?,
+    };
+    check!(kept.run.status == RunStatus::Running && kept.stall.is_some(), "{:?}", kept.run.status);
+    check!(kept.snapshot.kind == SnapshotKind::Manual, "{:?}", kept.snapshot.kind);
+    bench.ok(&made.run, "echo after > /tmp/file").await?;
+    let forked = bench.provider.fork(fork("b")).await?;
+    check!(bench.ok(&forked.run, "cat /tmp/file").await? == "after", "a live fork has older files");
+    let from = Some(Source::Snapshot(kept.snapshot.id));
+    let other = bench.sandbox_with("c", |request| request.source = from).await?;
+    check!(bench.ok(&other.run, "cat /tmp/file").await? == "before", "a snapshot has newer files");
+    // Each has its own from then on.
+    bench.ok(&forked.run, "echo fork > /tmp/file").await?;
+    check!(bench.ok(&made.run, "cat /tmp/file").await? == "after", "a fork writes to its source");
+    Ok(())
+}
+
+/// The next run starts from the snapshot that was named, whether the sandbox
+/// runs meanwhile or not.
+pub(super) async fn rollbacks(bench: &Bench) -> Outcome {
+    let made = bench.sandbox_with("a", |request| request.retention = Retention::Expiry).await?;
+    let key = bench.key_of(&made);
+    bench.ok(&made.run, "echo first > /tmp/file").await?;
+    let request = SnapshotRequest::default();
+    let first = bench.provider.snapshot(&bench.run_ref(&made.run), request).await?.snapshot.id;
+    let mut run = bench.provider.resume(&key).await?.run;
+    for while_it_runs in [false, true] {
+        bench.ok(&run, "echo second > /tmp/file; echo more > /tmp/more").await?;
+        let back = UpdateSandbox { current_snapshot: Some(first.clone()), ..UpdateSandbox::default() };
+        if while_it_runs {
+            bench.provider.update(&key, back).await?;
+            check!(
+                bench.ok(&run, "cat /tmp/file").await? == "second",
+                "a rollback changed a running sandbox"
+            );
+            bench.provider.stop(&bench.run_ref(&run), StopReason::Requested).await?;
+        } else {
+            bench.provider.stop(&bench.run_ref(&run), StopReason::Requested).await?;
+            bench.provider.update(&key, back).await?;
+        }
+        let found = bench.provider.get(&key).await?;
+        check!(
+            found.sandbox.current_snapshot.as_ref() == Some(&first),
+            "{:?}",
+            found.sandbox.current_snapshot
+        );
+        run = bench.provider.resume(&key).await?.run;
+        let seen = bench.ok(&run, "cat /tmp/file; ls /tmp/more 2>/dev/null || echo none").await?;
+        check!(seen == "first\nnone", "after a rollback (running: {while_it_runs}): {seen}");
+    }
     Ok(())
 }

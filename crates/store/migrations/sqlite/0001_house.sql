@@ -73,16 +73,24 @@ CREATE INDEX sessions_due ON sessions (hibernate_after) WHERE lifecycle_state = 
 CREATE INDEX sessions_unfinished ON sessions (updated_at)
   WHERE lifecycle_state IN ('hibernating', 'restoring');
 
+-- Base images: immutable EROFS files, named by their digest.
 CREATE TABLE images (
   id TEXT PRIMARY KEY,
-  name TEXT NOT NULL UNIQUE,
-  -- JSON array of layer ids, bottom first.
-  layers TEXT NOT NULL,
-  -- What it was built from, for people.
-  source TEXT NOT NULL,
+  name TEXT NOT NULL,
+  -- SHA-256 of the file, in hex.
+  digest TEXT NOT NULL,
   size_bytes BIGINT NOT NULL,
-  created_at BIGINT NOT NULL
+  -- JSON: environment, working directory and user of every command.
+  config TEXT NOT NULL,
+  -- What it was built from; shown to users, never interpreted.
+  source TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  -- Since then another image has the name; this one stays for its sandboxes.
+  replaced_at BIGINT
 );
+CREATE UNIQUE INDEX images_by_name ON images (name) WHERE replaced_at IS NULL;
+CREATE INDEX images_replaced ON images (replaced_at) WHERE replaced_at IS NOT NULL;
+CREATE INDEX images_by_digest ON images (digest);
 
 CREATE TABLE sandboxes (
   id TEXT PRIMARY KEY,
@@ -92,12 +100,46 @@ CREATE TABLE sandboxes (
   image_id TEXT NOT NULL REFERENCES images (id),
   -- JSON: resources, env, tags, network policy, timeout.
   config TEXT NOT NULL,
+  -- The snapshot that a fork copies, and that a run without volume starts from.
   current_snapshot TEXT,
+  -- Its files. NULL: the next run makes a volume, from current_snapshot if
+  -- there is one.
+  volume_id TEXT,
+  -- The last snapshot whose files the volume continues.
+  descends_from TEXT,
+  -- Bytes below the volume: the image, and what the snapshot held that the
+  -- volume was copied from.
+  base_bytes BIGINT NOT NULL,
+  -- Runs that these files have seen, those before a copy included.
+  boots BIGINT NOT NULL,
   created_at BIGINT NOT NULL,
   updated_at BIGINT NOT NULL,
+  -- When the status of the newest run last changed.
+  status_updated_at BIGINT NOT NULL,
   UNIQUE (namespace, name)
 );
 CREATE INDEX sandboxes_by_age ON sandboxes (namespace, created_at);
+CREATE INDEX sandboxes_by_status ON sandboxes (namespace, status_updated_at, id);
+CREATE INDEX sandboxes_by_snapshot ON sandboxes (current_snapshot) WHERE current_snapshot IS NOT NULL;
+CREATE INDEX sandboxes_by_image ON sandboxes (image_id);
+CREATE UNIQUE INDEX sandboxes_by_volume ON sandboxes (volume_id) WHERE volume_id IS NOT NULL;
+
+-- The labels of `sandboxes.config`, for filters.
+CREATE TABLE sandbox_tags (
+  sandbox_id TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+  key TEXT NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (sandbox_id, key)
+);
+CREATE INDEX sandbox_tags_by_value ON sandbox_tags (key, value);
+
+-- The ports of `sandboxes.config`, each with the name that reaches it.
+CREATE TABLE routes (
+  subdomain TEXT PRIMARY KEY,
+  sandbox_id TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+  port BIGINT NOT NULL,
+  UNIQUE (sandbox_id, port)
+);
 
 CREATE TABLE runs (
   id TEXT PRIMARY KEY,
@@ -108,8 +150,7 @@ CREATE TABLE runs (
   status TEXT NOT NULL,
   config TEXT NOT NULL,
   source_snapshot TEXT,
-  -- JSON array of layer ids that this run stands on, bottom first.
-  layers TEXT NOT NULL,
+  volume_id TEXT NOT NULL,
   -- Host process: pid and start time (clock ticks since boot) name it.
   pid BIGINT,
   pid_start BIGINT,
@@ -122,6 +163,10 @@ CREATE TABLE runs (
   stop_requested_at BIGINT,
   stopped_at BIGINT,
   stop_reason TEXT,
+  -- JSON: what becomes of its files, decided before its processes end.
+  ending TEXT,
+  -- JSON array: what did not go as it should and did not keep it from starting.
+  warnings TEXT NOT NULL DEFAULT '[]',
   updated_at BIGINT NOT NULL
 );
 -- Invariant 1: a sandbox has at most one live run, whatever races or crashes.
@@ -129,12 +174,8 @@ CREATE UNIQUE INDEX one_live_run ON runs (sandbox_id)
   WHERE status IN ('pending', 'running', 'stopping', 'snapshotting');
 CREATE INDEX runs_of_sandbox ON runs (sandbox_id, requested_at);
 CREATE INDEX runs_by_age ON runs (namespace, requested_at);
-
-CREATE TABLE layers (
-  id TEXT PRIMARY KEY,
-  size_bytes BIGINT,
-  created_at BIGINT NOT NULL
-);
+CREATE INDEX runs_live_by_volume ON runs (volume_id)
+  WHERE status IN ('pending', 'running', 'stopping', 'snapshotting');
 
 CREATE TABLE snapshots (
   id TEXT PRIMARY KEY,
@@ -142,12 +183,37 @@ CREATE TABLE snapshots (
   sandbox_id TEXT NOT NULL,
   sandbox_name TEXT NOT NULL,
   source_run TEXT NOT NULL,
+  -- The image below it.
+  image_id TEXT NOT NULL,
   kind TEXT NOT NULL,
   status TEXT NOT NULL,
-  -- JSON array of layer ids, bottom first.
-  layers TEXT NOT NULL,
+  -- Bytes, those of the image included.
+  size_bytes BIGINT NOT NULL,
+  -- Runs that its files have seen.
+  boots BIGINT NOT NULL,
   parent TEXT,
+  -- How long it stays after its last use; NULL: until it is deleted.
+  expiration_ms BIGINT,
+  expires_at BIGINT,
+  last_used_at BIGINT,
   created_at BIGINT NOT NULL,
   updated_at BIGINT NOT NULL
 );
 CREATE INDEX snapshots_of_sandbox ON snapshots (sandbox_id, created_at);
+CREATE INDEX snapshots_by_age ON snapshots (namespace, id);
+CREATE INDEX snapshots_by_parent ON snapshots (parent, id);
+CREATE INDEX snapshots_by_image ON snapshots (image_id) WHERE status = 'created';
+CREATE INDEX snapshots_due ON snapshots (expires_at) WHERE status = 'created' AND expires_at IS NOT NULL;
+
+-- Files that nothing refers to any more and that are still on disk. A row is
+-- written in the transaction that takes the last reference away, and goes when
+-- the files are gone.
+CREATE TABLE garbage (
+  -- 'volume', 'snapshot' or 'image'.
+  kind TEXT NOT NULL,
+  -- Id of the volume or snapshot, digest of the image.
+  name TEXT NOT NULL,
+  since BIGINT NOT NULL,
+  PRIMARY KEY (kind, name)
+);
+CREATE INDEX garbage_by_age ON garbage (since);

@@ -106,6 +106,7 @@ pub(super) async fn fork(client: &Client, args: ForkArgs, output: &Output) -> an
     let request = wire::ForkRequest {
         name: args.name,
         env: pairs(&args.settings.env)?,
+        live: args.live,
         changes: settings(args.settings, &args.retention)?,
         ..wire::ForkRequest::default()
     };
@@ -119,9 +120,10 @@ pub(super) async fn snapshot(
     client: &Client,
     name: &str,
     expires_in: Option<&str>,
+    live: bool,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let request = wire::SnapshotRequest { expiration: expires_in.map(expiration).transpose()? };
+    let request = wire::SnapshotRequest { expiration: expires_in.map(expiration).transpose()?, live };
     let request = &request;
     let reply = awake(client, name, |run| async move {
         let path = format!("/sessions/{run}/snapshot");

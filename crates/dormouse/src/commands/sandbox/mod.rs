@@ -31,8 +31,8 @@ pub(crate) async fn run(
     match action {
         SandboxAction::Create(args) => create::create(&client, args, output).await?,
         SandboxAction::Fork(args) => create::fork(&client, args, output).await?,
-        SandboxAction::Snapshot { name, expires_in } => {
-            create::snapshot(&client, &name, expires_in.as_deref(), output).await?;
+        SandboxAction::Snapshot { name, expires_in, live } => {
+            create::snapshot(&client, &name, expires_in.as_deref(), live, output).await?;
         }
         SandboxAction::Shell { name, sudo, cwd, env, command } => {
             let shell = shell::Shell { sudo, cwd, env: environment(&env)?, command };
@@ -43,18 +43,7 @@ pub(crate) async fn run(
         SandboxAction::List => list(&client, output).await?,
         SandboxAction::Show { name } => {
             let found = client.sandbox(&name, false).await?;
-            let s = &found.sandbox;
-            let text = format!(
-                "name      {}\nstatus    {}\nimage     {}\nvcpus     {}\nmemory    {} MiB\nsession   {}\nsnapshot  {}",
-                s.name,
-                s.status,
-                s.image.as_deref().unwrap_or("-"),
-                s.vcpus.unwrap_or(0),
-                s.memory.unwrap_or(0),
-                s.current_session_id,
-                s.current_snapshot_id.as_deref().unwrap_or("-")
-            );
-            output.data(&serde_json::to_value(&found)?, &text);
+            output.data(&serde_json::to_value(&found)?, &described(&found));
         }
         SandboxAction::Exec { name, sudo, cwd, env, timeout, interactive, detach, command } => {
             let mut command = command.into_iter();
@@ -88,6 +77,48 @@ pub(crate) async fn run(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A sandbox in words.
+fn described(found: &wire::SandboxReply) -> String {
+    let sandbox = &found.sandbox;
+    let mut rows = vec![
+        ("name", sandbox.name.clone()),
+        ("status", sandbox.status.clone()),
+        ("image", sandbox.image.clone().unwrap_or_else(|| "-".to_owned())),
+        ("vcpus", sandbox.vcpus.unwrap_or(0).to_string()),
+        ("memory", format!("{} MiB", sandbox.memory.unwrap_or(0))),
+        ("session", sandbox.current_session_id.clone()),
+        ("snapshot", sandbox.current_snapshot_id.clone().unwrap_or_else(|| "-".to_owned())),
+    ];
+    if let Some(disk) = sandbox.disk {
+        let used = disk.used_bytes >> 20;
+        rows.push((
+            "disk",
+            match disk.limit_bytes {
+                Some(limit) => format!("{used} of {} MiB", limit >> 20),
+                None => format!("{used} MiB"),
+            },
+        ));
+        if let Some(advice) = advice(&disk, &sandbox.name) {
+            rows.push(("", advice));
+        }
+    }
+    rows.extend(found.session.warnings.iter().map(|warning| ("warning", warning.clone())));
+    let lines: Vec<_> = rows.into_iter().map(|(name, value)| format!("{name:<9} {value}")).collect();
+    lines.join("\n")
+}
+
+/// What helps a sandbox that is nearly full.
+fn advice(disk: &wire::Disk, name: &str) -> Option<String> {
+    let full = disk.limit_bytes.is_some_and(|limit| disk.used_bytes >= limit / 10 * 9);
+    full.then(|| match disk.snapshots {
+        0 => "nearly full: delete files in it".to_owned(),
+        count => format!(
+            "nearly full: delete files in it; what its {count} snapshots hold is freed by `dormouse snapshot \
+             delete ID` (`dormouse snapshot list --sandbox {name}`)"
+        ),
+    })
 }
 
 async fn list(client: &Client, output: &Output) -> anyhow::Result<()> {

@@ -1,49 +1,45 @@
-//! Merging overlayfs layers into one with the same meaning.
+//! A faithful copy of a tree that a sandbox wrote, for the driver that has no
+//! snapshots: every name, link, attribute, hole and mark of the overlay.
 //!
-//! Both sides are layers as overlayfs writes them (kernel documentation,
-//! "overlayfs", whiteouts and opaque directories): a character device 0:0 hides
-//! a name, `trusted.overlay.opaque` hides what a directory held below. What is
-//! hidden stays marked, since more layers lie under the merged one.
-//!
-//! Layers are hostile data (a sandbox wrote them): see [`super::tree`] for how
-//! they are walked. Nothing is opened but directories and regular files.
+//! The tree is hostile data: see [`super::tree`] for how it is walked. Nothing
+//! is opened but directories and regular files. Blocks are shared where the
+//! file system can; either way it takes as long as there are files.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, futimens, ioctl_ficlone, linkat, mkdirat, mknodat,
-    openat, readlinkat, symlinkat, utimensat,
+    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, futimens, ioctl_ficlone, lgetxattr, linkat, llistxattr,
+    lsetxattr, mkdirat, mknodat, openat, readlinkat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use super::tree;
 
-const OPAQUE: &CStr = c"trusted.overlay.opaque";
-
 /// Largest extended attribute, and largest list of their names, in bytes
 /// (`xattr(7)`).
 const XATTR_MAX: usize = 64 << 10;
 
-/// Puts `upper` on top of `lower`, in place. `hub` is an empty directory on the
-/// same file system, which is left with names that the caller removes.
-pub(super) fn apply(upper: &Path, lower: &Path, hub: &Path) -> io::Result<()> {
-    let mut merge = Merge {
-        from: tree::open_root(upper)?,
-        to: tree::open_root(lower)?,
+/// Copies the content and attributes of the directory `from` to the empty
+/// directory `to`. `hub` is another empty directory on the same file system,
+/// which is left with names that the caller removes.
+pub(super) fn copy(from: &Path, to: &Path, hub: &Path) -> io::Result<()> {
+    let mut copy = Copy {
+        from: tree::open_root(from)?,
+        to: tree::open_root(to)?,
         hub: tree::open_root(hub)?,
         linked: HashSet::new(),
     };
-    merge.run()
+    copy.run()
 }
 
-/// A merge that stands in one directory of each side.
-struct Merge {
+/// A copy that stands in one directory of each side.
+struct Copy {
     from: OwnedFd,
     to: OwnedFd,
     /// Where files with several names get one that stays in reach.
@@ -51,13 +47,15 @@ struct Merge {
     linked: HashSet<u64>,
 }
 
-impl Merge {
+impl Copy {
     fn run(&mut self) -> io::Result<()> {
         // For each directory on the way down: those of its own not yet entered.
         let mut pending = vec![self.leaves()?];
         while let Some(dirs) = pending.last_mut() {
             if let Some(name) = dirs.pop() {
-                self.enter(&name)?;
+                mkdirat(&self.to, &name, Mode::RWXU)?;
+                self.from = tree::open_dir(&self.from, &name)?;
+                self.to = tree::open_dir(&self.to, &name)?;
                 pending.push(self.leaves()?);
                 continue;
             }
@@ -72,7 +70,7 @@ impl Merge {
         Ok(())
     }
 
-    /// Merges everything here but directories, whose names are returned.
+    /// Copies everything here but directories, whose names are returned.
     fn leaves(&mut self) -> io::Result<Vec<CString>> {
         let mut dirs = Vec::new();
         for name in tree::names(&self.from)? {
@@ -86,30 +84,7 @@ impl Merge {
         Ok(dirs)
     }
 
-    /// Goes into the directory `name` of both sides; makes the lower one.
-    fn enter(&mut self, name: &CStr) -> io::Result<()> {
-        let from = tree::open_dir(&self.from, name)?;
-        let opaque = xattr_get(&from, OPAQUE)?.is_some_and(|value| value == b"y");
-        let below = tree::status(&self.to, name)?;
-        let merges = !opaque && below.as_ref().is_none_or(|found| tree::kind(found) == FileType::Directory);
-        if merges && below.is_some() {
-            self.to = tree::open_dir(&self.to, name)?;
-        } else {
-            tree::remove(&self.to, name)?;
-            mkdirat(&self.to, name, Mode::RWXU)?;
-            self.to = tree::open_dir(&self.to, name)?;
-            if !merges {
-                // Over a whiteout, a file or a hidden directory: what lies
-                // further below must stay hidden.
-                fsetxattr(&self.to, OPAQUE, b"y", XattrFlags::empty())?;
-            }
-        }
-        self.from = from;
-        Ok(())
-    }
-
     fn leaf(&mut self, name: &CStr, found: &Stat) -> io::Result<()> {
-        tree::remove(&self.to, name)?;
         let number = CString::new(found.st_ino.to_string())?;
         if found.st_nlink > 1 && self.linked.contains(&found.st_ino) {
             return Ok(linkat(&self.hub, &number, &self.to, name, AtFlags::empty())?);
@@ -118,21 +93,16 @@ impl Merge {
             FileType::RegularFile => self.file(name, found)?,
             FileType::Symlink => {
                 symlinkat(readlinkat(&self.from, name, Vec::new())?, &self.to, name)?;
-                let (user, group) = owner(found);
-                chownat(&self.to, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
-                utimensat(&self.to, name, &times(found), AtFlags::SYMLINK_NOFOLLOW)?;
+                self.metadata_of_name(name, found)?;
             }
+            // Sandboxes cannot make device nodes: 0:0 is the overlay's whiteout.
             FileType::CharacterDevice if found.st_rdev == 0 => {
                 mknodat(&self.to, name, FileType::CharacterDevice, Mode::empty(), 0)?;
             }
             kind @ (FileType::Fifo | FileType::Socket) => {
                 mknodat(&self.to, name, kind, Mode::empty(), 0)?;
-                let (user, group) = owner(found);
-                chownat(&self.to, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
-                chmodat(&self.to, name, Mode::from_raw_mode(found.st_mode), AtFlags::empty())?;
-                utimensat(&self.to, name, &times(found), AtFlags::SYMLINK_NOFOLLOW)?;
+                self.metadata_of_name(name, found)?;
             }
-            // Sandboxes cannot make device nodes; a foreign one is dropped.
             _ => return Ok(()),
         }
         if found.st_nlink > 1 {
@@ -144,6 +114,30 @@ impl Merge {
             }
         }
         Ok(())
+    }
+
+    /// [`copy_metadata`] for what must not be opened.
+    fn metadata_of_name(&self, name: &CStr, found: &Stat) -> io::Result<()> {
+        let (user, group) = owner(found);
+        chownat(&self.to, name, user, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        if tree::kind(found) != FileType::Symlink {
+            chmodat(&self.to, name, Mode::from_raw_mode(found.st_mode), AtFlags::empty())?;
+        }
+        // The last part of the path is not followed.
+        let below = |dir: &OwnedFd| -> io::Result<CString> {
+            let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+            path.extend_from_slice(name.to_bytes());
+            Ok(CString::new(path)?)
+        };
+        let (from, to) = (below(&self.from)?, below(&self.to)?);
+        let mut names = vec![0; XATTR_MAX];
+        let length = llistxattr(&from, &mut names[..])?;
+        for name in xattr_names(&names[..length]) {
+            let mut value = vec![0; XATTR_MAX];
+            let length = lgetxattr(&from, &name, &mut value[..])?;
+            lsetxattr(&to, &name, &value[..length], XattrFlags::empty())?;
+        }
+        Ok(utimensat(&self.to, name, &times(found), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     fn file(&self, name: &CStr, found: &Stat) -> io::Result<()> {
@@ -160,7 +154,7 @@ impl Merge {
 }
 
 /// Copies what is there and leaves holes as holes: a sparse file must not fill
-/// the pool.
+/// the disk.
 fn copy_data(from: &mut File, to: &mut File, found: &Stat) -> io::Result<()> {
     let length = u64::try_from(found.st_size).unwrap_or(0);
     to.set_len(length)?;
@@ -202,11 +196,10 @@ fn copy_metadata(from: &OwnedFd, to: &OwnedFd, found: &Stat) -> io::Result<()> {
     let (user, group) = owner(found);
     fchown(to, user, group)?;
     fchmod(to, Mode::from_raw_mode(found.st_mode))?;
-    for name in xattr_list(from)? {
-        // Overlay's own marks are made where they are due.
-        if !name.to_bytes().starts_with(b"trusted.overlay.")
-            && let Some(value) = xattr_get(from, &name)?
-        {
+    let mut names = vec![0; XATTR_MAX];
+    let length = flistxattr(from, &mut names[..])?;
+    for name in xattr_names(&names[..length]) {
+        if let Some(value) = xattr_get(from, &name)? {
             fsetxattr(to, &name, &value, XattrFlags::empty())?;
         }
     }
@@ -225,14 +218,8 @@ fn xattr_get(fd: impl AsFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-fn xattr_list(fd: impl AsFd) -> io::Result<Vec<CString>> {
-    let mut names = vec![0; XATTR_MAX];
-    let length = flistxattr(fd, &mut names[..])?;
-    Ok(names[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-        .filter_map(|name| CString::new(name).ok())
-        .collect())
+fn xattr_names(list: &[u8]) -> impl Iterator<Item = CString> {
+    list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).filter_map(|name| CString::new(name).ok())
 }
 
 #[cfg(test)]
@@ -242,79 +229,73 @@ mod tests {
 
     use super::*;
 
-    fn whiteout(path: &Path) {
-        mknodat(rustix::fs::CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
-    }
-
-    fn is_whiteout(path: &Path) -> bool {
-        let found = fs::symlink_metadata(path).unwrap();
-        found.file_type().is_char_device() && found.rdev() == 0
-    }
-
-    fn mark_opaque(path: &Path) {
-        fsetxattr(File::open(path).unwrap(), OPAQUE, b"y", XattrFlags::empty()).unwrap();
-    }
-
-    fn is_opaque(path: &Path) -> bool {
-        xattr_get(File::open(path).unwrap(), OPAQUE).unwrap().is_some_and(|value| value == b"y")
+    fn sides(dir: &Path) -> [std::path::PathBuf; 3] {
+        ["from", "to", "hub"].map(|name| {
+            let path = dir.join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        })
     }
 
     /// Needs root for whiteouts and `trusted.*`; CI runs as root.
     #[test]
-    fn hidden_names_stay_hidden_and_new_ones_win() {
+    fn everything_that_an_overlay_knows_is_copied() {
         let dir = tempfile::tempdir().unwrap();
-        let (lower, upper) = (dir.path().join("l"), dir.path().join("u"));
-        for path in
-            ["l/kept", "l/gone", "l/opaque/old", "u/opaque/new", "u/kept", "l/over", "u/whited", "hub"]
-        {
-            fs::create_dir_all(dir.path().join(path)).unwrap();
+        let [from, to, hub] = sides(dir.path());
+        fs::create_dir_all(from.join("dir/in")).unwrap();
+        fs::write(from.join("dir/a"), "1").unwrap();
+        fs::hard_link(from.join("dir/a"), from.join("dir/in/b")).unwrap();
+        fs::hard_link(from.join("dir/a"), from.join("c")).unwrap();
+        fs::set_permissions(from.join("dir"), fs::Permissions::from_mode(0o3770)).unwrap();
+        fs::set_permissions(from.join("c"), fs::Permissions::from_mode(0o4711)).unwrap();
+        symlink("/etc/passwd", from.join("link")).unwrap();
+        let marks = [("dir", c"trusted.overlay.opaque"), ("dir/in", c"trusted.overlay.redirect")];
+        for (path, mark) in marks {
+            fsetxattr(File::open(from.join(path)).unwrap(), mark, b"y", XattrFlags::empty()).unwrap();
         }
-        whiteout(&lower.join("whited"));
-        fs::write(lower.join("kept/a"), "1").unwrap();
-        fs::write(upper.join("kept/b"), "2").unwrap();
-        fs::hard_link(upper.join("kept/b"), upper.join("kept/c")).unwrap();
-        fs::hard_link(upper.join("kept/b"), upper.join("d")).unwrap();
-        fs::write(upper.join("whited/c"), "3").unwrap();
-        fs::write(upper.join("over"), "a file over a directory").unwrap();
-        whiteout(&upper.join("gone"));
-        mark_opaque(&upper.join("opaque"));
-        symlink("/etc/passwd", upper.join("link")).unwrap();
-        fs::set_permissions(upper.join("kept"), fs::Permissions::from_mode(0o2750)).unwrap();
+        lsetxattr(from.join("link"), c"trusted.overlay.origin", b"o", XattrFlags::empty()).unwrap();
+        for (name, kind) in [("gone", FileType::CharacterDevice), ("pipe", FileType::Fifo)] {
+            mknodat(rustix::fs::CWD, from.join(name), kind, Mode::RUSR, 0).unwrap();
+        }
+        let then = Timespec { tv_sec: 1_000_000_000, tv_nsec: 123_456_789 };
+        let times = Timestamps { last_access: then, last_modification: then };
+        utimensat(rustix::fs::CWD, from.join("link"), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        utimensat(rustix::fs::CWD, from.join("dir"), &times, AtFlags::empty()).unwrap();
 
-        apply(&upper, &lower, &dir.path().join("hub")).unwrap();
-        fs::remove_dir_all(dir.path().join("hub")).unwrap();
+        copy(&from, &to, &hub).unwrap();
 
-        assert_eq!(fs::read_to_string(lower.join("kept/a")).unwrap(), "1");
-        assert_eq!(fs::read_to_string(lower.join("kept/b")).unwrap(), "2");
-        assert_eq!(fs::metadata(lower.join("d")).unwrap().nlink(), 3, "three names, one file");
-        assert!(is_whiteout(&lower.join("gone")));
-        assert!(!lower.join("opaque/old").exists() && lower.join("opaque/new").exists());
-        assert!(is_opaque(&lower.join("opaque")));
-        assert!(is_opaque(&lower.join("whited")));
-        assert!(!is_opaque(&lower.join("kept")));
-        assert_eq!(fs::read_to_string(lower.join("over")).unwrap(), "a file over a directory");
-        assert_eq!(fs::read_link(lower.join("link")).unwrap(), Path::new("/etc/passwd"));
-        assert_eq!(fs::metadata(lower.join("kept")).unwrap().mode() & 0o7777, 0o2750);
+        let status = |path: &str| fs::symlink_metadata(to.join(path)).unwrap();
+        let first = status("dir/a");
+        assert_eq!(first.nlink() - 1, 3, "three names (and the hub's), one file");
+        assert_eq!((status("dir/in/b").ino(), status("c").ino()), (first.ino(), first.ino()));
+        assert_eq!((status("dir").mode() & 0o7777, status("c").mode() & 0o7777), (0o3770, 0o4711));
+        assert_eq!((status("dir").mtime(), status("dir").mtime_nsec()), (then.tv_sec, then.tv_nsec));
+        assert_eq!((status("link").mtime(), status("link").mtime_nsec()), (then.tv_sec, then.tv_nsec));
+        assert_eq!(fs::read_link(to.join("link")).unwrap(), Path::new("/etc/passwd"));
+        assert!(status("gone").file_type().is_char_device() && status("gone").rdev() == 0);
+        assert!(status("pipe").file_type().is_fifo());
+        for (path, mark) in marks {
+            assert_eq!(xattr_get(File::open(to.join(path)).unwrap(), mark).unwrap().unwrap(), b"y");
+        }
+        let mut value = [0; 8];
+        assert_eq!(lgetxattr(to.join("link"), c"trusted.overlay.origin", &mut value[..]).unwrap(), 1);
     }
 
     #[test]
-    fn deep_and_sparse_trees_are_merged() {
+    fn deep_and_sparse_trees_are_copied() {
         let dir = tempfile::tempdir().unwrap();
-        let [lower, upper, hub] = ["l", "u", "hub"].map(|name| dir.path().join(name));
-        for path in [&lower, &upper, &hub] {
-            fs::create_dir(path).unwrap();
-        }
-        tree::tests::dig(&upper, 3000);
-        let sparse = File::create(upper.join("sparse")).unwrap();
+        let [from, to, hub] = sides(dir.path());
+        tree::tests::dig(&from, 3000);
+        let sparse = File::create(from.join("sparse")).unwrap();
         sparse.set_len(1 << 40).unwrap();
         std::os::unix::fs::FileExt::write_at(&sparse, b"end", (1 << 40) - 3).unwrap();
-        apply(&upper, &lower, &hub).unwrap();
-        assert!(tree::tests::reaches(&lower, 3000));
-        let copied = fs::metadata(lower.join("sparse")).unwrap();
+        copy(&from, &to, &hub).unwrap();
+        assert!(tree::tests::reaches(&to, 3000));
+        let copied = fs::metadata(to.join("sparse")).unwrap();
         assert_eq!(copied.len(), 1 << 40);
         assert!(copied.blocks() < 1 << 12, "{}", copied.blocks());
         // What tempfile uses to clean up recurses.
-        for name in [c"l", c"u"] {
+        for name in [c"from", c"to"] {
             tree::remove(tree::open_root(dir.path()).unwrap(), name).unwrap();
         }
     }

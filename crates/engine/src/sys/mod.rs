@@ -1,7 +1,11 @@
-//! The engine's own system calls as safe functions: btrfs, pidfds, network
-//! namespaces, netlink. No decision is taken here.
+//! The engine's own system calls as safe functions: pidfds, network namespaces,
+//! netlink, locks; below, btrfs, loop devices and mounts. No decision is taken
+//! here.
 
-use std::ffi::c_ulong;
+pub(crate) mod btrfs;
+pub(crate) mod loop_device;
+pub(crate) mod mount;
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
@@ -17,141 +21,33 @@ fn owned(result: i64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-const fn ioc(direction: c_ulong, number: c_ulong, size: usize) -> c_ulong {
-    direction << 30 | (size as c_ulong) << 16 | 0x94 << 8 | number
+/// A file system (`statvfs(3)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileSystem {
+    /// Its size in bytes.
+    pub(crate) total: u64,
+    /// Bytes that are free for anybody.
+    pub(crate) free: u64,
+    /// It takes no writes.
+    pub(crate) read_only: bool,
 }
 
-#[repr(C)]
-struct VolArgs {
-    fd: i64,
-    name: [u8; 4088],
+/// The file system that `path` lies on.
+pub(crate) fn file_system(path: &std::path::Path) -> io::Result<FileSystem> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(FileSystem {
+        total: found.f_blocks * found.f_frsize,
+        free: found.f_bavail * found.f_frsize,
+        read_only: found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+    })
 }
 
-fn subvolume(parent: &impl AsRawFd, name: &str, request: c_ulong) -> io::Result<()> {
-    let mut args = VolArgs { fd: 0, name: [0; 4088] };
-    let bytes = name.as_bytes();
-    // The last byte stays zero, as the kernel wants.
-    let target = args.name[..4087].get_mut(..bytes.len());
-    target.ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?.copy_from_slice(bytes);
-    // SAFETY: `args` has the layout of struct btrfs_ioctl_vol_args.
-    check(unsafe { libc::ioctl(parent.as_raw_fd(), request, &raw const args) }.into()).map(drop)
-}
-
-/// Makes the btrfs subvolume `name` in the directory `parent`.
-pub(crate) fn subvolume_create(parent: &impl AsRawFd, name: &str) -> io::Result<()> {
-    subvolume(parent, name, ioc(1, 14, size_of::<VolArgs>()))
-}
-
-/// Deletes the btrfs subvolume `name` in the directory `parent`; the kernel
-/// frees its space in the background.
-pub(crate) fn subvolume_delete(parent: &impl AsRawFd, name: &str) -> io::Result<()> {
-    subvolume(parent, name, ioc(1, 15, size_of::<VolArgs>()))
-}
-
-#[repr(C)]
-struct QuotaCtl {
-    command: u64,
-    status: u64,
-}
-
-/// Turns on simple quotas (kernel 6.7), or classic ones on older kernels.
-pub(crate) fn quota_enable(fs: &impl AsRawFd) -> io::Result<()> {
-    const ENABLE: u64 = 1;
-    const ENABLE_SIMPLE: u64 = 4;
-    let request = ioc(3, 40, size_of::<QuotaCtl>());
-    let enable = |command| {
-        let mut args = QuotaCtl { command, status: 0 };
-        // SAFETY: `args` has the layout of struct btrfs_ioctl_quota_ctl_args.
-        check(unsafe { libc::ioctl(fs.as_raw_fd(), request, &raw mut args) }.into()).map(drop)
-    };
-    enable(ENABLE_SIMPLE).or_else(|_| enable(ENABLE))
-}
-
-#[repr(C)]
-struct QgroupLimit {
-    qgroup: u64,
-    flags: u64,
-    max_referenced: u64,
-    max_exclusive: u64,
-    reserved: [u64; 2],
-}
-
-/// Limits what the subvolume may hold, in bytes.
-pub(crate) fn quota_limit(subvolume: &impl AsRawFd, bytes: u64) -> io::Result<()> {
-    const LIMIT_REFERENCED: u64 = 1;
-    // Group 0 means: the group of this subvolume.
-    let args = QgroupLimit {
-        qgroup: 0,
-        flags: LIMIT_REFERENCED,
-        max_referenced: bytes,
-        max_exclusive: 0,
-        reserved: [0; 2],
-    };
-    let request = ioc(2, 43, size_of::<QgroupLimit>());
-    // SAFETY: `args` has the layout of struct btrfs_ioctl_qgroup_limit_args.
-    check(unsafe { libc::ioctl(subvolume.as_raw_fd(), request, &raw const args) }.into()).map(drop)
-}
-
-/// Bytes that the subvolume holds, by its quota group. Exact after a sync.
-pub(crate) fn quota_used(subvolume: &impl AsRawFd) -> io::Result<u64> {
-    const QUOTA_TREE: u64 = 8;
-    const QGROUP_INFO: u32 = 242;
-    const FIRST_FREE_OBJECTID: u64 = 256;
-    #[repr(C)]
-    struct InoLookup {
-        tree: u64,
-        object: u64,
-        name: [u8; 4080],
-    }
-    #[repr(C)]
-    struct Search {
-        tree: u64,
-        objects: [u64; 2],
-        offsets: [u64; 2],
-        transactions: [u64; 2],
-        types: [u32; 2],
-        items: u32,
-        unused: [u32; 9],
-        found: [u8; 3992],
-    }
-    let mut lookup = InoLookup { tree: 0, object: FIRST_FREE_OBJECTID, name: [0; 4080] };
-    let request = ioc(3, 18, size_of::<InoLookup>());
-    // SAFETY: `lookup` has the layout of struct btrfs_ioctl_ino_lookup_args.
-    check(unsafe { libc::ioctl(subvolume.as_raw_fd(), request, &raw mut lookup) }.into())?;
-    let mut search = Search {
-        tree: QUOTA_TREE,
-        objects: [0, 0],
-        offsets: [lookup.tree, lookup.tree],
-        transactions: [0, u64::MAX],
-        types: [QGROUP_INFO, QGROUP_INFO],
-        items: 1,
-        unused: [0; 9],
-        found: [0; 3992],
-    };
-    let request = ioc(3, 17, size_of::<Search>());
-    // SAFETY: `search` has the layout of struct btrfs_ioctl_search_args.
-    check(unsafe { libc::ioctl(subvolume.as_raw_fd(), request, &raw mut search) }.into())?;
-    if search.items == 0 {
-        return Err(io::Error::from_raw_os_error(libc::ENODATA));
-    }
-    // A header of 32 bytes, then generation and referenced bytes, little endian.
-    let mut referenced = [0; 8];
-    referenced.copy_from_slice(&search.found[40..48]);
-    Ok(u64::from_le_bytes(referenced))
-}
-
-/// Type of the file system that `path` lies on (`statfs(2)`, `f_type`), and its
-/// total and free bytes.
-pub(crate) fn statfs(path: &std::path::Path) -> io::Result<(i64, u64, u64)> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    // SAFETY: an all-zero statfs is valid.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: live C string and a struct to fill.
-    check(unsafe { libc::statfs(path.as_ptr(), &raw mut found) }.into())?;
-    let block = u64::try_from(found.f_bsize).unwrap_or(0);
-    Ok((found.f_type, found.f_blocks * block, found.f_bavail * block))
+/// Reserves the first `length` bytes of `file` on its file system, holes
+/// included (`fallocate(2)`, mode 0). The file grows if it is shorter.
+pub(crate) fn allocate(file: &impl AsRawFd, length: u64) -> io::Result<()> {
+    let length = i64::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: plain integers.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) }.into()).map(drop)
 }
 
 /// Writes everything of the file system that `fd` lies on to its device.

@@ -1,0 +1,165 @@
+//! Mounts by the new mount API (`fsopen(2)`, `move_mount(2)`), and what is
+//! mounted where.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use super::{check, owned};
+
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+
+/// Attributes of a mount (`mount_setattr(2)`).
+pub(crate) const READ_ONLY: u32 = 1;
+pub(crate) const NODEV: u32 = 4;
+pub(crate) const NOATIME: u32 = 0x10;
+
+/// An option of a file system.
+#[derive(Debug, Clone)]
+pub(crate) enum Setting<'a> {
+    Flag(&'static CStr),
+    Text(&'static CStr, &'a CStr),
+}
+
+fn configure(fs: &OwnedFd, command: libc::c_uint, setting: Option<&Setting<'_>>) -> io::Result<()> {
+    let null = std::ptr::null();
+    let (key, value) = match setting {
+        None => (null, null),
+        Some(Setting::Flag(key)) => (key.as_ptr(), null),
+        Some(Setting::Text(key, value)) => (key.as_ptr(), value.as_ptr()),
+    };
+    // SAFETY: live C strings, or null where the command takes none.
+    let done = unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, 0) };
+    check(done).map(drop)
+}
+
+/// The kernel's own words about a failure, if it has any.
+fn explain(fs: &OwnedFd, error: io::Error) -> io::Error {
+    let mut words = Vec::new();
+    let mut line = [0_u8; 256];
+    loop {
+        // SAFETY: `line` has room for its length.
+        let read = unsafe { libc::read(fs.as_raw_fd(), line.as_mut_ptr().cast(), line.len()) };
+        match usize::try_from(read) {
+            Ok(read @ 1..) => words.push(String::from_utf8_lossy(&line[..read]).trim().to_owned()),
+            _ => break,
+        }
+    }
+    if words.is_empty() {
+        error
+    } else {
+        io::Error::new(error.kind(), format!("{error} ({})", words.join("; ")))
+    }
+}
+
+/// Mounts a new file system of `kind` on the directory `place`.
+pub(crate) fn mount(
+    kind: &CStr,
+    source: &Path,
+    settings: &[Setting<'_>],
+    attributes: u32,
+    place: &Path,
+) -> io::Result<()> {
+    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from);
+    let (source, place) = (c_path(source)?, c_path(place)?);
+    // SAFETY: live C string.
+    let fs = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    let made = (|| {
+        configure(&fs, FSCONFIG_SET_STRING, Some(&Setting::Text(c"source", &source)))?;
+        for setting in settings {
+            let command = match setting {
+                Setting::Flag(_) => FSCONFIG_SET_FLAG,
+                Setting::Text(..) => FSCONFIG_SET_STRING,
+            };
+            configure(&fs, command, Some(setting))?;
+        }
+        configure(&fs, FSCONFIG_CMD_CREATE, None)?;
+        // SAFETY: plain integers.
+        owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
+    })();
+    let mount = made.map_err(|error| explain(&fs, error))?;
+    // SAFETY: live C strings; the descriptor names the mount.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            place.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Unmounts what is mounted on `place`. `lazily`: for nobody new at once, for
+/// good when its last user is gone.
+pub(crate) fn unmount(place: &Path, lazily: bool) -> io::Result<()> {
+    let place = CString::new(place.as_os_str().as_bytes())?;
+    // SAFETY: live C string.
+    check(unsafe { libc::umount2(place.as_ptr(), if lazily { libc::MNT_DETACH } else { 0 }) }.into())
+        .map(drop)
+}
+
+/// One line of `/proc/self/mountinfo` (`proc(5)`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    pub(crate) place: PathBuf,
+    pub(crate) kind: String,
+    pub(crate) source: PathBuf,
+    /// The whole file system takes no writes.
+    pub(crate) read_only: bool,
+}
+
+/// What is mounted, later mounts last.
+pub(crate) fn mounted() -> io::Result<Vec<Mounted>> {
+    Ok(std::fs::read_to_string("/proc/self/mountinfo")?.lines().filter_map(parse).collect())
+}
+
+fn parse(line: &str) -> Option<Mounted> {
+    let (left, right) = line.split_once(" - ")?;
+    let place = unescape(left.split(' ').nth(4)?);
+    let mut right = right.split(' ');
+    let (kind, source) = (right.next()?.to_owned(), unescape(right.next()?));
+    let read_only = right.next()?.split(',').any(|option| option == "ro");
+    Some(Mounted { place, kind, source, read_only })
+}
+
+/// Blanks and the like are written as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let code = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        out.push(code.unwrap_or(bytes[at]));
+        at += if code.is_some() { 4 } else { 1 };
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_mountinfo() {
+        let line = r"36 35 98:0 / /mnt/a\040b rw,noatime shared:1 - btrfs /dev/loop0 ro,subvolid=5";
+        let expected = Mounted {
+            place: "/mnt/a b".into(),
+            kind: "btrfs".into(),
+            source: "/dev/loop0".into(),
+            read_only: true,
+        };
+        assert_eq!(parse(line), Some(expected));
+        assert_eq!(parse("nonsense"), None);
+        assert_eq!(unescape(r"a\\b\134"), PathBuf::from(r"a\\b\"));
+    }
+}
