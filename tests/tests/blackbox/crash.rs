@@ -77,11 +77,16 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
     eventually("nothing is left on the host", Duration::from_secs(30), || {
         Ok(cgroups(w.instance).is_empty() && Footprint::look(w.instance).live() == (0, 0))
     })?;
-    eventually("no layer is left but the image's", Duration::from_secs(30), || {
-        Ok(std::fs::read_dir(w.dir.join("data/pool/layers"))?.count() == 1)
-    })?;
-    eventually("no disk is left in the pool", Duration::from_secs(30), || {
-        Ok(std::fs::read_dir(w.dir.join("data/pool/runs"))?.count() == 0
-            && std::fs::read_dir(w.dir.join("data/sockets"))?.count() == 0)
+    eventually("the pool has its image and nothing else", Duration::from_secs(30), || {
+        Ok(entries(w, "pool/images")? == 1
+            && ["pool/volumes", "pool/snapshots", "pool/scratch", "sockets"]
+                .iter()
+                .map(|dir| entries(w, dir))
+                .sum::<anyhow::Result<usize>>()?
+                == 0)
     })
+}
+
+fn entries(w: &World, dir: &str) -> anyhow::Result<usize> {
+    Ok(std::fs::read_dir(w.dir.join("data").join(dir))?.count())
 }

@@ -174,14 +174,14 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
         let args: Vec<&str> = ["image", "build", "--name", name].iter().chain(from).copied().collect();
         w.cli(&args).map(drop)
     };
-    let layers = || anyhow::Ok(fs::read_dir(w.dir.join("data/pool/layers"))?.count());
-    let before = layers()?;
+    let images = || anyhow::Ok(fs::read_dir(w.dir.join("data/pool/images"))?.count());
+    let before = images()?;
     for (name, expected) in [("damaged", "1"), ("missing", "1")] {
         let error = build("bad", &["--from", &format!("{address}/acme/{name}:{expected}")]);
         let error = format!("{:#}", error.err().context("a bad image was taken")?);
         ensure!(error.contains(&format!("{address}/acme/{name}")) || error.contains("sha256"), "{error}");
     }
-    ensure!(layers()? == before, "a failed build left a layer");
+    ensure!(images()? == before, "a failed build left an image");
 
     let layout_path = layout.to_string_lossy().into_owned();
     build("layout", &["--oci-layout", &layout_path])?;
@@ -189,11 +189,14 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     serving.abort();
     let scratch = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("pull-");
     ensure!(!fs::read_dir(image_cache())?.flatten().any(|entry| scratch(&entry)), "scratch files are left");
-    let mut found =
-        fs::read_dir(w.dir.join("data/pool/layers"))?.flatten().map(|entry| entry.path().join("u"));
-    let in_layout = found.find(|dir| dir.join("etc/marker").exists() && !dir.join("usr").exists());
-    let in_layout = in_layout.context("the layout's layer")?;
-    ensure!(in_layout.join("opt/third").exists() && !in_layout.join("opt/hidden").exists());
+    // The layout is no system; a sandbox of it still gives its files.
+    w.cli(&["sandbox", "create", "of-layout", "--image", "layout"])?;
+    for (path, expected) in
+        [("/etc/marker", Some("second\n")), ("/opt/third", Some("third\n")), ("/opt/hidden", None)]
+    {
+        ensure!(w.read("of-layout", path)?.as_deref() == expected, "{path}");
+    }
+    w.delete("of-layout")?;
 
     w.end_server("-TERM")?;
     w.serve_with(&[("DORMOUSE_SANDBOX__IMAGE", "pulled")])?;

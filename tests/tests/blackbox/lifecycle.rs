@@ -22,31 +22,6 @@ pub(crate) fn stop_ends_everything(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
-pub(crate) fn deep_stacks_are_squashed(w: &World) -> anyhow::Result<()> {
-    let (session, name) = w.sandbox()?;
-    w.ok(&name, "mkdir d; echo 1 > d/a; echo 1 > gone; ln -s d link; chmod 2750 d; sudo chown root d/a")?;
-    let squashed = w.log().matches("squashed").count();
-    for round in 0..6 {
-        w.ok(
-            &name,
-            &format!(
-                "echo {round} > round; rm -f gone; rm -rf old; mkdir -p old; echo {round} > old/{round}"
-            ),
-        )?;
-        w.stop(&name)?;
-        if round == 4 {
-            eventually("the stack is squashed", Duration::from_secs(40), || {
-                Ok(w.log().matches("squashed").count() > squashed)
-            })?;
-        }
-        w.post(&session)?;
-    }
-    let seen = w.ok(&name, "cat round d/a; ls old; readlink link; stat -c '%a %U' d d/a; ls gone 2>/dev/null || echo hidden; git status --short | wc -l")?;
-    ensure!(seen == "5\n1\n5\nd\n2750 ubuntu\n644 root\nhidden\n4", "{seen}");
-    ensure!(w.ok(&name, "git log -1 --format=%s; sudo id -un")? == "commit 3\nroot");
-    w.delete(&name)
-}
-
 pub(crate) fn restart_keeps_sandboxes(w: &World) -> anyhow::Result<()> {
     for signal in ["-TERM", "-KILL"] {
         let (session, name) = w.sandbox()?;

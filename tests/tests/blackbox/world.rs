@@ -301,6 +301,26 @@ impl World {
         self.cli(&["sandbox", "delete", name]).map(drop)
     }
 
+    /// The session id of the sandbox's current or last run.
+    pub(crate) fn run(&self, name: &str) -> anyhow::Result<String> {
+        let found = self.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+        Ok(found["session"]["id"].as_str().context("no session")?.to_owned())
+    }
+
+    /// A file of a running sandbox, through the API; `None` if there is none.
+    pub(crate) fn read(&self, name: &str, path: &str) -> anyhow::Result<Option<String>> {
+        let url = format!("/api/v2/sandboxes/sessions/{}/fs/read", self.run(name)?);
+        let request = self.http.post(format!("{}{url}", self.base)).header("x-api-key", &self.key);
+        self.block_on(async {
+            let answer = request.json(&json!({"path": path})).send().await?;
+            match answer.status() {
+                StatusCode::OK => Ok(Some(answer.text().await?)),
+                StatusCode::NOT_FOUND => Ok(None),
+                other => bail!("read {path} of {name}: {other} {}", answer.text().await?),
+            }
+        })
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("server.log")).unwrap_or_default()
     }

@@ -122,16 +122,20 @@ impl Driver {
     /// By a read-only copy that goes at once: it writes the data of this volume
     /// alone, where `syncfs(2)` would write everybody's.
     pub(super) fn seal(&self, volume: &Path, scratch: &Path, name: &str) -> io::Result<()> {
-        let parent = File::open(scratch)?;
-        idempotent(self.snapshot(volume, scratch, name))?;
-        btrfs::delete(&parent, name)
+        // What an interrupted seal left is not what the files are now.
+        self.delete(scratch, name)?;
+        self.snapshot(volume, scratch, name)?;
+        self.delete(scratch, name)
     }
 
-    /// Deletes the subvolume `name` below `parent`, if it is there.
+    /// Deletes the subvolume `name` below `parent`, if it is there. What it
+    /// alone holds is free some milliseconds later.
     pub(super) fn delete(&self, parent: &Path, name: &str) -> io::Result<()> {
-        match btrfs::delete(&File::open(parent)?, name) {
+        let parent = File::open(parent)?;
+        match btrfs::delete(&parent, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(error) => Err(error),
+            Ok(()) => btrfs::begin_commit(&parent).map(drop),
         }
     }
 

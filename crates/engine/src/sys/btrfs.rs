@@ -339,11 +339,19 @@ pub(crate) fn subvolumes(fs: &impl AsRawFd) -> io::Result<BTreeSet<u64>> {
     Ok(found)
 }
 
+/// Begins to commit the running transaction, whose number it returns.
+/// Deleted subvolumes are freed right after a commit, which else comes every
+/// half minute.
+pub(crate) fn begin_commit(fs: &impl AsRawFd) -> io::Result<u64> {
+    let mut transaction = 0_u64;
+    ioctl(fs, ioc(2, 24, size_of::<u64>()), &mut transaction)?;
+    Ok(transaction)
+}
+
 /// Commits the running transaction: what is recorded of subvolumes and quota
 /// groups survives from here on. Does not write files' own data.
 pub(crate) fn commit(fs: &impl AsRawFd) -> io::Result<()> {
-    let mut transaction = 0_u64;
-    ioctl(fs, ioc(2, 24, size_of::<u64>()), &mut transaction)?;
+    let mut transaction = begin_commit(fs)?;
     ioctl(fs, ioc(1, 22, size_of::<u64>()), &mut transaction)
 }
 
