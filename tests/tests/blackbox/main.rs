@@ -10,6 +10,7 @@ mod cli;
 mod clients;
 mod commands;
 mod crash;
+mod files;
 mod hostile;
 mod images;
 mod isolation;
@@ -57,6 +58,7 @@ const SHARED: &[Scenario] = &[
     ("hostile::floods", hostile::floods),
     ("hostile::processors", hostile::processors),
     ("hostile::many_files", hostile::many_files),
+    ("files::behaviour", files::behaviour),
     ("images::registry_and_layout", images::registry_and_layout),
     ("limits::processes", limits::processes),
     ("limits::memory", limits::memory),
@@ -81,6 +83,7 @@ const SLEEPY: &[Scenario] = &[
 const PLAIN: &[Scenario] = &[
     ("api::main_job", api::main_job),
     ("commands::files", commands::files),
+    ("files::behaviour", files::behaviour),
     ("isolation::two_sandboxes", isolation::two_sandboxes),
     ("limits::deep_trees", limits::deep_trees),
     ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),

@@ -41,6 +41,15 @@ pub(crate) enum SandboxAction {
         #[arg(long)]
         live: bool,
     },
+    /// Give a sandbox the files of a snapshot, from its next start on. What it
+    /// wrote since then and no snapshot holds is gone.
+    Rollback {
+        /// Sandbox.
+        name: String,
+        /// Snapshot, of it or of another sandbox on the same image.
+        #[arg(value_name = "ID")]
+        snapshot: String,
+    },
     /// Open a shell on a terminal; wakes the sandbox if it sleeps.
     Shell {
         /// Sandbox.

@@ -133,3 +133,18 @@ pub(super) async fn snapshot(
     output.data(&serde_json::to_value(&reply)?, &reply.snapshot.id);
     Ok(())
 }
+
+pub(super) async fn roll_back(
+    client: &Client,
+    name: &str,
+    snapshot: String,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let words = format!("{name} starts from {snapshot}");
+    let change =
+        wire::UpdateRequest { current_snapshot_id: Some(snapshot), ..wire::UpdateRequest::default() };
+    let request = client.request(Method::PATCH, &format!("/{}", plain(name)?));
+    let reply: wire::ChangeReply = client.json(request.json(&change)).await?;
+    output.data(&serde_json::to_value(&reply)?, &words);
+    Ok(())
+}

@@ -34,6 +34,9 @@ pub(crate) async fn run(
         SandboxAction::Snapshot { name, expires_in, live } => {
             create::snapshot(&client, &name, expires_in.as_deref(), live, output).await?;
         }
+        SandboxAction::Rollback { name, snapshot } => {
+            create::roll_back(&client, &name, snapshot, output).await?;
+        }
         SandboxAction::Shell { name, sudo, cwd, env, command } => {
             let shell = shell::Shell { sudo, cwd, env: environment(&env)?, command };
             return shell::run(&client, &name, shell).await;

@@ -1,0 +1,107 @@
+//! Files behave as on a disk, whatever happened to their sandbox. What that
+//! means stands in `inside/behaviour.py`, which runs inside.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::world::{World, eventually};
+
+const SCRIPT: &str = "/tmp/behaviour.py";
+
+/// A file that runs inside a sandbox.
+pub(crate) fn inside(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("inside").join(name)
+}
+
+/// Has the script do something and wants nothing bad; how much it looked at.
+fn act(w: &World, sandbox: &str, action: &str) -> anyhow::Result<u64> {
+    let out = w.ok(sandbox, &format!("python3 {SCRIPT} {action}"))?;
+    let report: Value = serde_json::from_str(&out).with_context(|| out.clone())?;
+    let bad: Vec<_> = report["bad"].as_array().context("bad")?.iter().filter_map(Value::as_str).collect();
+    ensure!(bad.is_empty(), "{}", bad.join("\n      "));
+    report["checks"].as_u64().context("checks")
+}
+
+fn check(w: &World, sandbox: &str, when: &str, action: &str) -> anyhow::Result<()> {
+    let checks = act(w, sandbox, action).with_context(|| when.to_owned())?;
+    ensure!(checks > 100, "{when}: only {checks} checks");
+    Ok(())
+}
+
+/// Before and after stops, kills, copies.
+pub(crate) fn behaviour(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let text = |args: &[&str]| -> anyhow::Result<String> {
+        Ok(String::from_utf8(w.cli(args)?.stdout)?.trim().to_owned())
+    };
+    let script = inside("behaviour.py");
+    w.cli(&["sandbox", "cp", &script.to_string_lossy(), &format!("{name}:{SCRIPT}")])?;
+    act(w, &name, "make")?;
+    check(w, &name, "before a stop", "check")?;
+    for stops in 1..=25 {
+        w.stop(&name)?;
+        w.post(&session)?;
+        match stops {
+            1 | 2 | 25 => check(w, &name, &format!("after {stops} stops"), "check")?,
+            _ => drop(act(w, &name, "age")?),
+        }
+    }
+
+    w.end_server("-KILL")?;
+    w.serve()?;
+    check(w, &name, "after kill -9 of the server", "check")?;
+    w.end_server("-TERM")?;
+    w.cli(&["evacuate"])?;
+    w.serve()?;
+    w.post(&session)?;
+    check(w, &name, "after the host let go of everything", "check")?;
+
+    // A subvolume's copy has its inode numbers, a copy of file by file its own.
+    let copied = if w.dir.join("data/pool.img").exists() { "check" } else { "check --copied" };
+    // A session's own sandbox keeps no snapshots; a named one does.
+    let copy = |kind: &str| format!("files-{kind}-{}", w.instance);
+    let (live, fork, booted) = (copy("live"), copy("fork"), copy("booted"));
+    w.cli(&["sandbox", "fork", "--live", &name, &live])?;
+    check(w, &live, "in a live fork", copied)?;
+    check(w, &name, "beside a live fork", "check")?;
+    w.stop(&live)?;
+    check(w, &live, "in a live fork after a stop", "check")?;
+
+    let snapshot = text(&["sandbox", "snapshot", &live])?;
+    check(w, &live, "after a snapshot", "check")?;
+    w.cli(&["sandbox", "create", &booted, "--snapshot", &snapshot])?;
+    check(w, &booted, "from a snapshot", copied)?;
+    w.cli(&["sandbox", "fork", &live, &fork])?;
+    check(w, &fork, "in a fork", copied)?;
+
+    w.ok(&live, "echo later > /tmp/later")?;
+    let of_running = text(&["sandbox", "snapshot", "--live", &live])?;
+    w.ok(&live, "rm /tmp/later; touch /tmp/still-later")?;
+    check(w, &live, "after a live snapshot", "check")?;
+    for (id, expected) in [(&of_running, "later"), (&snapshot, "")] {
+        w.stop(&live)?;
+        w.cli(&["sandbox", "rollback", &live, id])?;
+        let found = w.ok(&live, "cat /tmp/later 2>/dev/null; ls /tmp/still-later 2>/dev/null; true")?;
+        ensure!(found == expected, "rolled back to {id}: {found:?}");
+        check(w, &live, "after a rollback", copied)?;
+        w.stop(&live)?;
+        check(w, &live, "after a rollback and a stop", "check")?;
+    }
+
+    for sandbox in [&name, &live, &fork, &booted] {
+        w.delete(sandbox)?;
+    }
+    let listed = text(&["snapshot", "list", "--output", "json"])?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    for id in listed["snapshots"].as_array().context("snapshots")?.iter().filter_map(|s| s["id"].as_str()) {
+        w.cli(&["snapshot", "delete", id])?;
+    }
+    eventually("their files are gone", Duration::from_secs(10), || {
+        let count = |part: &str| anyhow::Ok(fs::read_dir(w.dir.join("data/pool").join(part))?.count());
+        Ok(count("volumes")? == 0 && count("snapshots")? == 0)
+    })
+}
