@@ -13,11 +13,14 @@ test: setup lint unit blackbox fuzz test-vm
 setup:
 	@scripts/setup
 
-## cargo-deny, built once.
-tools: $(TOOLS)/cargo-deny
+## What the tests need from crates.io, built once.
+tools: $(addprefix $(TOOLS)/,cargo-deny pjdfstest fsx)
 
-$(TOOLS)/cargo-deny:
-	cargo install cargo-deny --version 0.20.2 --locked --root target/tools
+$(TOOLS)/cargo-deny: VERSION = 0.20.2
+$(TOOLS)/pjdfstest: VERSION = 0.2.0
+$(TOOLS)/fsx: VERSION = 0.3.0
+$(TOOLS)/%:
+	cargo install --quiet $* --version $(VERSION) --locked --root target/tools
 
 lint: tools
 	cargo fmt --all -- --check
@@ -27,11 +30,11 @@ lint: tools
 unit:
 	cargo test --workspace --exclude dormouse-tests --locked
 
-blackbox:
+blackbox: tools
 	@scripts/setup node=nodejs npm=npm ip=iproute2
 	cd tests/clients && npm ci --no-audit --no-fund
 	cargo build --workspace --locked
-	TEST_IMAGE_CACHE=$(CACHE) cargo test --package dormouse-tests --locked -- --test-threads=1
+	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --package dormouse-tests --locked -- --test-threads=1
 
 ## Generated input against the session API's own document.
 fuzz:

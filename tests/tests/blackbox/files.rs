@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::world::{World, eventually};
+use crate::world::{World, binary, eventually};
 
 const SCRIPT: &str = "/tmp/behaviour.py";
 
@@ -30,6 +30,51 @@ fn check(w: &World, sandbox: &str, when: &str, action: &str) -> anyhow::Result<(
     let checks = act(w, sandbox, action).with_context(|| when.to_owned())?;
     ensure!(checks > 100, "{when}: only {checks} checks");
     Ok(())
+}
+
+/// Where `make` puts tools that it builds.
+fn tool(name: &str) -> PathBuf {
+    let tools = std::env::var_os("TEST_TOOLS");
+    tools.map_or_else(|| binary("../tools/bin"), PathBuf::from).join(name)
+}
+
+/// Failures of pjdfstest that are meant: no sandbox makes device nodes, and
+/// btrfs does not count the directories in a directory.
+fn is_meant(name: &str) -> bool {
+    name.ends_with("::block") || name.ends_with("::char") || name == "rename::updates_link_parent"
+}
+
+/// What others made to find file systems that are none: `pjdfstest` and `fsx`,
+/// in the first run and in a later one.
+pub(crate) fn posix(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    for (file, to) in
+        [(tool("pjdfstest"), "pjdfstest"), (tool("fsx"), "fsx"), (inside("pjdfstest.toml"), "pjdfstest.toml")]
+    {
+        ensure!(file.is_file(), "{} is missing (make tools)", file.display());
+        w.cli(&["sandbox", "cp", &file.to_string_lossy(), &format!("{name}:/var/tmp/{to}")])?;
+    }
+    w.ok(&name, "chmod 755 /var/tmp/pjdfstest /var/tmp/fsx; mkdir -m 777 /var/tmp/place")?;
+    for run in 0..2 {
+        if run > 0 {
+            w.stop(&name)?;
+            w.post(&session)?;
+        }
+        let suite = "cd /var/tmp && ./pjdfstest -c pjdfstest.toml -p place; true";
+        let (_, out, err) = w.root_shell(&name, suite)?;
+        let results: Vec<_> = out.lines().filter_map(|line| line.split_once(' ')).collect();
+        let named =
+            |word| results.iter().filter(move |(_, result)| result.trim() == word).map(|(name, _)| *name);
+        let wrong: Vec<_> = named("FAILED").filter(|name| !is_meant(name)).collect();
+        ensure!(wrong.is_empty(), "run {run}: {wrong:?}");
+        let (failed, passed) = (named("FAILED").count(), named("ok").count());
+        ensure!((86..=87).contains(&failed) && failed + passed == 381, "run {run}: {out}{err}");
+        let exercise =
+            format!("cd /var/tmp/place && for s in 1 2 3; do ../fsx -q -N 5000 -S {run}$s f$s; done");
+        let done = w.ok(&name, &format!("set -e; {exercise} 2>&1"))?;
+        ensure!(done.matches("A-OK").count() == 3, "run {run}: {done}");
+    }
+    w.delete(&name)
 }
 
 /// Before and after stops, kills, copies.
