@@ -45,8 +45,9 @@ impl Workdir {
     /// The directory in which a command starts that asks for `cwd`. The default
     /// one is made again where it has gone, and `/` stands for it where it
     /// cannot be.
-    pub(crate) fn resolve<'a>(&self, cwd: &'a str) -> &'a str {
-        if cwd == self.asked && self.ensure().is_err() { "/" } else { cwd }
+    pub(crate) fn resolve<'a>(&self, cwd: &'a str) -> Start<'a> {
+        let is_default = cwd == self.asked;
+        Start { dir: if is_default && self.ensure().is_err() { "/" } else { cwd }, is_default }
     }
 
     fn ensure(&self) -> io::Result<()> {
@@ -57,6 +58,14 @@ impl Workdir {
         let user = users::find(&self.user);
         chown(&self.asked, Some(user.uid), Some(user.gid))
     }
+}
+
+/// Where a command starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start<'a> {
+    pub(crate) dir: &'a str,
+    /// Nobody asked for this one, so `/` does where the user may not enter it.
+    pub(crate) is_default: bool,
 }
 
 /// Does everything that can be done.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_agent_protocol::{CommandStatus, MAX_DATA, Spawn, StdinMode, Stream};
 
+use crate::boot::Start;
 use crate::log::Log;
 use crate::sys;
 use crate::users::{self, User};
@@ -63,10 +64,10 @@ fn brief(argv: &[String]) -> Vec<String> {
 }
 
 impl Command {
-    /// Starts `spawn` in the directory `cwd`. A missing executable is not an
+    /// Starts `spawn` in `cwd`. A missing executable is not an
     /// error here: like under a shell, the command starts and exits with 127
     /// (126: not executable).
-    pub(crate) fn start(spawn: &Spawn, cwd: &str) -> io::Result<Self> {
+    pub(crate) fn start(spawn: &Spawn, cwd: Start<'_>) -> io::Result<Self> {
         let plan = Plan::new(spawn, cwd, false)?;
         let (stdout, stdout_end) = sys::pipe(true)?;
         let (stderr, stderr_end) = sys::pipe(true)?;
@@ -84,8 +85,8 @@ impl Command {
         Ok(Self { stdout: Some(stdout), stderr: Some(stderr), stdin, ..Self::started(spawn, pid) })
     }
 
-    /// Starts `spawn` in the directory `cwd`, on a terminal of its own.
-    pub(crate) fn start_on_terminal(spawn: &Spawn, cwd: &str, cols: u16, rows: u16) -> io::Result<Self> {
+    /// Starts `spawn` in `cwd`, on a terminal of its own.
+    pub(crate) fn start_on_terminal(spawn: &Spawn, cwd: Start<'_>, cols: u16, rows: u16) -> io::Result<Self> {
         let plan = Plan::new(spawn, cwd, true)?;
         let (ours, theirs) = sys::open_terminal(plan.user.uid)?;
         sys::resize_terminal(&ours, cols, rows)?;
@@ -208,6 +209,7 @@ impl Command {
 struct Plan {
     user: User,
     cwd: CString,
+    or_root: bool,
     argv: Vec<CString>,
     env: Vec<CString>,
     candidates: Vec<CString>,
@@ -215,7 +217,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(spawn: &Spawn, cwd: &str, on_terminal: bool) -> io::Result<Self> {
+    fn new(spawn: &Spawn, cwd: Start<'_>, on_terminal: bool) -> io::Result<Self> {
         let user = users::find(&spawn.user);
         let mut env: Vec<(String, String)> = vec![
             ("PATH".into(), PATH.into()),
@@ -243,7 +245,8 @@ impl Plan {
                 .collect::<io::Result<_>>()?
         };
         Ok(Self {
-            cwd: c_string(cwd)?,
+            cwd: c_string(cwd.dir)?,
+            or_root: cwd.is_default,
             argv: spawn.argv.iter().map(|arg| c_string(arg)).collect::<io::Result<_>>()?,
             env: env.iter().map(|(k, v)| c_string(&format!("{k}={v}"))).collect::<io::Result<_>>()?,
             candidates,
@@ -270,8 +273,11 @@ impl Plan {
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_ADJUSTMENT);
         sys::become_user(self.user.uid, self.user.gid, &self.user.groups)?;
         let cwd = OsStr::from_bytes(self.cwd.as_bytes());
-        std::env::set_current_dir(cwd)
-            .map_err(|error| io::Error::new(error.kind(), format!("chdir {}: {error}", cwd.display())))
+        match std::env::set_current_dir(cwd) {
+            Err(_) if self.or_root => std::env::set_current_dir("/"),
+            entered => entered,
+        }
+        .map_err(|error| io::Error::new(error.kind(), format!("chdir {}: {error}", cwd.display())))
     }
 
     fn exec(&self) -> (i32, String) {

@@ -302,7 +302,7 @@ impl Server {
                 let booted = boot::prepare(&files, &workdir, &user, self.image_run.take());
                 let ready = Reply::Ready {
                     warnings: booted.warnings,
-                    workdir: booted.workdir.resolve(&workdir).to_owned(),
+                    workdir: booted.workdir.resolve(&workdir).dir.to_owned(),
                 };
                 self.workdir = Some(booted.workdir);
                 connection.finish(&Frame::Reply(ready));
@@ -366,8 +366,9 @@ impl Server {
     }
 
     /// Where a command starts.
-    fn cwd<'a>(&self, spawn: &'a dormouse_agent_protocol::Spawn) -> &'a str {
-        self.workdir.as_ref().map_or(&spawn.cwd, |workdir| workdir.resolve(&spawn.cwd))
+    fn cwd<'a>(&self, spawn: &'a dormouse_agent_protocol::Spawn) -> boot::Start<'a> {
+        let plain = boot::Start { dir: &spawn.cwd, is_default: false };
+        self.workdir.as_ref().map_or(plain, |workdir| workdir.resolve(&spawn.cwd))
     }
 
     fn start(&mut self, connection: &mut Connection, spawn: &dormouse_agent_protocol::Spawn, follow: bool) {

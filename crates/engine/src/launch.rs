@@ -42,12 +42,16 @@ pub(crate) enum LaunchError {
     },
     #[error("all network slots are in use")]
     NoSlot,
+    /// There is no room for the little that a start writes.
+    #[error("launch run {run}: {message}")]
+    NoRoom { run: RunId, message: String },
 }
 
 impl From<LaunchError> for ProviderError {
     fn from(error: LaunchError) -> Self {
         match error {
             LaunchError::NoSlot => Self::Capacity(error.to_string()),
+            LaunchError::NoRoom { .. } => Self::Capacity("the disk of this server is full".to_owned()),
             other => Self::internal("start a run", other),
         }
     }
@@ -91,9 +95,17 @@ pub(crate) async fn launch(
     made
 }
 
-/// Part of a sandbox's memory that its `/run` may take: a quarter, as large as
-/// a distribution makes it.
-const RUN_PART: u64 = 4;
+/// Bytes of a sandbox's memory that its `/dev/shm` may take: all but an
+/// eighth, so that who fills it is told and not killed. What is in it counts as
+/// memory of the sandbox.
+fn shm_bytes(memory: u64) -> u64 {
+    memory - memory / 8
+}
+
+/// Bytes of a sandbox's memory that its `/run` may take.
+fn run_bytes(memory: u64) -> u64 {
+    memory / 8
+}
 
 async fn make(
     host: &Host,
@@ -122,9 +134,8 @@ async fn make(
         .arg(path("lower", ground.image.clone()))
         .arg(path("volume", host.storage.volume_path(&run.volume_id)))
         .arg(format!("boots={}", ground.boots))
-        // What is in them counts as memory of the sandbox.
-        .arg(format!("shm-bytes={memory}"))
-        .arg(format!("run-bytes={}", memory / RUN_PART))
+        .arg(format!("shm-bytes={}", shm_bytes(memory)))
+        .arg(format!("run-bytes={}", run_bytes(memory)))
         .arg(format!("uid-base={}", host.numbering.uid_base(net.slot)))
         .arg(format!("hostname={HOSTNAME}"))
         .arg(format!(
@@ -146,8 +157,13 @@ async fn make(
         .map_err(|_| failed("wait for the launcher")(io::ErrorKind::TimedOut.into()))?
         .map_err(failed("run the launcher"))?;
     let line = String::from_utf8_lossy(&output.stdout);
-    let Report { pid, start_time, micros } = parse_report(line.trim())
-        .map_err(|message| LaunchError::Launcher { run: run.id.clone(), message: message.to_owned() })?;
+    let Report { pid, start_time, micros } = parse_report(line.trim()).map_err(|failure| {
+        let run = run.id.clone();
+        match failure {
+            Failure::NoRoom(message) => LaunchError::NoRoom { run, message: message.to_owned() },
+            Failure::Other(message) => LaunchError::Launcher { run, message: message.to_owned() },
+        }
+    })?;
     tracing::debug!(run = %run.id, pid, launcher_us = micros, "launched");
 
     let boot = Request::Boot {
@@ -238,14 +254,26 @@ struct Report {
     micros: u64,
 }
 
-fn parse_report(line: &str) -> Result<Report, &str> {
+/// What a launcher says when it made none.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure<'a> {
+    /// The overlay came up without writes.
+    NoRoom(&'a str),
+    Other(&'a str),
+}
+
+fn parse_report(line: &str) -> Result<Report, Failure<'_>> {
     fn number<T: std::str::FromStr>(word: Option<&str>) -> Option<T> {
         word?.parse().ok()
     }
     let mut words = line.split(' ');
     match (words.next(), number(words.next()), number(words.next()), number(words.next())) {
         (Some("ok"), Some(pid), Some(start_time), Some(micros)) => Ok(Report { pid, start_time, micros }),
-        _ => Err(line.strip_prefix("error ").unwrap_or("the launcher died")),
+        _ => Err(match line.split_once(' ') {
+            Some(("no-room", message)) => Failure::NoRoom(message),
+            Some(("error", message)) => Failure::Other(message),
+            _ => Failure::Other("the launcher died"),
+        }),
     }
 }
 
@@ -278,7 +306,7 @@ pub(crate) async fn remove_named(host: &Host, run: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Report, machine_id, parse_report};
+    use super::{Failure, Report, machine_id, parse_report};
     use dormouse_types::SandboxId;
 
     #[test]
@@ -293,7 +321,8 @@ mod tests {
     fn reads_the_launchers_report() {
         let report = Report { pid: 12, start_time: 345, micros: 1700 };
         assert_eq!(parse_report("ok 12 345 1700"), Ok(report));
-        assert_eq!(parse_report("error open agent: no"), Err("open agent: no"));
-        assert_eq!(parse_report(""), Err("the launcher died"));
+        assert_eq!(parse_report("error open agent: no"), Err(Failure::Other("open agent: no")));
+        assert_eq!(parse_report("no-room at all"), Err(Failure::NoRoom("at all")));
+        assert_eq!(parse_report(""), Err(Failure::Other("the launcher died")));
     }
 }

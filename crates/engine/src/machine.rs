@@ -34,7 +34,7 @@ use crate::config::RunConfig;
 use crate::copies::{Copied, CopyTo, Kept};
 use crate::ending::{Ended, Ending, Manual, REPLACED_STAY, finish};
 use crate::host::Host;
-use crate::launch::{Ground, Launched};
+use crate::launch::{Ground, LaunchError, Launched};
 use crate::registry::Registry;
 use crate::storage::{Origin, Storage};
 use crate::{launch, sandboxes, source, sys};
@@ -270,7 +270,7 @@ impl Machine {
         let mut config: RunConfig = parse(&run.config)?;
         self.host.usable()?;
         let image = prepare(&self.host, &run, &config, image, files).await?;
-        let launched = launch::launch(&self.host, &run, &config, &Ground { image, boots }).await?;
+        let launched = self.launch(&run, &config, &Ground { image, boots }).await?;
         let Launched { process, workdir, warnings } = launched;
         if !workdir.is_empty() {
             config.cwd = workdir;
@@ -305,6 +305,21 @@ impl Machine {
         }
     }
 
+    /// Launches a run, of a sandbox whose disk is full too: who is in can
+    /// delete.
+    async fn launch(&self, run: &RunRow, config: &RunConfig, ground: &Ground) -> Result<Launched> {
+        match launch::launch(&self.host, run, config, ground).await {
+            Err(LaunchError::NoRoom { message, .. }) => tracing::info!(run = %run.id, message, "full"),
+            other => return Ok(other?),
+        }
+        let (limit, sandbox) = (disk_limit(config), run.sandbox_id.clone());
+        pool(&self.host, "make room for a start", move |storage| storage.lift(&sandbox, limit)).await?;
+        let launched = launch::launch(&self.host, run, config, ground).await;
+        let sandbox = run.sandbox_id.clone();
+        pool(&self.host, "limit a sandbox", move |storage| storage.settle(&sandbox, limit)).await?;
+        Ok(launched?)
+    }
+
     fn take_over(
         &mut self,
         row: RunRow,
@@ -335,6 +350,10 @@ impl Machine {
                 launch::put_policy(&self.host, process.slot, &config.network);
                 // A server that was killed while it made a snapshot left it so.
                 self.host.cgroups.thaw(run.id.as_str());
+                // Or while it let a full sandbox start.
+                if let Err(error) = self.host.storage.set_limit(&run.sandbox_id, disk_limit(&config)) {
+                    tracing::warn!(run = %run.id, %error, "limit a sandbox");
+                }
                 self.take_over(run, process, pidfd, expires_at, config);
             }
             Err(error) => tracing::warn!(run = %run.id, %error, "adopt"),
@@ -540,6 +559,11 @@ async fn end_processes(host: &Host, live: &Owned, reason: StopReason) {
     sys::reap(live.process.pid);
 }
 
+/// Bytes that a sandbox may hold.
+fn disk_limit(config: &RunConfig) -> Option<u64> {
+    config.resources.disk_mib.map(|mib| mib << 20)
+}
+
 /// What a sandbox's next run stands on.
 #[derive(Debug)]
 struct Standing {
@@ -605,7 +629,7 @@ async fn prepare(
     files: Files,
 ) -> Result<std::path::PathBuf> {
     let (volume, sandbox) = (run.volume_id.clone(), run.sandbox_id.clone());
-    let limit = config.resources.disk_mib.map(|mib| mib << 20);
+    let limit = disk_limit(config);
     let from = files.clone();
     let prepared = pool(host, "prepare the files of a run", move |storage| {
         let origin = match &from {

@@ -10,7 +10,7 @@ use dormouse_store::{RunRow, SandboxRow, SnapshotRow};
 
 use crate::Engine;
 use crate::config::RunConfig;
-use crate::machine::{internal, parse, pool};
+use crate::machine::{Live, internal, parse, pool};
 
 impl Engine {
     pub(crate) async fn present(&self, row: &SandboxRow, resumed: bool) -> Result<Resumed> {
@@ -40,6 +40,27 @@ impl Engine {
             limit_bytes: sandbox.resources.disk_mib.map(|mib| mib << 20),
             snapshots: u64::try_from(snapshots).unwrap_or(0),
         }))
+    }
+
+    /// Tells whose write ran into a full disk what it is that is full, and which
+    /// call frees room.
+    pub(crate) async fn advise(&self, live: &Live, done: Result<()>) -> Result<()> {
+        let Err(ProviderError::Refused { errno: errno @ (libc::EDQUOT | libc::ENOSPC), message }) = done
+        else {
+            return done;
+        };
+        let row = self.host.db.run(&live.run).await.map_err(internal("read run"))?;
+        let sandbox = match row {
+            Some(run) => {
+                self.host.db.sandbox_by_id(&run.sandbox_id).await.map_err(internal("read sandbox"))?
+            }
+            None => None,
+        };
+        let disk = match sandbox {
+            Some(row) => self.present_whole(&row).await?.sandbox.disk,
+            None => None,
+        };
+        Err(ProviderError::Refused { errno, message: format!("{message}; {}", advice(disk)) })
     }
 
     /// Routes of a sandbox; most have none, and its configuration says so.
@@ -81,6 +102,25 @@ impl Engine {
         found
             .filter(|row| row.namespace == namespace.0)
             .ok_or_else(|| ProviderError::NotFound(format!("snapshot {id}")))
+    }
+}
+
+/// What helps where a write ran into a full disk.
+fn advice(disk: Option<DiskUse>) -> String {
+    let Some((disk, limit)) = disk.and_then(|disk| Some((disk, disk.limit_bytes?))) else {
+        return "the disk of this server is full".to_owned();
+    };
+    // Less than what one large write wants.
+    if disk.used_bytes + (16 << 20) < limit {
+        return "the disk of this server is full".to_owned();
+    }
+    let held = format!("the sandbox holds {} of its {} MiB", disk.used_bytes >> 20, limit >> 20);
+    match disk.snapshots {
+        0 => format!("{held}: delete files in it"),
+        count => format!(
+            "{held}: delete files in it, and snapshots of it (DELETE /v2/sandboxes/snapshots/ID), {count} of \
+             which hold what it deleted since"
+        ),
     }
 }
 

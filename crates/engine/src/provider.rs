@@ -283,7 +283,8 @@ impl SandboxProvider for Engine {
         let cwd = absolute(&live.config.cwd, cwd)?;
         let request = Request::WriteTar { cwd, gzip, user: live.config.user.clone() };
         let mut dialogue = live.agent.open(request).await?;
-        deliver(&mut dialogue, &mut body).await
+        let delivered = deliver(&mut dialogue, &mut body).await;
+        self.advise(&live, delivered).await
     }
 
     async fn read_file(&self, run: &RunRef, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
@@ -314,7 +315,7 @@ impl SandboxProvider for Engine {
             Ok(other) => Err(unexpected(&other)),
             // What is missing is the parent: the request is wrong, not lost.
             Err(ProviderError::NotFound(message)) => Err(ProviderError::Invalid(message)),
-            Err(error) => Err(error),
+            Err(error) => self.advise(&live, Err(error)).await,
         }
     }
 }

@@ -8,16 +8,23 @@ use std::io;
 pub(crate) struct Error {
     step: String,
     source: Option<io::Error>,
+    /// There was no room for the little that a mount writes.
+    pub(crate) no_room: bool,
 }
 
 impl Error {
     pub(crate) fn new(step: impl Into<String>, source: io::Error) -> Self {
-        Self { step: step.into(), source: Some(source) }
+        Self { step: step.into(), source: Some(source), no_room: false }
     }
 
     /// A failure without an errno of its own, or one that the child reported.
     pub(crate) fn reported(step: impl Into<String>) -> Self {
-        Self { step: step.into(), source: None }
+        Self { step: step.into(), source: None, no_room: false }
+    }
+
+    /// The root file system came up without writes.
+    pub(crate) fn no_room(step: impl Into<String>) -> Self {
+        Self { step: step.into(), source: None, no_room: true }
     }
 }
 

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         Ok((pid, start_time)) => {
             (format!("ok {pid} {start_time} {}\n", started.elapsed().as_micros()), ExitCode::SUCCESS)
         }
+        Err(error) if error.no_room => (format!("no-room {error}\n"), ExitCode::FAILURE),
         Err(error) => (format!("error {error}\n"), ExitCode::FAILURE),
     };
     // The engine reads a missing line as a failed launch.

@@ -50,7 +50,13 @@ pub(crate) fn mount(spec: &Spec, userns: &OwnedFd) -> Result<OwnedFd, Error> {
         }
         Err(error) => return Err(Error::new(described(&fs), error)),
     };
-    sys::fsmount(&fs, sys::ATTR_NODEV).context("fsmount overlay")
+    let root = sys::fsmount(&fs, sys::ATTR_NODEV).context("fsmount overlay")?;
+    // Where it cannot make its work directory, overlayfs comes up without
+    // writes and says so in the kernel's log alone.
+    if sys::is_read_only(&root).context("look at the overlay")? {
+        return Err(Error::no_room("the overlay takes no writes: no room for its work directory"));
+    }
+    Ok(root)
 }
 
 fn described(fs: &OwnedFd) -> String {

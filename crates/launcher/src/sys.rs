@@ -415,6 +415,16 @@ pub(crate) fn open_dir_strict(dir: &OwnedFd, name: &CStr) -> io::Result<OwnedFd>
     openat2(dir, name, libc::O_PATH | libc::O_DIRECTORY)
 }
 
+/// Whether the file system of a descriptor takes no writes.
+pub(crate) fn is_read_only(fd: &OwnedFd) -> io::Result<bool> {
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the buffer is a `struct statvfs`, of which all zeros are one.
+    let (result, found) =
+        unsafe { (libc::fstatvfs(fd.as_raw_fd(), found.as_mut_ptr()), found.assume_init()) };
+    check(result.into())?;
+    Ok(found.f_flag & libc::ST_RDONLY != 0)
+}
+
 /// A directory that was opened by path alone, so that it can be read.
 pub(crate) fn open_readable_dir(dir: &OwnedFd) -> io::Result<OwnedFd> {
     openat2(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY)

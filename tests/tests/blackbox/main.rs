@@ -6,6 +6,7 @@
 //! runs those whose name has the word.
 
 mod api;
+mod boot;
 mod cli;
 mod clients;
 mod commands;
@@ -40,6 +41,12 @@ const SHARED: &[Scenario] = &[
     ("api::siblings", api::siblings),
     ("api::one_session_200_posts", api::one_session_200_posts),
     ("api::fifty_sessions", api::fifty_sessions),
+    ("boot::always", boot::always),
+    ("boot::closed_root", boot::closed_root),
+    ("boot::nothing_left", boot::nothing_left),
+    ("boot::edits", boot::edits),
+    ("boot::new_each_time", boot::new_each_time),
+    ("boot::full", boot::full),
     ("commands::exit_codes", commands::exit_codes),
     ("commands::streams", commands::streams),
     ("commands::timeout_and_signals", commands::timeout_and_signals),

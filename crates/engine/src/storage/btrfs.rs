@@ -96,6 +96,15 @@ impl Driver {
         })
     }
 
+    /// Limits what counts for a sandbox, in bytes. Harmless where it has no
+    /// group.
+    pub(super) fn set_limit(&self, root: &Path, sandbox: &SandboxId, limit: Option<u64>) -> io::Result<()> {
+        match btrfs::limit(&File::open(root)?, group_of(sandbox), limit) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
     fn with_group(
         &self,
         fs: &File,

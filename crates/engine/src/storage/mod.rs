@@ -481,6 +481,35 @@ impl Storage {
         copied
     }
 
+    /// Gives a full sandbox, in a pool that may be full too, room for the little
+    /// that a start writes, until [`Storage::settle`].
+    pub(crate) fn lift(&self, sandbox: &SandboxId, limit: Option<u64>) -> io::Result<()> {
+        let _open = self.access()?;
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => {
+                driver.set_limit(&self.root, sandbox, limit.map(|limit| limit + room::LIFT))?;
+                let used = driver.all_used(&self.root, true)?;
+                driver.set_cap(&self.root, room::cap(self.sight()?, used).max(used) + room::LIFT)
+            }
+            Driver::Plain => Ok(()),
+        }
+    }
+
+    /// Puts a sandbox's limit, and the pool's, in force again.
+    pub(crate) fn settle(&self, sandbox: &SandboxId, limit: Option<u64>) -> io::Result<()> {
+        self.set_limit(sandbox, limit)?;
+        self.set_cap(true)
+    }
+
+    /// Limits what counts for a sandbox, in bytes.
+    pub(crate) fn set_limit(&self, sandbox: &SandboxId, limit: Option<u64>) -> io::Result<()> {
+        let _open = self.access()?;
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => driver.set_limit(&self.root, sandbox, limit),
+            Driver::Plain => Ok(()),
+        }
+    }
+
     /// Returns when everything that was written to a volume survives the death
     /// of the host.
     pub(crate) fn seal(&self, volume: &VolumeId) -> io::Result<()> {

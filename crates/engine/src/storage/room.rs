@@ -23,6 +23,11 @@ const LOW_WATER: u64 = 64 << 20;
 /// Size of the reserve for the database, in bytes.
 pub(crate) const RESERVE: u64 = 64 << 20;
 
+/// What a full sandbox may write beyond its limit while it starts, in bytes:
+/// overlayfs makes a work directory, which takes a few blocks of metadata, and
+/// the kernel wants a multiple of that to be free.
+pub(crate) const LIFT: u64 = 8 << 20;
+
 /// Free bytes of the host below which the reserve is given up.
 const RESERVE_NEEDED: u64 = 16 << 20;
 
