@@ -2,6 +2,9 @@
 //! readers replay from the start.
 //!
 //! A record is one byte of stream (1 or 2), four bytes of length, the data.
+//!
+//! The file lies on the sandbox's disk. When that is full, the log goes on in
+//! memory: the command that looks what is full must not lose its output.
 
 use std::fs::File;
 use std::io;
@@ -15,18 +18,36 @@ use crate::sys;
 /// and dropped, and the command's status says so.
 pub(crate) const MAX_LOG: u64 = 64 << 20;
 
+/// The part of it that may lie in memory, in bytes.
+const MAX_IN_MEMORY: u64 = 4 << 20;
+
 const HEADER: usize = 5;
+
+/// A file with the records from `start` on.
+#[derive(Debug)]
+struct Segment {
+    file: File,
+    start: u64,
+}
+
+impl Segment {
+    fn write(&self, record: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(record, at - self.start)
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Log {
-    file: Option<File>,
+    /// A silent command costs no file.
+    on_disk: Option<Segment>,
+    in_memory: Option<Segment>,
     length: u64,
     truncated: bool,
 }
 
 impl Log {
     pub(crate) fn new() -> Self {
-        Self { file: None, length: 0, truncated: false }
+        Self { on_disk: None, in_memory: None, length: 0, truncated: false }
     }
 
     pub(crate) fn truncated(&self) -> bool {
@@ -43,17 +64,6 @@ impl Log {
         if data.is_empty() || self.truncated {
             return;
         }
-        if self.length + data.len() as u64 > MAX_LOG || self.store(stream, data).is_err() {
-            self.truncated = true;
-        }
-    }
-
-    fn store(&mut self, stream: Stream, data: &[u8]) -> io::Result<()> {
-        // A silent command costs no file.
-        let file = match &self.file {
-            Some(file) => file,
-            None => self.file.insert(File::from(sys::unnamed_file()?)),
-        };
         let mut record = Vec::with_capacity(HEADER + data.len());
         record.push(match stream {
             Stream::Stdout => 1,
@@ -62,19 +72,50 @@ impl Log {
         // Callers pass at most MAX_DATA bytes.
         record.extend_from_slice(&u32::try_from(data.len()).unwrap_or(0).to_le_bytes());
         record.extend_from_slice(data);
-        file.write_all_at(&record, self.length)?;
-        self.length += record.len() as u64;
-        Ok(())
+        let full = self.length + record.len() as u64 > MAX_LOG;
+        if full || self.store(&record).is_err() {
+            self.truncated = true;
+        } else {
+            self.length += record.len() as u64;
+        }
+    }
+
+    fn store(&mut self, record: &[u8]) -> io::Result<()> {
+        if self.in_memory.is_none() && self.store_on_disk(record).is_ok() {
+            return Ok(());
+        }
+        let start = self.length;
+        let segment = match &self.in_memory {
+            Some(segment) => segment,
+            None => self.in_memory.insert(Segment { file: File::from(sys::memory_file()?), start }),
+        };
+        if self.length - segment.start + record.len() as u64 > MAX_IN_MEMORY {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        segment.write(record, self.length)
+    }
+
+    fn store_on_disk(&mut self, record: &[u8]) -> io::Result<()> {
+        let segment = match &self.on_disk {
+            Some(segment) => segment,
+            None => self.on_disk.insert(Segment { file: File::from(sys::unnamed_file()?), start: 0 }),
+        };
+        segment.write(record, self.length)
     }
 
     /// The record at `offset` as a frame, and the offset after it.
     pub(crate) fn frame_at(&self, offset: u64) -> Option<(Frame, u64)> {
-        let file = self.file.as_ref().filter(|_| offset < self.length)?;
+        if offset >= self.length {
+            return None;
+        }
+        let in_memory = self.in_memory.as_ref().filter(|segment| segment.start <= offset);
+        let segment = in_memory.or(self.on_disk.as_ref())?;
+        let at = offset - segment.start;
         let mut header = [0; HEADER];
-        file.read_exact_at(&mut header, offset).ok()?;
+        segment.file.read_exact_at(&mut header, at).ok()?;
         let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
         let mut data = vec![0; length.min(MAX_DATA)];
-        file.read_exact_at(&mut data, offset + HEADER as u64).ok()?;
+        segment.file.read_exact_at(&mut data, at + HEADER as u64).ok()?;
         let next = offset + (HEADER + length) as u64;
         Some((if header[0] == 1 { Frame::Stdout(data) } else { Frame::Stderr(data) }, next))
     }
@@ -82,7 +123,7 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use super::{Log, MAX_LOG};
+    use super::{Log, MAX_IN_MEMORY, MAX_LOG};
     use dormouse_agent_protocol::{Frame, Stream};
 
     #[test]
@@ -96,6 +137,25 @@ mod tests {
         assert_eq!((first, second), (Frame::Stdout(b"one".to_vec()), Frame::Stderr(b"two".to_vec())));
         assert_eq!(end, log.length());
         assert!(log.frame_at(end).is_none());
+    }
+
+    #[test]
+    fn goes_on_in_memory_when_the_disk_is_full() {
+        let mut log = Log::new();
+        log.append(Stream::Stdout, b"one");
+        // Takes no writes.
+        log.on_disk.as_mut().unwrap().file = std::fs::File::open("/dev/null").unwrap();
+        let first = log.length();
+        log.append(Stream::Stderr, b"two");
+        log.append(Stream::Stdout, b"three");
+        let (second, next) = log.frame_at(first).unwrap();
+        let (third, end) = log.frame_at(next).unwrap();
+        assert_eq!((second, third), (Frame::Stderr(b"two".to_vec()), Frame::Stdout(b"three".to_vec())));
+        assert_eq!((end, log.truncated()), (log.length(), false));
+        for _ in 0..100 {
+            log.append(Stream::Stdout, &[b'x'; 60 << 10]);
+        }
+        assert!(log.truncated() && log.length() <= MAX_IN_MEMORY + first);
     }
 
     #[test]

@@ -77,14 +77,13 @@ pub(crate) fn write(fd: &impl AsRawFd, bytes: &[u8]) -> io::Result<usize> {
 pub(crate) fn unnamed_file() -> io::Result<OwnedFd> {
     let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
     // SAFETY: live C string.
-    let on_disk = owned(unsafe { libc::open(c"/".as_ptr(), flags, 0o600) });
-    match on_disk {
-        Ok(file) => Ok(file),
-        // A full disk or a file system without O_TMPFILE: memory instead,
-        // which counts against the sandbox just the same.
-        // SAFETY: live C string.
-        Err(_) => owned(unsafe { libc::memfd_create(c"log".as_ptr(), libc::MFD_CLOEXEC) }),
-    }
+    owned(unsafe { libc::open(c"/".as_ptr(), flags, 0o600) })
+}
+
+/// A file in memory, which counts against the sandbox just the same.
+pub(crate) fn memory_file() -> io::Result<OwnedFd> {
+    // SAFETY: live C string.
+    owned(unsafe { libc::memfd_create(c"log".as_ptr(), libc::MFD_CLOEXEC) })
 }
 
 /// Forks. `None` in the child. Safe to run anything in the child, since this

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dormouse_jobs::Clock;
 use dormouse_provider::ProviderError;
@@ -27,6 +28,8 @@ pub(crate) struct Host {
     pub(crate) binaries: Binaries,
     pub(crate) boot_id: String,
     pub(crate) mirror_trust: Option<MirrorTrust>,
+    /// Whether the disk of the data directory was full at the last look.
+    pub(crate) disk_full: AtomicBool,
     /// Told when there is garbage to be removed.
     pub(crate) untidy: Arc<tokio::sync::Notify>,
 }
@@ -39,14 +42,15 @@ pub(crate) struct MirrorTrust {
 }
 
 impl Host {
-    /// Refuses what needs the pool while that is broken.
+    /// Refuses what needs the pool while that is broken. Details are for the
+    /// operator (`/healthz`, the log).
     ///
     /// # Errors
     /// [`ProviderError::Capacity`] with the reason.
     pub(crate) fn usable(&self) -> Result<(), ProviderError> {
         match self.storage.health() {
-            PoolHealth::Broken(why) => {
-                Err(ProviderError::Capacity(format!("the storage of this server is being repaired: {why}")))
+            PoolHealth::Broken(_) => {
+                Err(ProviderError::Capacity("the storage of this server is being repaired".to_owned()))
             }
             PoolHealth::Fine | PoolHealth::Low(_) => Ok(()),
         }
@@ -59,9 +63,9 @@ impl Host {
     pub(crate) fn admits(&self) -> Result<(), ProviderError> {
         self.usable()?;
         match self.storage.health() {
-            PoolHealth::Low(why) => Err(ProviderError::Capacity(format!(
-                "the disk is nearly full, so nothing new is begun: {why}"
-            ))),
+            PoolHealth::Low(_) => Err(ProviderError::Capacity(
+                "the disk of this server is nearly full, so nothing new is begun".to_owned(),
+            )),
             PoolHealth::Fine | PoolHealth::Broken(_) => Ok(()),
         }
     }

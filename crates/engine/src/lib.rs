@@ -37,6 +37,7 @@ mod terminal;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormouse_jobs::Clock;
@@ -161,6 +162,7 @@ impl Engine {
             policies: egress.policies(),
             binaries,
             mirror_trust,
+            disk_full: AtomicBool::new(false),
             untidy: Arc::default(),
         });
         let registry = Arc::new(Registry::default());
@@ -271,11 +273,11 @@ impl HealthSource for Engine {
             PoolHealth::Broken(why) => (HealthState::Failing, Some(why)),
         };
         let storage = HealthCheck { name: "storage", state, detail };
-        let reserve = self.host.storage.has_reserve();
+        let full = self.host.disk_full.load(Ordering::Relaxed);
         let disk = HealthCheck {
             name: "disk",
-            state: if reserve { HealthState::Ok } else { HealthState::Degraded },
-            detail: (!reserve).then(|| "the disk of the data directory is full".to_owned()),
+            state: if full { HealthState::Degraded } else { HealthState::Ok },
+            detail: full.then(|| "the disk of the data directory is full".to_owned()),
         };
         vec![storage, disk]
     }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dormouse_provider::{RunStatus, StopReason};
@@ -82,8 +83,12 @@ pub(crate) async fn look_after_pool(host: Arc<Host>) {
     let mut pause = LOOK;
     loop {
         tokio::time::sleep(pause).await;
-        let storage = host.storage.clone();
-        let looked = tokio::task::spawn_blocking(move || storage.look_after()).await;
+        let looking = host.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            look_at_disk(&looking);
+            looking.storage.look_after()
+        });
+        let looked = looked.await;
         pause = match looked {
             Ok(PoolHealth::Broken(_)) => {
                 end_all_processes(&host).await;
@@ -106,6 +111,23 @@ pub(crate) async fn look_after_pool(host: Arc<Host>) {
                 SLOWEST_REPAIR
             }
         };
+    }
+}
+
+/// Has the database keep its room, and notes a full disk.
+fn look_at_disk(host: &Host) {
+    let full = match (host.storage.host_is_full(), host.db.keep_room()) {
+        (Ok(full), Ok(has_room)) => full || !has_room,
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "look at the disk of the data directory");
+            true
+        }
+    };
+    if host.disk_full.swap(full, Ordering::Relaxed) != full {
+        match full {
+            true => tracing::warn!("the disk of the data directory is full"),
+            false => tracing::info!("the disk of the data directory has room again"),
+        }
     }
 }
 

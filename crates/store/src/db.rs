@@ -5,10 +5,13 @@
 //! under load instead of waiting.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::room::Room;
 
 /// A write transaction.
 pub type Tx<'a> = sqlx::Transaction<'a, sqlx::Sqlite>;
@@ -67,6 +70,7 @@ pub struct Db {
     writer: SqlitePool,
     pub(crate) readers: SqlitePool,
     wal: PathBuf,
+    room: Arc<Room>,
 }
 
 impl Db {
@@ -95,7 +99,17 @@ impl Db {
             .await
             .map_err(open)?;
         let wal = PathBuf::from(format!("{}-wal", path.display()));
-        Ok(Self { writer, readers, wal })
+        let room = Room::new(path, wal.clone()).map_err(|error| open(sqlx::Error::Io(error)))?;
+        Ok(Self { writer, readers, wal, room: Arc::new(room) })
+    }
+
+    /// Takes room on the disk for what is written later, where it has not got
+    /// it yet; whether it has it then. Blocks for as long as the disk does.
+    ///
+    /// # Errors
+    /// What the file system says, a full disk aside.
+    pub fn keep_room(&self) -> std::io::Result<bool> {
+        self.room.keep()
     }
 
     /// Begins a write transaction; dropped without commit it changes nothing.
@@ -103,10 +117,24 @@ impl Db {
     /// # Errors
     /// [`StoreError::Database`] when the writer is not to be had in time.
     pub async fn write(&self) -> crate::Result<Tx<'static>> {
-        self.writer
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(StoreError::database("begin a write transaction"))
+        const BEGIN: &str = "BEGIN IMMEDIATE";
+        let begun = match self.writer.begin_with(BEGIN).await {
+            // On a full disk SQLite rolls back by itself ("Automatic rollback",
+            // its documentation of transactions), and the driver, whose own
+            // rollback fails then, takes the transaction for open for ever.
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                self.replace_writer().await?;
+                self.writer.begin_with(BEGIN).await
+            }
+            begun => begun,
+        };
+        begun.map_err(StoreError::database("begin a write transaction"))
+    }
+
+    async fn replace_writer(&self) -> crate::Result<()> {
+        let replace = "replace the writing connection";
+        let writer = self.writer.acquire().await.map_err(StoreError::database(replace))?;
+        writer.close().await.map_err(StoreError::database(replace))
     }
 
     /// Returns once everything committed so far survives the death of the

@@ -12,6 +12,7 @@ mod garbage;
 mod images;
 mod keys;
 mod organizations;
+mod room;
 mod runs;
 mod sandboxes;
 mod secret;

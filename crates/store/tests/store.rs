@@ -566,3 +566,27 @@ async fn lists_page_in_every_order() {
         assert!(db.route("sub-a").await.unwrap().is_none());
     }
 }
+
+/// A write that runs into a full disk harms itself only.
+#[tokio::test]
+async fn writes_go_on_after_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let known = account();
+        db.insert_account(&known).await.unwrap();
+        let mut tx = db.write().await.unwrap();
+        // Has SQLite roll back by itself, as a full disk does.
+        let again = "INSERT OR ROLLBACK INTO accounts SELECT * FROM accounts";
+        sqlx::query(again).execute(&mut *tx).await.unwrap_err();
+        drop(tx);
+        db.insert_account(&account()).await.unwrap();
+        db.insert_account(&account()).await.unwrap();
+        assert!(db.keep_room().unwrap());
+        for file in ["dormouse.db", "dormouse.db-wal"] {
+            use std::os::unix::fs::MetadataExt as _;
+            let found = std::fs::metadata(dir.path().join(file)).unwrap();
+            assert!(found.blocks() * 512 >= found.len() + (8 << 20), "{file} has no room");
+        }
+        db.insert_account(&account()).await.unwrap();
+    }
+}

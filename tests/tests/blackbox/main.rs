@@ -19,13 +19,14 @@ mod lifecycle;
 mod limits;
 mod provider;
 mod public;
+mod room;
 mod vercel;
 mod world;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-use world::World;
+use world::{Disk, World};
 
 type Scenario = (&'static str, fn(&World) -> anyhow::Result<()>);
 
@@ -122,17 +123,35 @@ const CLIENTS: &[Scenario] = &[
     ("vercel::credentials_are_brokered", vercel::credentials_are_brokered),
 ];
 
+/// Scenarios of a world on a disk of 4 GiB, on which a sandbox may have more.
+const CRAMPED: &[Scenario] = &[
+    ("room::one_fills_the_disk", room::one_fills_the_disk),
+    ("room::others_fill_the_disk", room::others_fill_the_disk),
+    ("room::the_pool_takes_no_writes", room::the_pool_takes_no_writes),
+    ("room::the_pool_has_holes", room::the_pool_has_holes),
+];
+
+/// Scenarios of worlds whose pool is the operator's device, or file system.
+const OTHER_POOLS: &[Scenario] = &[
+    ("api::main_job", api::main_job),
+    ("room::one_fills_the_disk", room::one_fills_the_disk),
+    ("room::the_pool_takes_no_writes", room::the_pool_takes_no_writes),
+];
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     let (mut passed, mut failed) = (0, 0);
     let worlds = [
-        (14, "[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\n", SHARED),
-        (8, "", CLIENTS),
-        (9, "storage.driver = \"plain\"\n", PLAIN),
-        (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", SLEEPY),
+        (14, "[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\n", Disk::Host, SHARED),
+        (8, "", Disk::Host, CLIENTS),
+        (9, "storage.driver = \"plain\"\n", Disk::Host, PLAIN),
+        (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", Disk::Host, SLEEPY),
+        (10, "[sandbox]\ndisk_mib = 16384\n", Disk::Small(4096), CRAMPED),
+        (11, "[sandbox]\ndisk_mib = 16384\n", Disk::Device(2048), OTHER_POOLS),
+        (12, "[sandbox]\ndisk_mib = 16384\n", Disk::Mounted(2048), OTHER_POOLS),
     ];
-    for (instance, config, scenarios) in worlds {
+    for (instance, config, disk, scenarios) in worlds {
         let scenarios: Vec<_> =
             scenarios.iter().filter(|(name, _)| runs(&format!("{instance}/{name}"))).collect();
         if scenarios.is_empty() {
@@ -142,7 +161,7 @@ fn main() -> ExitCode {
             eprintln!("sweep world {instance}: {error:#}");
         }
         let before = world::Footprint::take(instance);
-        let world = match World::start(instance, config) {
+        let world = match World::start(instance, config, disk) {
             Ok(world) => world,
             Err(error) => {
                 eprintln!("world {instance} does not start: {error:#}");

@@ -45,6 +45,51 @@ fn sh(script: &str, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a world's files lie on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Disk {
+    /// The host's own.
+    Host,
+    /// A small file system for the data directory; its size in MiB.
+    Small(u32),
+    /// A block device for the pool.
+    Device(u32),
+    /// A btrfs that the operator has mounted for the pool.
+    Mounted(u32),
+}
+
+impl Disk {
+    /// Makes it in `dir`; what the server's configuration has to say of it.
+    fn make(self, dir: &Path) -> anyhow::Result<String> {
+        let (mib, script) = match self {
+            Self::Host => return Ok(String::new()),
+            Self::Small(mib) => (mib, "mkfs.ext4 -q disk && mkdir data && mount -o loop disk data"),
+            Self::Device(mib) => (mib, "losetup --find --show disk > device"),
+            Self::Mounted(mib) => {
+                (mib, "mkfs.btrfs -q disk && mkdir -p data/pool && mount -o loop,noatime disk data/pool")
+            }
+        };
+        let script = format!("truncate -s {mib}M disk && {script}");
+        let made = Command::new("bash").args(["-euc", &script]).current_dir(dir).output()?;
+        ensure!(made.status.success(), "make {self:?}: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(match fs::read_to_string(dir.join("device")) {
+            Ok(device) => format!("storage.device = \"{}\"\n", device.trim()),
+            Err(_) => String::new(),
+        })
+    }
+
+    /// Gives up what [`Disk::make`] made in `dir`.
+    fn give_back(dir: &Path) -> anyhow::Result<()> {
+        let script = "[ -e disk ] || exit 0
+            for place in data/pool data; do ! mountpoint -q $place || umount $place; done
+            [ ! -e device ] || losetup --detach \"$(cat device)\"";
+        let done = Command::new("bash").args(["-euc", script]).current_dir(dir).output()?;
+        let words = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "give back the disk: {}", words.trim());
+        Ok(())
+    }
+}
+
 impl World {
     /// Removes what a world of this instance left whose tests were killed.
     pub(crate) fn sweep(instance: u8) -> anyhow::Result<()> {
@@ -64,14 +109,16 @@ impl World {
                 let words = String::from_utf8_lossy(&evacuated.stderr);
                 ensure!(evacuated.status.success(), "evacuate {}: {}", dir.display(), words.trim());
             }
+            Disk::give_back(&dir)?;
             fs::remove_dir_all(&dir)?;
         }
         Ok(())
     }
 
-    pub(crate) fn start(instance: u8, config: &str) -> anyhow::Result<Self> {
+    pub(crate) fn start(instance: u8, config: &str, disk: Disk) -> anyhow::Result<Self> {
         let dir = PathBuf::from(format!("/tmp/dormouse-test-{instance}-{}", std::process::id()));
         fs::create_dir_all(dir.join("git/acme"))?;
+        let storage = disk.make(&dir)?;
         sh(
             "git init -q --bare -b main git/acme/empty.git
              git init -q --bare -b unborn git/acme/unborn.git
@@ -99,7 +146,7 @@ impl World {
         let listen = format!("127.0.0.1:{}", 7700 + u16::from(instance));
         let mirror = format!("[[git.mirrors]]\nfrom = \"https://github.com/\"\nto = \"{}\"\n", url.trim());
         let head = format!("listen = \"{listen}\"\ninstance = {instance}\nstorage.pool_gib = 8\n");
-        fs::write(dir.join("config.toml"), format!("{head}{config}{mirror}"))?;
+        fs::write(dir.join("config.toml"), format!("{head}{storage}{config}{mirror}"))?;
         let mut world = Self {
             instance,
             base: format!("http://{listen}"),
@@ -339,6 +386,7 @@ impl World {
         git.wait()?;
         self.end_server("-TERM")?;
         self.cli(&["evacuate"])?;
+        Disk::give_back(&self.dir)?;
         fs::remove_dir_all(&self.dir)?;
         Ok(())
     }

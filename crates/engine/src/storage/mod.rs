@@ -10,7 +10,6 @@
 //!   pool/images/DIGEST.erofs ──► images/DIGEST  (one mount, all sandboxes)
 //!   pool/scratch/…                    what is being made; nobody's after a crash
 //!   pool.img                          the file system `pool/`, unless it is a device
-//!   reserve                           room for the database on a full disk
 //! ```
 //!
 //! A volume is mounted again by every run: a stop syncs it, a resume makes
@@ -44,7 +43,7 @@ use dormouse_types::{SandboxId, SnapshotId, VolumeId};
 
 use crate::sys;
 use pool::Pool;
-use room::{Policy, ReserveAct, Sight};
+use room::{Policy, Sight};
 
 pub use images::probe_images;
 pub(crate) use images::{ImageFile, Scratch};
@@ -168,7 +167,12 @@ pub fn pool_trouble(data_dir: &Path) -> io::Result<Option<String>> {
     }
     Ok(match pool::mounted_at(&root)? {
         Some(found) if found.read_only => Some(format!("{} takes no writes", root.display())),
-        Some(_) | None => None,
+        Some(_) => {
+            let found = sys::file_system(&root)?;
+            let left = room::left(Sight { total: found.total, free: found.free });
+            (!room::admits(left)).then(|| format!("only {} MiB are left for sandboxes", left >> 20))
+        }
+        None => None,
     })
 }
 
@@ -199,21 +203,16 @@ impl Storage {
             root,
             config,
         };
-        let known = storage.marker().exists();
+        let known = match &storage.driver {
+            Driver::Btrfs { pool, .. } => pool.was_made(),
+            Driver::Plain => false,
+        };
         match storage.bring_up() {
             Ok(()) => {}
             Err(error) if known => storage.note(PoolHealth::Broken(error.to_string())),
             Err(error) => return Err(error),
         }
-        if !known {
-            fs::write(storage.marker(), "")?;
-        }
         Ok(storage)
-    }
-
-    /// A file that says that a pool was made here.
-    fn marker(&self) -> PathBuf {
-        self.config.data_dir.join("pool.made")
     }
 
     fn host(&self) -> io::Result<Sight> {
@@ -244,6 +243,9 @@ impl Storage {
             }
         }
         self.set_cap(true)?;
+        if let Driver::Btrfs { pool, .. } = &self.driver {
+            pool.note_made()?;
+        }
         open.0 = true;
         drop(open);
         self.note(PoolHealth::Fine);
@@ -263,13 +265,17 @@ impl Storage {
         Ok(Sight { total: found.total, free: found.free })
     }
 
-    /// Unmounts everything. Nothing may live on it.
+    /// Unmounts everything that we mounted. Nothing may live on it.
     pub(crate) fn close(&self) -> io::Result<()> {
+        self.take_down(Pool::take_down)
+    }
+
+    fn take_down(&self, pool_down: fn(&Pool) -> io::Result<()>) -> io::Result<()> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         open.0 = false;
         self.images.unmount_all()?;
         match &self.driver {
-            Driver::Btrfs { pool, .. } => pool.take_down(),
+            Driver::Btrfs { pool, .. } => pool_down(pool),
             Driver::Plain => Ok(()),
         }
     }
@@ -285,13 +291,13 @@ impl Storage {
 
     fn note(&self, health: PoolHealth) {
         let mut known = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == health {
-            return;
-        }
-        match &health {
-            PoolHealth::Fine => tracing::info!("the storage pool is fine"),
-            PoolHealth::Low(why) => tracing::warn!("the storage pool is nearly full: {why}"),
-            PoolHealth::Broken(why) => tracing::error!("the storage pool is broken: {why}"),
+        // The numbers in a sentence change at every look.
+        if std::mem::discriminant(&*known) != std::mem::discriminant(&health) {
+            match &health {
+                PoolHealth::Fine => tracing::info!("the storage pool is fine"),
+                PoolHealth::Low(why) => tracing::warn!("the storage pool is nearly full: {why}"),
+                PoolHealth::Broken(why) => tracing::error!("the storage pool is broken: {why}"),
+            }
         }
         *known = health;
     }
@@ -302,7 +308,7 @@ impl Storage {
     }
 
     /// Looks at the pool and does what its room asks for: grows it, moves its
-    /// cap, gives the reserve up or takes it. Returns how it is then.
+    /// cap. Returns how it is then.
     pub(crate) fn look_after(&self) -> PoolHealth {
         let health = match self.try_look_after() {
             Ok(health) => health,
@@ -314,12 +320,17 @@ impl Storage {
 
     fn try_look_after(&self) -> io::Result<PoolHealth> {
         let host = self.host()?;
-        self.tend_reserve(host);
         let _open = self.access()?;
         let sight = match &self.driver {
             Driver::Btrfs { pool, driver } => {
                 if !pool.is_writable()? {
                     return Err(broken("its file system takes no writes any more"));
+                }
+                if !pool.fill_holes()? {
+                    return Ok(PoolHealth::Low(
+                        "its image has holes, and the disk that it lies on has no room to fill them"
+                            .to_owned(),
+                    ));
                 }
                 let mut sight = self.sight()?;
                 if let Some(size) = pool.image_size()?
@@ -368,36 +379,12 @@ impl Storage {
         }))
     }
 
-    fn reserve(&self) -> PathBuf {
-        self.config.data_dir.join("reserve")
-    }
-
-    /// Whether the room that is kept for the database is there: it is given up
-    /// when the disk is full.
-    pub(crate) fn has_reserve(&self) -> bool {
-        self.reserve().exists()
-    }
-
-    /// Frees or takes the room that is kept for the database.
-    fn tend_reserve(&self, host: Sight) {
-        let path = self.reserve();
-        let tended = match room::reserve(path.exists(), host.free) {
-            ReserveAct::Leave => Ok(()),
-            ReserveAct::Release => {
-                tracing::warn!(
-                    free_mib = host.free >> 20,
-                    "the disk is full: giving up the database's reserve"
-                );
-                fs::remove_file(&path)
-            }
-            ReserveAct::Take => File::create(&path).and_then(|file| {
-                // Where the file system cannot reserve, there is no reserve.
-                sys::allocate(&file, room::RESERVE).inspect_err(|_| drop(fs::remove_file(&path)))
-            }),
-        };
-        if let Err(error) = tended {
-            tracing::debug!(%error, "tend the reserve");
-        }
+    /// Whether the data directory's file system is full, as of now.
+    ///
+    /// # Errors
+    /// What `statvfs(3)` says.
+    pub(crate) fn host_is_full(&self) -> io::Result<bool> {
+        Ok(room::host_is_full(self.host()?.free))
     }
 
     /// Mounts a broken pool anew. Nothing may live on it: the caller has ended
@@ -406,7 +393,7 @@ impl Storage {
     /// # Errors
     /// Why it is still broken.
     pub(crate) fn repair(&self) -> io::Result<()> {
-        let mended = self.close().and_then(|()| self.bring_up());
+        let mended = self.take_down(Pool::take_down_for_repair).and_then(|()| self.bring_up());
         if let Err(error) = &mended {
             self.note(PoolHealth::Broken(error.to_string()));
         }

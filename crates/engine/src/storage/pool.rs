@@ -8,9 +8,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::IFlags;
 
@@ -28,28 +29,86 @@ pub(super) enum Backing {
     Operator,
 }
 
+impl Backing {
+    /// Word of the marker.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "image",
+            Self::Device(_) => "device",
+            Self::Operator => "mounted",
+        }
+    }
+}
+
 /// The pool's file system.
 #[derive(Debug)]
 pub(super) struct Pool {
     root: PathBuf,
     pub(super) backing: Backing,
+    /// Says that a pool was made, and where: it must not be made anew, and
+    /// empty, because it is missing.
+    marker: PathBuf,
+    /// What a repair unmounted that the operator had mounted; and its device,
+    /// which may be a loop that goes with its last user.
+    was: Mutex<Option<(mount::Mounted, Option<File>)>>,
 }
 
 impl Pool {
     /// The pool at `root` of the data directory, over `device` if one is named.
+    ///
+    /// # Errors
+    /// A pool of another kind was made here before.
     pub(super) fn find(root: &Path, data_dir: &Path, device: Option<&Path>) -> io::Result<Self> {
-        let image = data_dir.join("pool.img");
-        let backing = match device {
-            Some(device) => Backing::Device(device.to_owned()),
-            // One that we did not mount has no image beside it.
-            None if !image.exists() && mounted_at(root)?.is_some() => Backing::Operator,
-            None => Backing::Image(image),
+        let (image, marker) = (data_dir.join("pool.img"), data_dir.join("pool.made"));
+        let made = match fs::read_to_string(&marker) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other?),
         };
-        Ok(Self { root: root.to_owned(), backing })
+        let backing = match (device, made.as_deref().map(str::trim)) {
+            (Some(device), _) => Backing::Device(device.to_owned()),
+            (None, Some("mounted")) => Backing::Operator,
+            (None, None) if !image.exists() && mounted_at(root)?.is_some() => Backing::Operator,
+            (None, _) => Backing::Image(image),
+        };
+        match made {
+            Some(made) if made.trim() != backing.as_str() => Err(io::Error::other(format!(
+                "the pool of this data directory is another one ({}): it was made as {}, and the \
+                 configuration asks for {}",
+                marker.display(),
+                made.trim(),
+                backing.as_str()
+            ))),
+            _ => Ok(Self { root: root.to_owned(), backing, marker, was: Mutex::default() }),
+        }
     }
 
-    /// Makes the file system where there is none, and mounts it where it is
-    /// not. `policy` and `host` say how large a new image is.
+    /// Whether a pool was made here at any time.
+    pub(super) fn was_made(&self) -> bool {
+        self.marker.exists()
+    }
+
+    /// Remembers that it was made.
+    pub(super) fn note_made(&self) -> io::Result<()> {
+        if self.was_made() { Ok(()) } else { fs::write(&self.marker, self.backing.as_str()) }
+    }
+
+    /// Refuses to make what was there before.
+    fn may_make(&self, place: &Path) -> io::Result<()> {
+        if !self.was_made() {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!(
+                "the pool that was at {} is gone; to begin with an empty one, remove {}",
+                place.display(),
+                self.marker.display()
+            ),
+        ))
+    }
+
+    /// Makes the file system where there was none ever, and mounts it where it
+    /// is not. `policy` and `host` say how large a new image is.
     pub(super) fn bring_up(&self, policy: &Policy, host: Sight) -> io::Result<()> {
         if let Some(found) = mounted_at(&self.root)? {
             if found.kind != "btrfs" {
@@ -62,12 +121,14 @@ impl Pool {
         match &self.backing {
             Backing::Image(image) => {
                 if !image.exists() {
+                    self.may_make(image)?;
                     make_image(image, policy, host)?;
                 }
                 self.mount_image(image)?;
             }
             Backing::Device(device) => {
                 if !has_btrfs(device)? {
+                    self.may_make(device)?;
                     // Without force: a device with anything on it is refused.
                     make_file_system(device)?;
                 }
@@ -75,8 +136,13 @@ impl Pool {
                     .map_err(|error| named(&error, "mount", device))?;
             }
             Backing::Operator => {
-                let message = format!("nothing is mounted at {} any more", self.root.display());
-                return Err(io::Error::new(io::ErrorKind::NotFound, message));
+                let mut unmounted = self.was.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((was, _device)) = &*unmounted else {
+                    let message = format!("nothing is mounted at {} any more", self.root.display());
+                    return Err(io::Error::new(io::ErrorKind::NotFound, message));
+                };
+                mount::mount_again(was).map_err(|error| named(&error, "mount", &was.source))?;
+                *unmounted = None;
             }
         }
         if let Err(error) = self.enable_quotas() {
@@ -129,6 +195,19 @@ impl Pool {
         mount::unmount(&self.root, false)
     }
 
+    /// Unmounts whatever is there, so that it can be mounted anew: btrfs takes
+    /// no writes after an error until then. What the operator mounted is
+    /// mounted as it was.
+    pub(super) fn take_down_for_repair(&self) -> io::Result<()> {
+        if self.backing != Backing::Operator {
+            return self.take_down();
+        }
+        let Some(found) = mounted_at(&self.root)? else { return Ok(()) };
+        let device = File::open(&found.source).ok();
+        *self.was.lock().unwrap_or_else(PoisonError::into_inner) = Some((found, device));
+        mount::unmount(&self.root, false)
+    }
+
     /// Whether the file system is mounted and takes writes.
     pub(super) fn is_writable(&self) -> io::Result<bool> {
         let found = mounted_at(&self.root)?;
@@ -140,6 +219,23 @@ impl Pool {
         match &self.backing {
             Backing::Image(image) => Ok(Some(fs::metadata(image)?.len())),
             _ => Ok(None),
+        }
+    }
+
+    /// Reserves the room of holes that somebody punched into the image; whether
+    /// it has none then.
+    pub(super) fn fill_holes(&self) -> io::Result<bool> {
+        let Backing::Image(image) = &self.backing else { return Ok(true) };
+        let found = fs::metadata(image)?;
+        if found.blocks() * 512 >= found.len() {
+            return Ok(true);
+        }
+        match sys::allocate(&OpenOptions::new().write(true).open(image)?, found.len()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(false),
+            // It was written with zeros, and its file system counts otherwise.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(true),
+            Err(error) => Err(named(&error, "reserve the room of", image)),
         }
     }
 

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //!  host's file system
-//!  ├─ reserve          a file that is given up when the disk is full, so that
-//!  │                   the database can still write
+//!  ├─ dormouse.db      with room beyond its end, which is nobody else's
 //!  ├─ kept back        never taken by the pool
 //!  └─ pool.img         allocated, not sparse; grows ahead of need
 //!       ├─ cap         what everything in the pool may use together
@@ -20,16 +19,13 @@ const GRAIN: u64 = 64 << 20;
 /// While less than this is left, nothing new is begun.
 const LOW_WATER: u64 = 64 << 20;
 
-/// Size of the reserve for the database, in bytes.
-pub(crate) const RESERVE: u64 = 64 << 20;
-
 /// What a full sandbox may write beyond its limit while it starts, in bytes:
 /// overlayfs makes a work directory, which takes a few blocks of metadata, and
 /// the kernel wants a multiple of that to be free.
 pub(crate) const LIFT: u64 = 8 << 20;
 
-/// Free bytes of the host below which the reserve is given up.
-const RESERVE_NEEDED: u64 = 16 << 20;
+/// Free bytes of the host's file system below which its operator is told.
+const HOST_LOW: u64 = 16 << 20;
 
 /// How room is dealt with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,26 +98,9 @@ pub(crate) fn admits(left: u64) -> bool {
     left >= LOW_WATER
 }
 
-/// What to do with the reserve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ReserveAct {
-    /// Nothing.
-    Leave,
-    /// Give it up: the disk is full.
-    Release,
-    /// Take it (again).
-    Take,
-}
-
-/// What to do with a reserve that `is_there` or not, when the host has `free`
-/// bytes.
-pub(crate) fn reserve(is_there: bool, free: u64) -> ReserveAct {
-    match is_there {
-        true if free < RESERVE_NEEDED => ReserveAct::Release,
-        // Twice as much, so that it is not taken and given up in turn.
-        false if free > 2 * RESERVE + RESERVE_NEEDED => ReserveAct::Take,
-        _ => ReserveAct::Leave,
-    }
+/// Whether a host with `free` bytes should be looked at by its operator.
+pub(crate) fn host_is_full(free: u64) -> bool {
+    free < HOST_LOW
 }
 
 #[cfg(test)]
@@ -174,14 +153,5 @@ mod tests {
             prop_assert!(cap <= (used << 20) + pool.free);
             prop_assert!(pool.free < headroom(pool.total) || cap >= used << 20);
         }
-    }
-
-    #[test]
-    fn the_reserve_does_not_flap() {
-        assert_eq!(reserve(true, 10 << 20), ReserveAct::Release);
-        // What was given up is free now.
-        assert_eq!(reserve(false, (10 << 20) + RESERVE), ReserveAct::Leave);
-        assert_eq!(reserve(false, GIB), ReserveAct::Take);
-        assert_eq!(reserve(true, GIB), ReserveAct::Leave);
     }
 }

@@ -116,6 +116,10 @@ pub(crate) struct Mounted {
     pub(crate) source: PathBuf,
     /// The whole file system takes no writes.
     pub(crate) read_only: bool,
+    /// Options of the mount, such as `noatime`.
+    attributes: String,
+    /// Options of the file system, `rw` and `ro` aside.
+    options: String,
 }
 
 /// What is mounted, later mounts last.
@@ -125,15 +129,47 @@ pub(crate) fn mounted() -> io::Result<Vec<Mounted>> {
 
 fn parse(line: &str) -> Option<Mounted> {
     let (left, right) = line.split_once(" - ")?;
-    let place = unescape(left.split(' ').nth(4)?);
+    let mut left = left.split(' ').skip(4);
+    let (place, attributes) = (unescape(left.next()?), left.next()?.to_owned());
     let mut right = right.split(' ');
     let (kind, source) = (right.next()?.to_owned(), unescape(right.next()?));
-    let read_only = right.next()?.split(',').any(|option| option == "ro");
-    Some(Mounted { place, kind, source, read_only })
+    let options = right.next()?;
+    let read_only = options.split(',').any(|option| option == "ro");
+    let others: Vec<_> = options.split(',').filter(|option| !matches!(*option, "ro" | "rw")).collect();
+    Some(Mounted { place, kind, source, read_only, attributes, options: others.join(",") })
+}
+
+/// Mounts again, for writing, what was mounted so before (`mount(2)`).
+pub(crate) fn mount_again(was: &Mounted) -> io::Result<()> {
+    let c_string = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::from);
+    let (source, place) =
+        (c_string(was.source.as_os_str().as_bytes())?, c_string(was.place.as_os_str().as_bytes())?);
+    let (kind, options) = (c_string(was.kind.as_bytes())?, c_string(&unescape_bytes(&was.options))?);
+    let flags = was.attributes.split(',').fold(0, |flags, word| {
+        flags
+            | match word {
+                "nosuid" => libc::MS_NOSUID,
+                "nodev" => libc::MS_NODEV,
+                "noexec" => libc::MS_NOEXEC,
+                "noatime" => libc::MS_NOATIME,
+                "nodiratime" => libc::MS_NODIRATIME,
+                "relatime" => libc::MS_RELATIME,
+                _ => 0,
+            }
+    });
+    // SAFETY: live C strings; btrfs takes its options as one.
+    let done = unsafe {
+        libc::mount(source.as_ptr(), place.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast())
+    };
+    check(done.into()).map(drop)
 }
 
 /// Blanks and the like are written as three octal digits.
 fn unescape(text: &str) -> PathBuf {
+    std::ffi::OsString::from_vec(unescape_bytes(text)).into()
+}
+
+fn unescape_bytes(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
     while at < bytes.len() {
@@ -142,7 +178,7 @@ fn unescape(text: &str) -> PathBuf {
         out.push(code.unwrap_or(bytes[at]));
         at += if code.is_some() { 4 } else { 1 };
     }
-    std::ffi::OsString::from_vec(out).into()
+    out
 }
 
 #[cfg(test)]
@@ -157,6 +193,8 @@ mod tests {
             kind: "btrfs".into(),
             source: "/dev/loop0".into(),
             read_only: true,
+            attributes: "rw,noatime".to_owned(),
+            options: "subvolid=5".to_owned(),
         };
         assert_eq!(parse(line), Some(expected));
         assert_eq!(parse("nonsense"), None);
