@@ -512,10 +512,7 @@ pub(crate) fn prepare_data_dir(dir: &Path) -> anyhow::Result<()> {
          and start anew",
         dir.display()
     );
-    // Under another name first: half a file would be another version's.
-    let partial = dir.join("format.partial");
-    std::fs::write(&partial, FORMAT).with_context(|| format!("write {}", partial.display()))?;
-    std::fs::rename(&partial, &path).with_context(|| format!("write {}", path.display()))
+    dormouse_engine::write_durably(&path, FORMAT).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -278,9 +278,7 @@ fn identity(hosts: &[String], dir: &Path) -> Result<(String, TlsAcceptor), Failu
         Ok(pem) => KeyPair::from_pem(&pem)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = KeyPair::generate()?;
-            let mut options = fs::OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600);
-            options.open(&key_path)?.write_all(key.serialize_pem().as_bytes())?;
+            keep(&key_path, &key.serialize_pem())?;
             key
         }
         Err(error) => return Err(error.into()),
@@ -290,7 +288,7 @@ fn identity(hosts: &[String], dir: &Path) -> Result<(String, TlsAcceptor), Failu
         Ok(pem) => pem,
         Err(_) => {
             let pem = authority.self_signed(&key)?.pem();
-            fs::write(&certificate_path, &pem)?;
+            keep(&certificate_path, &pem)?;
             pem
         }
     };
@@ -305,6 +303,17 @@ fn identity(hosts: &[String], dir: &Path) -> Result<(String, TlsAcceptor), Failu
             .with_single_cert(vec![leaf.der().clone()], private)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok((certificate, TlsAcceptor::from(Arc::new(tls))))
+}
+
+/// Puts a file in place, whole or not at all, also where the host dies in the
+/// middle: half a key would keep the server from starting ever again.
+fn keep(path: &Path, text: &str) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&partial, path)
 }
 
 fn authority_params() -> Result<CertificateParams, rcgen::Error> {

@@ -36,6 +36,27 @@ pub(crate) struct Ending {
     pub(crate) snapshot: Option<SnapshotId>,
     /// Whether somebody asked for it.
     pub(crate) manual: Option<Manual>,
+    /// The sandbox goes with the run.
+    pub(crate) deletion: Option<Deletion>,
+}
+
+/// A deletion that somebody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Deletion {
+    /// Its snapshots go too.
+    pub(crate) with_snapshots: bool,
+}
+
+impl Deletion {
+    /// What becomes of the snapshots of `sandbox`.
+    pub(crate) fn snapshots(self, sandbox: &SandboxRow, now: Timestamp) -> SnapshotsOfDeleted {
+        // A configuration that cannot be read must not keep it here.
+        match parse::<RunConfig>(&sandbox.config).map(|config| config.retention) {
+            _ if self.with_snapshots => SnapshotsOfDeleted::AllGo,
+            Ok(Retention::Current) => SnapshotsOfDeleted::AutomaticGo,
+            _ => SnapshotsOfDeleted::Stay { automatic_until: now.plus(REPLACED_STAY) },
+        }
+    }
 }
 
 impl Ending {
@@ -47,12 +68,19 @@ impl Ending {
             let retention = parse::<RunConfig>(&sandbox.config).map(|config| config.retention);
             sandbox.persistent && retention.is_ok_and(|retention| retention != Retention::Current)
         });
-        let made = reason != StopReason::Deleted && sandbox.is_some() && (manual.is_some() || wants_one);
+        let made = sandbox.is_some() && (manual.is_some() || wants_one);
         Self {
             reason: reason.as_str().to_owned(),
             snapshot: made.then(SnapshotId::generate),
             manual: manual.filter(|_| made),
+            deletion: None,
         }
+    }
+
+    /// The end of a run whose sandbox is deleted.
+    pub(crate) fn of_deleted(deletion: Deletion) -> Self {
+        let reason = StopReason::Deleted.as_str().to_owned();
+        Self { reason, snapshot: None, manual: None, deletion: Some(deletion) }
     }
 
     pub(crate) fn write(&self) -> Result<String> {
@@ -63,16 +91,12 @@ impl Ending {
     pub(crate) fn of(run: &RunRow) -> Option<Self> {
         serde_json::from_str(run.ending.as_deref()?).ok()
     }
-
-    fn is_deletion(&self) -> bool {
-        self.reason == StopReason::Deleted.as_str()
-    }
 }
 
 /// What becomes of the volume of `run`.
 fn volume(sandbox: &SandboxRow, run: &RunRow, ending: &Ending) -> Volume {
     match &sandbox.volume_id {
-        _ if ending.is_deletion() => Volume::Dropped,
+        _ if ending.deletion.is_some() => Volume::Dropped,
         Some(volume) if volume == &run.volume_id => {
             if sandbox.persistent {
                 Volume::Kept
@@ -106,12 +130,21 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, ending: &Ending) -> R
         snapshot: None,
         retire: None,
         volume: Volume::Dropped,
+        forget: None,
         now,
     };
     let Some(sandbox) = found else {
         return record(host, &end).await;
     };
+    let config: Option<RunConfig> = parse(&sandbox.config).ok();
     end.volume = volume(&sandbox, run, ending);
+    end.forget = match ending.deletion {
+        Some(deletion) => Some(deletion.snapshots(&sandbox, now)),
+        None if config.as_ref().is_some_and(|config| config.ephemeral) => {
+            Some(SnapshotsOfDeleted::AutomaticGo)
+        }
+        None => None,
+    };
     let keeps = ending.snapshot.is_some() || end.volume == Volume::Kept;
     if keeps && !host.storage.has_volume(&run.volume_id) {
         host.usable()?;
@@ -138,16 +171,10 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, ending: &Ending) -> R
         pool(host, "sync the files of a run", move |storage| storage.seal(&volume)).await?;
     }
     end.snapshot = snapshot.as_ref();
-    let config: Option<RunConfig> = parse(&sandbox.config).ok();
     if keeps && let Some(config) = &config {
         end.retire = Some(retire(config.retention, now).0);
     }
     record(host, &end).await?;
-    let ephemeral = config.is_some_and(|config| config.ephemeral);
-    if ephemeral && !ending.is_deletion() {
-        let deleted = host.db.delete_sandbox(&run.sandbox_id, SnapshotsOfDeleted::AutomaticGo, now).await;
-        deleted.map_err(internal("delete sandbox"))?;
-    }
     Ok(refused.map_or(Ended::AsMeant, Ended::WithoutSnapshot))
 }
 
@@ -261,7 +288,7 @@ mod tests {
             let manual = Some(Manual { expiration: None });
             let asked = Ending::decide(Some(&sandbox), StopReason::Snapshot, manual.clone());
             assert!(asked.snapshot.is_some() && asked.manual == manual);
-            let deleted = Ending::decide(Some(&sandbox), StopReason::Deleted, None);
+            let deleted = Ending::of_deleted(Deletion { with_snapshots: false });
             assert_eq!(deleted.snapshot, None);
         }
         assert_eq!(Ending::decide(None, StopReason::Died, None).snapshot, None);
@@ -284,7 +311,8 @@ mod tests {
         let kept = sandbox_with(Retention::Current, true);
         let run = crate::machine::tests::run(&kept);
         assert_eq!(volume(&kept, &run, &stopped), Volume::Kept);
-        assert_eq!(volume(&kept, &run, &ending(StopReason::Deleted)), Volume::Dropped);
+        let deleted = Ending::of_deleted(Deletion { with_snapshots: true });
+        assert_eq!(volume(&kept, &run, &deleted), Volume::Dropped);
         let temporary = SandboxRow { persistent: false, ..kept.clone() };
         assert_eq!(volume(&temporary, &run, &stopped), Volume::Dropped);
         let rolled_back = SandboxRow { volume_id: None, ..kept };

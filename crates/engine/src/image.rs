@@ -138,6 +138,8 @@ impl Images {
             replaced_at: None,
         };
         self.db.insert_image(&image).await?;
+        // Else a host that dies now forgets it, and start-up removes its file.
+        self.db.sync().await.map_err(io_error("sync the database"))?;
         Ok(image)
     }
 

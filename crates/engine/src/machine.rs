@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use dormouse_agent_protocol::Request;
 use dormouse_provider::{
-    NetworkPolicy, ProviderError, Result, Retention, RunStatus, SnapshotRequest, SnapshotStatus, Source,
-    StopReason, UpdateSandbox,
+    NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source, StopReason,
+    UpdateSandbox,
 };
 use dormouse_store::{
     ImageRow, RunProcess, RunRow, SandboxRow, SnapshotRow, SnapshotsOfDeleted, VolumeState,
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::config::RunConfig;
 use crate::copies::{Copied, CopyTo, Kept};
-use crate::ending::{Ended, Ending, Manual, REPLACED_STAY, finish};
+use crate::ending::{Deletion, Ended, Ending, Manual, finish};
 use crate::host::Host;
 use crate::launch::{Ground, LaunchError, Launched};
 use crate::registry::Registry;
@@ -387,16 +387,13 @@ impl Machine {
     }
 
     async fn delete(&mut self, with_snapshots: bool) -> Result<()> {
-        self.end(StopReason::Deleted, None).await?;
-        let row = self.row().await?;
-        let now = self.host.clock.now();
-        // A configuration that cannot be read must not keep it here.
-        let snapshots = match parse::<RunConfig>(&row.config).map(|config| config.retention) {
-            _ if with_snapshots => SnapshotsOfDeleted::AllGo,
-            Ok(Retention::Current) => SnapshotsOfDeleted::AutomaticGo,
-            _ => SnapshotsOfDeleted::Stay { automatic_until: now.plus(REPLACED_STAY) },
-        };
-        let deleted = self.host.db.delete_sandbox(&self.sandbox, snapshots, now).await;
+        let deletion = Deletion { with_snapshots };
+        // One step with the end of its run: a deletion that is cut off goes on.
+        if self.live.is_some() {
+            return self.end_as(Ending::of_deleted(deletion)).await.map(drop);
+        }
+        let (row, now) = (self.row().await?, self.host.clock.now());
+        let deleted = self.host.db.delete_sandbox(&self.sandbox, deletion.snapshots(&row, now), now).await;
         deleted.map_err(internal("delete sandbox"))?;
         self.host.untidy.notify_one();
         Ok(())
@@ -490,26 +487,33 @@ impl Machine {
         }
     }
 
-    /// Ends the live run, if any: what is meant is recorded, then processes,
-    /// then files, then the record of its end. Returns how it ended.
+    /// Ends the live run, if any. Returns how it ended.
     async fn end(&mut self, reason: StopReason, manual: Option<Manual>) -> Result<Option<Ending>> {
         let Some(live) = &self.live else {
             return Ok(None);
         };
-        let (host, run) = (&self.host, live.row.id.clone());
         let ending = match Ending::of(&live.row) {
-            // An end that failed half-way goes on as it was meant, unless the
-            // sandbox is deleted meanwhile.
-            Some(ending) if reason != StopReason::Deleted => ending,
-            _ => {
-                let sandbox = host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
-                Ending::decide(sandbox.as_ref(), reason, manual)
+            // An end that failed half-way goes on as it was meant.
+            Some(ending) => ending,
+            None => {
+                let sandbox = self.host.db.sandbox_by_id(&self.sandbox).await;
+                Ending::decide(sandbox.map_err(internal("read sandbox"))?.as_ref(), reason, manual)
             }
         };
+        self.end_as(ending).await
+    }
+
+    /// Ends the live run, if any: what is meant is recorded, then processes end,
+    /// then files are kept or dropped, then the end is recorded.
+    async fn end_as(&mut self, ending: Ending) -> Result<Option<Ending>> {
+        let Some(live) = &self.live else {
+            return Ok(None);
+        };
+        let (host, run) = (&self.host, live.row.id.clone());
         let recorded = ending.write()?;
         host.db.run_stopping(&run, &recorded, host.clock.now()).await.map_err(internal("stop run"))?;
         self.registry.unpublish(&run);
-        end_processes(host, live, reason).await;
+        end_processes(host, live, ending.deletion.is_some()).await;
         let live = self.live.as_mut().ok_or_else(|| ProviderError::internal("end a run", "it is gone"))?;
         live.row.ending = Some(recorded);
         let slot = live.process.slot;
@@ -540,8 +544,8 @@ fn has_ended(live: &Owned) -> bool {
 
 /// Gracefully, then by force. Returns when PID 1 is gone, and with it every
 /// process of its namespace.
-async fn end_processes(host: &Host, live: &Owned, reason: StopReason) {
-    let grace = if reason == StopReason::Deleted { Duration::ZERO } else { host.config.stop_grace };
+async fn end_processes(host: &Host, live: &Owned, at_once: bool) {
+    let grace = if at_once { Duration::ZERO } else { host.config.stop_grace };
     if !has_ended(live) {
         let agent = Agent::in_dir(&host.socket_dir(live.row.id.as_str()));
         let shutdown = Request::Shutdown { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(0) };
@@ -725,7 +729,7 @@ pub(crate) async fn pool<T: Send + 'static>(
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
-    use dormouse_provider::Resources;
+    use dormouse_provider::{Resources, Retention};
     use dormouse_types::ImageId;
 
     use super::*;

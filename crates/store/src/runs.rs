@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::db::{Db, StoreError, Tx, commit, json, typed};
 use crate::garbage::{self, GarbageKind};
+use crate::sandboxes::SnapshotsOfDeleted;
 use crate::snapshots::{Retire, SnapshotRow};
 
 /// One boot of a sandbox.
@@ -80,6 +81,8 @@ pub struct RunEnd<'a> {
     pub retire: Option<Retire>,
     /// What becomes of its volume.
     pub volume: Volume,
+    /// The sandbox goes with it: what becomes of its snapshots.
+    pub forget: Option<SnapshotsOfDeleted>,
     /// When that is.
     pub now: Timestamp,
 }

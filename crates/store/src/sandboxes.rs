@@ -397,38 +397,46 @@ impl Db {
         now: Timestamp,
     ) -> crate::Result<()> {
         let mut tx = self.write().await?;
-        let volume: Option<(Option<String>,)> =
-            sqlx::query_as("DELETE FROM sandboxes WHERE id = $1 RETURNING volume_id")
-                .bind(id.as_str())
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(StoreError::database(format!("delete sandbox {id}")))?;
-        if let Some(volume) = volume.and_then(|(volume,)| volume) {
-            garbage::add(&mut tx, GarbageKind::Volume, &volume, now).await?;
-        }
-        let (change, which) = match snapshots {
-            SnapshotsOfDeleted::Stay { .. } => {
-                ("expires_at = $3", "kind = 'automatic' AND expires_at IS NULL")
-            }
-            SnapshotsOfDeleted::AutomaticGo => (GOES, "kind = 'automatic'"),
-            SnapshotsOfDeleted::AllGo => (GOES, "TRUE"),
-        };
-        let until = match snapshots {
-            SnapshotsOfDeleted::Stay { automatic_until } => automatic_until,
-            _ => now,
-        };
-        let sql = format!(
-            "UPDATE snapshots SET {change}, updated_at = $1
-             WHERE sandbox_id = $2 AND status = 'created' AND {which} AND $3 = $3 RETURNING id, status"
-        );
-        let changed = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(now.0)
-            .bind(id.as_str())
-            .bind(until.0)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(StoreError::database(format!("retire snapshots of {id}")))?;
-        snapshots::deleted(&mut tx, changed, now).await?;
+        forget(&mut tx, id, snapshots, now).await?;
         commit(tx, "delete sandbox").await
     }
+}
+
+/// [`Db::delete_sandbox`] as part of something larger.
+pub(crate) async fn forget(
+    tx: &mut Tx<'_>,
+    id: &SandboxId,
+    snapshots: SnapshotsOfDeleted,
+    now: Timestamp,
+) -> crate::Result<()> {
+    let volume: Option<(Option<String>,)> =
+        sqlx::query_as("DELETE FROM sandboxes WHERE id = $1 RETURNING volume_id")
+            .bind(id.as_str())
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(StoreError::database(format!("delete sandbox {id}")))?;
+    if let Some(volume) = volume.and_then(|(volume,)| volume) {
+        garbage::add(tx, GarbageKind::Volume, &volume, now).await?;
+    }
+    let (change, which) = match snapshots {
+        SnapshotsOfDeleted::Stay { .. } => ("expires_at = $3", "kind = 'automatic' AND expires_at IS NULL"),
+        SnapshotsOfDeleted::AutomaticGo => (GOES, "kind = 'automatic'"),
+        SnapshotsOfDeleted::AllGo => (GOES, "TRUE"),
+    };
+    let until = match snapshots {
+        SnapshotsOfDeleted::Stay { automatic_until } => automatic_until,
+        _ => now,
+    };
+    let sql = format!(
+        "UPDATE snapshots SET {change}, updated_at = $1
+             WHERE sandbox_id = $2 AND status = 'created' AND {which} AND $3 = $3 RETURNING id, status"
+    );
+    let changed = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(now.0)
+        .bind(id.as_str())
+        .bind(until.0)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(StoreError::database(format!("retire snapshots of {id}")))?;
+    snapshots::deleted(tx, changed, now).await
 }

@@ -6,6 +6,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::db::{Db, StoreError, Tx, commit, typed};
 use crate::garbage::{self, GarbageKind};
+use crate::sandboxes;
 use crate::{RunEnd, runs};
 
 /// One snapshot.
@@ -231,7 +232,7 @@ impl Db {
     /// snapshot that was made, the sandbox's volume and current snapshot, and
     /// what retires. Doing it again after a crash changes nothing more.
     pub async fn record_end(&self, end: &RunEnd<'_>) -> crate::Result<()> {
-        let RunEnd { run, status, reason, snapshot, retire: rule, volume, now } = end;
+        let RunEnd { run, status, reason, snapshot, retire: rule, volume, forget, now } = end;
         let mut tx = self.write().await?;
         if let Some(snapshot) = snapshot {
             insert(&mut tx, snapshot).await?;
@@ -257,6 +258,9 @@ impl Db {
             retire(&mut tx, *rule, &run.sandbox_id, replaced.as_ref(), *now).await?;
         }
         runs::ended(&mut tx, &run.id, status, reason, *now).await?;
+        if let Some(snapshots) = forget {
+            sandboxes::forget(&mut tx, &run.sandbox_id, *snapshots, *now).await?;
+        }
         commit(tx, "record the end of a run").await
     }
 

@@ -130,7 +130,16 @@ fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>) -> Snaps
 
 /// The end of a run, as it is recorded.
 async fn end(db: &Db, run: &RunRow, snapshot: Option<&SnapshotRow>, retire: Option<Retire>, volume: Volume) {
-    let end = RunEnd { run, status: "stopped", reason: "requested", snapshot, retire, volume, now: NOW };
+    let end = RunEnd {
+        run,
+        status: "stopped",
+        reason: "requested",
+        snapshot,
+        retire,
+        volume,
+        forget: None,
+        now: NOW,
+    };
     db.record_end(&end).await.unwrap();
     // A crash may have it recorded again.
     db.record_end(&end).await.unwrap();
@@ -440,6 +449,7 @@ async fn stop(
         snapshot: Some(&snapshot),
         retire: Some(retire),
         volume: Volume::Kept,
+        forget: None,
         now: NOW,
     };
     db.record_end(&end).await.unwrap();
@@ -588,5 +598,32 @@ async fn writes_go_on_after_a_full_disk() {
             assert!(found.blocks() * 512 >= found.len() + (8 << 20), "{file} has no room");
         }
         db.insert_account(&account()).await.unwrap();
+    }
+}
+
+/// There is no moment at which a sandbox has lost its files and is still there.
+#[tokio::test]
+async fn a_deletion_is_one_step_with_the_end_of_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, run) = started(&db, &image, "one").await;
+        let end = RunEnd {
+            run: &run,
+            status: "stopped",
+            reason: "deleted",
+            snapshot: None,
+            retire: None,
+            volume: Volume::Dropped,
+            forget: Some(SnapshotsOfDeleted::AllGo),
+            now: NOW,
+        };
+        for _ in 0..2 {
+            db.record_end(&end).await.unwrap();
+            assert!(db.sandbox_by_id(&sandbox.id).await.unwrap().is_none());
+            assert_eq!(db.run(&run.id).await.unwrap().unwrap().status, "stopped");
+            let garbage = db.garbage(10).await.unwrap();
+            assert_eq!(garbage.iter().map(|one| &*one.name).collect::<Vec<_>>(), [run.volume_id.as_str()]);
+        }
     }
 }

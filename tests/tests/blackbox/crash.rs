@@ -1,12 +1,16 @@
-//! kill -9 of the server at random moments under load. Afterwards: what was
-//! acknowledged is there, one run a sandbox, and nothing that nobody owns.
+//! kill -9 of the server, and power cuts, at random moments under load.
+//! Afterwards: what was acknowledged is there, one run a sandbox, and nothing
+//! that nobody owns.
 
+use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::load::{Cut, Dice, Load};
 use crate::world::{Footprint, REPO, World, cgroups, eventually};
 
 /// Where the random moments start; `TEST_SEED` repeats a run.
@@ -15,20 +19,24 @@ fn first_seed() -> u32 {
     given.unwrap_or_else(|| std::process::id().wrapping_mul(2_654_435_761) | 1)
 }
 
-/// Kills, unless `TEST_KILLS` says another number.
-const KILLS: u32 = 100;
+fn rounds(usual: u32) -> u32 {
+    std::env::var("TEST_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
 
+/// Sandboxes that are under load in the scenarios of all operations.
+const SANDBOXES: usize = 4;
+
+/// Sessions that are posted and stopped.
 pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
-    let kills = std::env::var("TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
-    let mut seed = first_seed();
+    let (kills, seed) = (rounds(60), first_seed());
     eprintln!("      {kills} kills, seed {seed}");
+    let mut dice = Dice::new(seed);
     let sessions = (0..6).map(|_| w.new_session()).collect::<anyhow::Result<Vec<_>>>()?;
     let (kept, kept_name) = w.sandbox()?;
     for round in 0..kills {
         w.post(&kept)?;
         w.ok(&kept_name, &format!("echo {round} > /tmp/acknowledged; sync /tmp/acknowledged"))?;
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let pause = Duration::from_micros(u64::from(seed % 400_000));
+        let pause = Duration::from_micros(u64::from(dice.below(400_000)));
         w.block_on(async {
             let load =
                 futures::future::join_all(sessions.iter().enumerate().map(|(n, session)| async move {
@@ -70,23 +78,114 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
         ensure!(w.ok(&name, "git log -1 --format=%s")? == "commit 3", "{session}");
         w.good(Method::DELETE, &format!("/api/sessions/{session}"), None)?;
     }
-    let list = w.good(Method::GET, "/api/v2/sandboxes?limit=100", None)?;
-    for sandbox in list["sandboxes"].as_array().into_iter().flatten() {
-        w.delete(sandbox["name"].as_str().unwrap_or_default())?;
+    nothing_is_left(w)
+}
+
+/// kill -9 under stops, snapshots, live ones, forks, rollbacks, deletions.
+pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
+    let (kills, seed) = (rounds(40), first_seed());
+    eprintln!("      {kills} kills, seed {seed}");
+    let (mut dice, load) = (Dice::new(seed), Load::new(SANDBOXES));
+    for round in 0..kills {
+        let pause = Duration::from_millis(u64::from(200 + dice.below(600)));
+        w.block_on(async {
+            let kill = async {
+                tokio::time::sleep(pause).await;
+                w.end_server("-KILL")
+            };
+            tokio::join!(kill, load.run(w, seed.wrapping_add(round))).0
+        })?;
+        w.serve()?;
+        load.check(w, Cut::Server).with_context(|| format!("round {round}"))?;
     }
-    eventually("nothing is left on the host", Duration::from_secs(30), || {
+    load.was_enough()?;
+    nothing_is_left(w)
+}
+
+/// The host loses power: what was not synced is gone.
+pub(crate) fn power_cuts(w: &World) -> anyhow::Result<()> {
+    let (cuts, seed) = (rounds(20), first_seed());
+    eprintln!("      {cuts} power cuts, seed {seed}");
+    let (mut dice, load) = (Dice::new(seed), Load::new(SANDBOXES));
+    for round in 0..cuts {
+        let pause = Duration::from_millis(u64::from(300 + dice.below(1200)));
+        w.block_on(async {
+            let cut = async {
+                tokio::time::sleep(pause).await;
+                tokio::task::block_in_place(|| w.cut_power())
+            };
+            tokio::join!(cut, load.run(w, seed.wrapping_add(round))).0
+        })?;
+        w.serve()?;
+        load.check(w, Cut::Power).with_context(|| format!("round {round}"))?;
+        quotas_add_up(w).with_context(|| format!("round {round}"))?;
+    }
+    load.was_enough()?;
+    nothing_is_left(w)
+}
+
+/// Every group of quotas holds what its members do; bytes of all.
+fn quotas_add_up(w: &World) -> anyhow::Result<u64> {
+    let show = Command::new("btrfs")
+        .args(["qgroup", "show", "--sync", "--raw", "-p"])
+        .arg(w.dir.join("data/pool"))
+        .output()?;
+    let text = String::from_utf8_lossy(&show.stdout);
+    let (mut used, mut sums) = (BTreeMap::new(), BTreeMap::<String, u64>::new());
+    for line in text.lines().skip(2) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [group, bytes, _, parent, ..] = words[..] else { continue };
+        let bytes: u64 = bytes.parse()?;
+        used.insert(group.to_owned(), bytes);
+        *sums.entry(parent.to_owned()).or_default() += bytes;
+    }
+    for (group, bytes) in &used {
+        if !group.starts_with("0/") {
+            let sum = sums.get(group).copied().unwrap_or(0);
+            ensure!(sum == *bytes, "group {group} has {bytes} bytes, its members {sum}:\n{text}");
+        }
+    }
+    used.get("2/1").copied().with_context(|| format!("no group of everything: {text}"))
+}
+
+/// Deletes every sandbox and snapshot. Then the pool has its image, and nothing
+/// else is on disk, on the host, or in the quotas.
+fn nothing_is_left(w: &World) -> anyhow::Result<()> {
+    let list = |what: &str, all: &str, key: &str| -> anyhow::Result<Vec<String>> {
+        let found = w.cli(&[what, "list", "--output", "json"])?.stdout;
+        let found: serde_json::Value = serde_json::from_slice(&found)?;
+        let all = found[all].as_array().cloned().context("no list")?.into_iter();
+        let there = all.filter(|one| one["status"] != "deleted");
+        Ok(there.filter_map(|one| Some(one[key].as_str()?.to_owned())).collect())
+    };
+    for name in list("sandbox", "sandboxes", "name")? {
+        w.delete(&name)?;
+    }
+    for id in list("snapshot", "snapshots", "id")? {
+        w.good(Method::DELETE, &format!("/api/v2/sandboxes/snapshots/{id}"), None)?;
+    }
+    let gone = eventually("nothing is left on the host", Duration::from_secs(30), || {
         Ok(cgroups(w.instance).is_empty() && Footprint::look(w.instance).live() == (0, 0))
-    })?;
-    eventually("the pool has its image and nothing else", Duration::from_secs(30), || {
-        Ok(entries(w, "pool/images")? == 1
-            && ["pool/volumes", "pool/snapshots", "pool/scratch", "sockets"]
-                .iter()
-                .map(|dir| entries(w, dir))
-                .sum::<anyhow::Result<usize>>()?
-                == 0)
+    });
+    gone.with_context(|| format!("{:?}", cgroups(w.instance)))?;
+    let parts = ["pool/volumes", "pool/snapshots", "pool/scratch", "sockets"];
+    let left = || -> anyhow::Result<Vec<String>> {
+        let names =
+            parts.iter().map(|dir| Ok(entries(w, dir)?.into_iter().map(move |name| format!("{dir}/{name}"))));
+        Ok(names.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    };
+    let tidy = eventually("the pool has its image and nothing else", Duration::from_secs(30), || {
+        Ok(left()?.is_empty() && entries(w, "pool/images")?.len() == 1)
+    });
+    tidy.with_context(|| format!("{:?}", left()))?;
+    let image = std::fs::read_dir(w.dir.join("data/pool/images"))?.next().context("image")??;
+    let image = image.metadata()?.len();
+    eventually("the quotas count nothing but the image", Duration::from_secs(60), || {
+        Ok(quotas_add_up(w)?.abs_diff(image) < 4 << 20)
     })
 }
 
-fn entries(w: &World, dir: &str) -> anyhow::Result<usize> {
-    Ok(std::fs::read_dir(w.dir.join("data").join(dir))?.count())
+fn entries(w: &World, dir: &str) -> anyhow::Result<Vec<String>> {
+    let entries = std::fs::read_dir(w.dir.join("data").join(dir))?;
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }

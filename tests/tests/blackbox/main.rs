@@ -17,6 +17,7 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod load;
 mod provider;
 mod public;
 mod room;
@@ -86,6 +87,7 @@ const SLEEPY: &[Scenario] = &[
     ("lifecycle::a_running_command_defers_sleep", lifecycle::a_running_command_defers_sleep),
     ("lifecycle::traffic_and_terminals_defer_sleep", lifecycle::traffic_and_terminals_defer_sleep),
     ("crash::kill_at_any_moment", crash::kill_at_any_moment),
+    ("crash::kill_under_all_operations", crash::kill_under_all_operations),
 ];
 
 /// Scenarios of a world on the plain storage driver.
@@ -138,6 +140,9 @@ const OTHER_POOLS: &[Scenario] = &[
     ("room::the_pool_takes_no_writes", room::the_pool_takes_no_writes),
 ];
 
+/// Scenarios of a world on a disk that loses power.
+const UNRELIABLE: &[Scenario] = &[("crash::power_cuts", crash::power_cuts)];
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
@@ -150,6 +155,7 @@ fn main() -> ExitCode {
         (10, "[sandbox]\ndisk_mib = 16384\n", Disk::Small(4096), CRAMPED),
         (11, "[sandbox]\ndisk_mib = 16384\n", Disk::Device(2048), OTHER_POOLS),
         (12, "[sandbox]\ndisk_mib = 16384\n", Disk::Mounted(2048), OTHER_POOLS),
+        (7, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Unreliable(6144), UNRELIABLE),
     ];
     for (instance, config, disk, scenarios) in worlds {
         let scenarios: Vec<_> =

@@ -56,6 +56,8 @@ pub(crate) enum Disk {
     Device(u32),
     /// A btrfs that the operator has mounted for the pool.
     Mounted(u32),
+    /// A small file system that loses power ([`World::cut_power`]).
+    Unreliable(u32),
 }
 
 impl Disk {
@@ -68,9 +70,16 @@ impl Disk {
             Self::Mounted(mib) => {
                 (mib, "mkfs.btrfs -q disk && mkdir -p data/pool && mount -o loop,noatime disk data/pool")
             }
+            // On a btrfs, which copies a file as it is at one instant.
+            Self::Unreliable(mib) => (
+                mib,
+                "truncate -s 32G disk && mkfs.btrfs -q disk && mkdir host data && mount -o loop disk host &&
+                 truncate -s \"$0\"M host/disk && mkfs.ext4 -q host/disk && mount -o loop host/disk data",
+            ),
         };
-        let script = format!("truncate -s {mib}M disk && {script}");
-        let made = Command::new("bash").args(["-euc", &script]).current_dir(dir).output()?;
+        let script = format!("truncate -s \"$0\"M disk && {script}");
+        let made =
+            Command::new("bash").args(["-euc", &script, &mib.to_string()]).current_dir(dir).output()?;
         ensure!(made.status.success(), "make {self:?}: {}", String::from_utf8_lossy(&made.stderr));
         Ok(match fs::read_to_string(dir.join("device")) {
             Ok(device) => format!("storage.device = \"{}\"\n", device.trim()),
@@ -81,7 +90,7 @@ impl Disk {
     /// Gives up what [`Disk::make`] made in `dir`.
     fn give_back(dir: &Path) -> anyhow::Result<()> {
         let script = "[ -e disk ] || exit 0
-            for place in data/pool data; do ! mountpoint -q $place || umount $place; done
+            for place in data/pool data host; do ! mountpoint -q $place || umount $place; done
             [ ! -e device ] || losetup --detach \"$(cat device)\"";
         let done = Command::new("bash").args(["-euc", script]).current_dir(dir).output()?;
         let words = String::from_utf8_lossy(&done.stderr);
@@ -247,6 +256,19 @@ impl World {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// The host loses power and starts again, without the server: whatever was
+    /// not on its disk is gone.
+    pub(crate) fn cut_power(&self) -> anyhow::Result<()> {
+        // Nothing is acknowledged from the instant of the copy on.
+        let pid = self.server_pid()?.to_string();
+        Command::new("kill").args(["-STOP", &pid]).status()?;
+        let run = |script: &str| sh(script, &self.dir);
+        run("cp --reflink=always host/disk host/after")?;
+        self.end_server("-KILL")?;
+        self.cli(&["evacuate"])?;
+        run("umount data && mv host/after host/disk && mount -o loop host/disk data")
     }
 
     pub(crate) fn spawn<T: Send + 'static>(

@@ -89,7 +89,7 @@ impl Pool {
 
     /// Remembers that it was made.
     pub(super) fn note_made(&self) -> io::Result<()> {
-        if self.was_made() { Ok(()) } else { fs::write(&self.marker, self.backing.as_str()) }
+        if self.was_made() { Ok(()) } else { sys::write_durably(&self.marker, self.backing.as_str()) }
     }
 
     /// Refuses to make what was there before.

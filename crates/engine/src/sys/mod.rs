@@ -50,6 +50,22 @@ pub(crate) fn allocate(file: &impl AsRawFd, length: u64) -> io::Result<()> {
     check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) }.into()).map(drop)
 }
 
+/// Puts a small file in place, whole or not at all, also where the host dies in
+/// the middle. Once this returns it stays.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_durably(path: &std::path::Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    let partial = path.with_extension("partial");
+    let mut file = std::fs::File::create(&partial)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    // The name too.
+    std::fs::File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
 /// Writes everything of the file system that `fd` lies on to its device.
 pub(crate) fn syncfs(fd: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: plain integers.
