@@ -6,26 +6,21 @@
 //! Nothing here keeps a sandbox from starting: what cannot be done is a
 //! warning. Whoever broke a file wants in to mend it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown,
-};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
 use std::path::Path;
 
 use dormouse_agent_protocol::{BootFile, Placing};
 
-use crate::users;
+use crate::{run_dirs, users};
 
 /// First and last line of our block in a file that is the sandbox's otherwise.
 const BLOCK: (&str, &str) = ("# dormouse: begin (written at every start)", "# dormouse: end");
 
 /// Largest file that a block is put into, in bytes.
 const MAX_FILE: u64 = 256 << 10;
-
-/// Most directories that `/run` is given, and how deep they lie.
-const MAX_RUN: (usize, usize) = (256, 4);
 
 /// What came of it.
 #[derive(Debug)]
@@ -76,10 +71,8 @@ pub(crate) fn prepare(files: &[BootFile], workdir: &str, user: &str, image_run: 
             warnings.push(format!("{} could not be written: {error}", file.path));
         }
     }
-    if let Some(image_run) = image_run
-        && let Err(error) = furnish_run(&image_run)
-    {
-        warnings.push(format!("/run lacks directories of the image: {error}"));
+    if let Err(error) = run_dirs::make(image_run) {
+        warnings.push(format!("/run lacks directories: {error}"));
     }
     if !users::exists(user) {
         warnings.push(format!("the sandbox has no user {user:?}; commands run as uid 1000"));
@@ -171,39 +164,6 @@ fn with_block(text: &str, content: &str) -> String {
         (Some(at), Some(until)) => [lines[..at].concat(), block, lines[until..].concat()].concat(),
         _ => block + text,
     }
-}
-
-/// Makes the directories of the image's own `/run` in the fresh one, with
-/// their owners and modes: programs of the image expect them.
-fn furnish_run(image_run: &OwnedFd) -> io::Result<()> {
-    let (most, deepest) = MAX_RUN;
-    let root = format!("/proc/self/fd/{}", image_run.as_raw_fd());
-    let mut made = 0;
-    let mut pending = vec![(std::path::PathBuf::new(), 0)];
-    while let Some((dir, depth)) = pending.pop() {
-        // Nothing else runs yet: what was looked at does not change.
-        for entry in fs::read_dir(Path::new(&root).join(&dir))? {
-            let entry = entry?;
-            let found = entry.metadata()?;
-            if !found.is_dir() || made == most {
-                continue;
-            }
-            let inner = dir.join(entry.file_name());
-            let target = Path::new("/run").join(&inner);
-            match fs::create_dir(&target) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            let handle = File::open(&target)?;
-            std::os::unix::fs::fchown(&handle, Some(found.uid()), Some(found.gid()))?;
-            handle.set_permissions(fs::Permissions::from_mode(found.mode() & 0o7777))?;
-            made += 1;
-            if depth + 1 < deepest {
-                pending.push((inner, depth + 1));
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

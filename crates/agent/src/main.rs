@@ -18,6 +18,7 @@ mod command;
 mod connection;
 mod files;
 mod log;
+mod run_dirs;
 mod server;
 mod sys;
 mod users;

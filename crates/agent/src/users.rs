@@ -39,7 +39,8 @@ pub(crate) fn exists(name: &str) -> bool {
     lookup(name, &passwd, &group).is_some()
 }
 
-fn databases() -> (String, String) {
+/// Texts of the user and the group database.
+pub(crate) fn databases() -> (String, String) {
     (database("/etc/passwd").unwrap_or_default(), database("/etc/group").unwrap_or_default())
 }
 
@@ -61,7 +62,7 @@ fn database(path: &str) -> io::Result<String> {
 
 fn lookup(name: &str, passwd: &str, group: &str) -> Option<User> {
     if let Some((name, of)) = name.split_once(':') {
-        let gid = of.parse().ok().or_else(|| group.lines().find_map(|line| group_id(line, of)))?;
+        let gid = group_id(of, group)?;
         return Some(User { gid, groups: vec![gid], ..lookup(name, passwd, group)? });
     }
     let mut user = passwd
@@ -88,9 +89,19 @@ fn lookup(name: &str, passwd: &str, group: &str) -> Option<User> {
     Some(user)
 }
 
-fn group_id(line: &str, name: &str) -> Option<u32> {
-    let mut fields = line.split(':');
-    (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+/// Id of a user by name or number.
+pub(crate) fn user_id(name: &str, passwd: &str) -> Option<u32> {
+    Some(lookup(name, passwd, "")?.uid)
+}
+
+/// Id of a group by name or number; that of root needs no database.
+pub(crate) fn group_id(name: &str, group: &str) -> Option<u32> {
+    let of_line = |line: &str| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    };
+    let number = || name.parse().ok().or_else(|| (name == "root").then_some(0));
+    group.lines().find_map(of_line).or_else(number)
 }
 
 fn passwd_line(line: &str) -> Option<User> {

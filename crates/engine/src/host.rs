@@ -91,6 +91,18 @@ pub(crate) fn boot_id() -> std::io::Result<String> {
 
 /// Start time of a process (`proc(5)`, field 22), `None` when there is none.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// Whether a process is on its way out (`PF_EXITING` in field 9): PID 1 of a
+/// namespace ends only after all others in it.
+pub(crate) fn is_exiting(pid: i32) -> bool {
+    const EXITING: u64 = 4;
+    stat_field(pid, 9).is_none_or(|flags| flags & EXITING != 0)
+}
+
+fn stat_field(pid: i32, field: usize) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    // Field 2, the name, may hold anything; the third is the first behind it.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field - 3)?.parse().ok()
 }

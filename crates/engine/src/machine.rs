@@ -33,7 +33,7 @@ use crate::agent::Agent;
 use crate::config::RunConfig;
 use crate::copies::{Copied, CopyTo, Kept};
 use crate::ending::{Deletion, Ended, Ending, Manual, finish};
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::launch::{Ground, LaunchError, Launched};
 use crate::registry::Registry;
 use crate::storage::{Origin, Storage};
@@ -203,12 +203,13 @@ impl Machine {
     }
 
     async fn resume(&mut self) -> Result<bool> {
-        if self.live.as_ref().is_some_and(|live| !has_ended(live)) {
+        if self.live.as_ref().is_some_and(|live| !has_ended(live) && !host::is_exiting(live.process.pid)) {
             return Ok(false);
         }
         self.host.usable()?;
-        if self.live.is_some() {
-            // Its processes died and the news is still on its way.
+        if let Some(live) = &self.live {
+            // Its processes die and the news is still on its way.
+            let _ = tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await;
             self.end(StopReason::Died, None).await?;
         }
         let newest = self.host.db.newest_run(&self.sandbox).await.map_err(internal("read newest run"))?;
@@ -539,7 +540,7 @@ impl Machine {
 }
 
 fn has_ended(live: &Owned) -> bool {
-    crate::host::start_time(live.process.pid) != Some(live.process.start_time)
+    host::start_time(live.process.pid) != Some(live.process.start_time)
 }
 
 /// Gracefully, then by force. Returns when PID 1 is gone, and with it every

@@ -190,6 +190,11 @@ pub(crate) fn new_each_time(w: &World) -> anyhow::Result<()> {
     let mut pids: Vec<u32> = vec![w.ok(&name, probe)?.parse()?];
     let id = w.ok(&name, "cat /etc/machine-id")?;
     ensure!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+    let rule = "d /var/run/mine 2770 ubuntu sudo - -";
+    w.ok(
+        &name,
+        &format!("sudo mkdir -p /etc/tmpfiles.d; echo '{rule}' | sudo tee /etc/tmpfiles.d/mine.conf"),
+    )?;
     w.ok(
         &name,
         "echo $$ | sudo tee /run/stale.pid /dev/shm/stale > /dev/null; sudo mkdir -p /run/lock/mine",
@@ -200,8 +205,9 @@ pub(crate) fn new_each_time(w: &World) -> anyhow::Result<()> {
         pids.push(w.ok(&name, probe)?.parse()?);
     }
     ensure!(w.ok(&name, "ls /run/stale.pid /dev/shm/stale 2>/dev/null; true")?.is_empty(), "old files");
-    let run = w.ok(&name, "stat -f -c %T /run; readlink -f /var/run; stat -c '%a %U' /run /run/lock")?;
-    ensure!(run == "tmpfs\n/run\n755 root\n1777 root", "{run}");
+    let run =
+        w.ok(&name, "stat -f -c %T /run; readlink -f /var/run; stat -c '%a %U:%G' /run /run/lock /run/mine")?;
+    ensure!(run == "tmpfs\n/run\n755 root:root\n1777 root:root\n2770 ubuntu:sudo", "{run}");
     // A pid file of any earlier run names nobody who lives now.
     let apart = |a: &u32, b: &u32| a.abs_diff(*b) > 500;
     for (n, pid) in pids.iter().enumerate() {

@@ -85,7 +85,7 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
 pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
     let (kills, seed) = (rounds(40), first_seed());
     eprintln!("      {kills} kills, seed {seed}");
-    let (mut dice, load) = (Dice::new(seed), Load::new(SANDBOXES));
+    let (mut dice, load) = (Dice::new(seed), Load::new(w, SANDBOXES)?);
     for round in 0..kills {
         let pause = Duration::from_millis(u64::from(200 + dice.below(600)));
         w.block_on(async {
@@ -97,6 +97,7 @@ pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
         })?;
         w.serve()?;
         load.check(w, Cut::Server).with_context(|| format!("round {round}"))?;
+        quotas_come_to_add_up(w).with_context(|| format!("round {round}"))?;
     }
     load.was_enough()?;
     nothing_is_left(w)
@@ -106,7 +107,7 @@ pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
 pub(crate) fn power_cuts(w: &World) -> anyhow::Result<()> {
     let (cuts, seed) = (rounds(20), first_seed());
     eprintln!("      {cuts} power cuts, seed {seed}");
-    let (mut dice, load) = (Dice::new(seed), Load::new(SANDBOXES));
+    let (mut dice, load) = (Dice::new(seed), Load::new(w, SANDBOXES)?);
     for round in 0..cuts {
         let pause = Duration::from_millis(u64::from(300 + dice.below(1200)));
         w.block_on(async {
@@ -118,12 +119,20 @@ pub(crate) fn power_cuts(w: &World) -> anyhow::Result<()> {
         })?;
         w.serve()?;
         load.check(w, Cut::Power).with_context(|| format!("round {round}"))?;
-        // Groups are read one by one, while the server tidies up.
-        let sums = eventually("quotas add up", Duration::from_secs(10), || Ok(quotas_add_up(w).is_ok()));
-        sums.and_then(|()| quotas_add_up(w)).with_context(|| format!("round {round}"))?;
+        quotas_come_to_add_up(w).with_context(|| format!("round {round}"))?;
     }
     load.was_enough()?;
     nothing_is_left(w)
+}
+
+/// Groups are read one by one, while the server tidies up.
+fn quotas_come_to_add_up(w: &World) -> anyhow::Result<()> {
+    let mut last = Ok(0);
+    let sums = eventually("quotas add up", Duration::from_secs(20), || {
+        last = quotas_add_up(w);
+        Ok(last.is_ok())
+    });
+    sums.with_context(|| format!("{last:?}"))
 }
 
 /// Every group of quotas holds what its members do; bytes of all.
@@ -144,7 +153,12 @@ fn quotas_add_up(w: &World) -> anyhow::Result<u64> {
     for (group, bytes) in &used {
         if !group.starts_with("0/") {
             let sum = sums.get(group).copied().unwrap_or(0);
-            ensure!(sum == *bytes, "group {group} has {bytes} bytes, its members {sum}:\n{text}");
+            let lines: Vec<_> = text.lines().filter(|line| line.contains(&**group)).collect();
+            ensure!(
+                sum == *bytes,
+                "group {group} has {bytes} bytes, its members {sum}:\n{}",
+                lines.join("\n")
+            );
         }
     }
     used.get("2/1").copied().with_context(|| format!("no group of everything: {text}"))

@@ -118,11 +118,7 @@ pub(crate) fn archive_and_back(w: &World) -> anyhow::Result<()> {
 pub(crate) fn death_is_noticed(w: &World) -> anyhow::Result<()> {
     let (session, name) = w.sandbox()?;
     w.ok(&name, "echo kept > /tmp/kept")?;
-    let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
-    let run = found["session"]["id"].as_str().context("id")?.to_owned();
-    let pid = first_process(w.instance, &run)?;
-    let killed = std::process::Command::new("kill").args(["-9", &pid]).status()?;
-    ensure!(killed.success(), "the control kills nothing");
+    kill_first_process(w, &name)?;
     eventually("status says so", Duration::from_secs(10), || {
         let reply = w.good(Method::GET, &format!("/api/sandbox/reconnect?sessionId={session}"), None)?;
         Ok(reply["status"] != "connected")
@@ -130,6 +126,14 @@ pub(crate) fn death_is_noticed(w: &World) -> anyhow::Result<()> {
     w.post(&session)?;
     ensure!(w.ok(&name, "cat /tmp/kept")? == "kept");
     w.delete(&name)
+}
+
+/// Kills PID 1 of a sandbox, and with it everything that runs there.
+pub(crate) fn kill_first_process(w: &World, name: &str) -> anyhow::Result<()> {
+    let pid = first_process(w.instance, &w.run(name)?)?;
+    let killed = std::process::Command::new("kill").args(["-9", &pid]).status()?;
+    ensure!(killed.success(), "kill {pid}");
+    Ok(())
 }
 
 /// The lowest pid in the run's cgroup.

@@ -11,7 +11,10 @@ use anyhow::{Context as _, bail, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::world::World;
+use crate::world::{REPO, World};
+
+/// Bytes that go with each number.
+const DATA: usize = 200_000;
 
 const SANDBOXES: &str = "/api/v2/sandboxes";
 
@@ -63,9 +66,15 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(count: usize) -> Self {
-        let sandboxes = (0..count).map(|n| (format!("load-{n}"), Mutex::default())).collect();
-        Self { sandboxes, next: Mutex::new(1), done: Mutex::default(), refusals: Mutex::default() }
+    /// Half of them belong to sessions: those make no snapshot when they stop.
+    pub(crate) fn new(w: &World, count: usize) -> anyhow::Result<Self> {
+        let sandboxes = (0..count).map(|n| {
+            let session = w.new_session()?;
+            let name = if n % 2 == 0 { format!("load-{n}") } else { format!("session-{session}") };
+            Ok((name, Mutex::default()))
+        });
+        let sandboxes = sandboxes.collect::<anyhow::Result<_>>()?;
+        Ok(Self { sandboxes, next: Mutex::new(1), done: Mutex::default(), refusals: Mutex::default() })
     }
 
     fn number(&self) -> u64 {
@@ -109,8 +118,11 @@ impl Load {
     async fn step(&self, w: &World, name: &str, known: &Mutex<Known>, dice: &mut Dice) -> anyhow::Result<()> {
         let post = |path: String, body: Value| ask(w, Method::POST, path, body);
         if held(known).numbers.is_empty() {
-            let (status, reply) =
-                w.ask(Method::POST, SANDBOXES, Some(&w.key), Some(json!({"name": name}))).await?;
+            let (path, body) = match name.strip_prefix("session-") {
+                Some(session) => ("/api/sandbox", json!({"repoUrl": REPO, "sessionId": session})),
+                None => (SANDBOXES, json!({"name": name})),
+            };
+            let (status, reply) = w.ask(Method::POST, path, Some(&w.key), Some(body)).await?;
             ensure!(status == StatusCode::OK || reply.to_string().contains("exists"), "{status} {reply}");
             held(known).numbers = vec![0];
         }
@@ -118,7 +130,11 @@ impl Load {
         let run = awake["session"]["id"].as_str().context("session")?.to_owned();
         let number = self.number();
         held(known).numbers.push(number);
-        let script = format!("echo {number} > /tmp/new && mv /tmp/new /tmp/number");
+        // Data first, in a file that no heuristic of a file system writes early.
+        let script = format!(
+            "rm -f /tmp/data.*; yes {number} | head -c {DATA} > /tmp/data.{number} && \
+             echo {number} > /tmp/new && mv /tmp/new /tmp/number"
+        );
         let command = json!({"command": "sh", "args": ["-c", script], "wait": true});
         let done = post(format!("{SANDBOXES}/sessions/{run}/cmd"), command).await?;
         ensure!(done.as_str().is_some_and(|lines| lines.contains("\"exitCode\":0")), "{done}");
@@ -199,6 +215,10 @@ impl Load {
             let found = number_in(w, name)?;
             let may_be = known.numbers.contains(&found);
             ensure!(may_be, "{name} has {found}, not one of {:?}", known.numbers);
+            // Unless another write had begun, which removes it first.
+            if known.numbers == [found] {
+                has_data(w, name, found)?;
+            }
             known.numbers = vec![found];
 
             for (id, number) in known.snapshots.clone() {
@@ -208,6 +228,7 @@ impl Load {
                 ensure!(status == StatusCode::OK, "snapshot {id} of {name}: {status} {reply}");
                 let found = number_in(w, &copy)?;
                 ensure!(found == number, "snapshot {id} of {name} has {found}, not {number}");
+                has_data(w, &copy, number)?;
                 w.delete(&copy)?;
             }
             for (fork, number) in known.forks.clone() {
@@ -221,6 +242,7 @@ impl Load {
                 ensure!(status == StatusCode::OK, "{fork}: {status} {reply}");
                 let found = number_in(w, &fork)?;
                 ensure!(found == number, "{fork} has {found}, not {number}");
+                has_data(w, &fork, number)?;
             }
             known.doomed.clear();
             // Few enough to look at after every cut.
@@ -254,4 +276,14 @@ async fn ask(w: &World, method: Method, path: String, body: Value) -> anyhow::Re
 fn number_in(w: &World, name: &str) -> anyhow::Result<u64> {
     let text = w.ok(name, "cat /tmp/number 2>/dev/null || echo 0")?;
     text.parse().with_context(|| format!("{name}: {text:?}"))
+}
+
+/// The bytes that go with a number are in a sandbox.
+fn has_data(w: &World, name: &str, number: u64) -> anyhow::Result<()> {
+    if number > 0 {
+        let compare = format!("yes {number} | head -c {DATA} | cmp - /tmp/data.{number} 2>&1; true");
+        let found = w.ok(name, &compare)?;
+        ensure!(found.is_empty(), "{name}: {found}");
+    }
+    Ok(())
 }

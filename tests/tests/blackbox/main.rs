@@ -21,6 +21,7 @@ mod load;
 mod provider;
 mod public;
 mod room;
+mod services;
 mod vercel;
 mod world;
 
@@ -119,6 +120,7 @@ const CLIENTS: &[Scenario] = &[
     ("provider::tarballs", provider::tarballs),
     ("cli::sandboxes_and_snapshots", cli::sandboxes_and_snapshots),
     ("cli::shell", cli::shell),
+    ("services::restart", services::restart),
     ("vercel::engine_conforms", vercel::engine_conforms),
     ("vercel::client_conforms", vercel::client_conforms),
     ("vercel::sessions_run_elsewhere", vercel::sessions_run_elsewhere),

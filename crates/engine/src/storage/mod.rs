@@ -125,7 +125,7 @@ pub(crate) enum Origin<'a> {
 
 #[derive(Debug)]
 enum Driver {
-    Btrfs { pool: Pool, driver: btrfs::Driver },
+    Btrfs { pool: Box<Pool>, driver: btrfs::Driver },
     Plain,
 }
 
@@ -188,7 +188,7 @@ impl Storage {
         let host = sys::file_system(&config.data_dir)?;
         let driver = match config.kind {
             StorageKind::Btrfs => Driver::Btrfs {
-                pool: Pool::find(&root, &config.data_dir, config.device.as_deref())?,
+                pool: Box::new(Pool::find(&root, &config.data_dir, config.device.as_deref())?),
                 driver: btrfs::Driver::default(),
             },
             StorageKind::Plain => Driver::Plain,
