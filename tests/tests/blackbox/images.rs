@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use axum::Router;
@@ -15,7 +16,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::world::{World, image_cache};
+use crate::world::{World, eventually, image_cache};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -69,15 +70,20 @@ fn digest(path: &Path) -> anyhow::Result<String> {
     Ok(hash.finalize().iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}")))
 }
 
-/// A layer with these files.
+/// A layer with these files of root's.
 fn layer(files: &[(&str, &str)]) -> anyhow::Result<Vec<u8>> {
+    layer_of(0, files)
+}
+
+/// A layer with these files of `owner`'s.
+fn layer_of(owner: u64, files: &[(&str, &str)]) -> anyhow::Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in files {
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
         header.set_size(content.len() as u64);
-        header.set_uid(0);
-        header.set_gid(0);
+        header.set_uid(owner);
+        header.set_gid(owner);
         builder.append_data(&mut header, name, content.as_bytes())?;
     }
     Ok(builder.into_inner()?)
@@ -107,7 +113,12 @@ impl Blobs {
 
     /// A manifest over these layers; its descriptor in an index.
     fn manifest(&self, layers: &[&(String, u64)]) -> anyhow::Result<Value> {
-        let config = self.add(b"{}")?;
+        self.configured(layers, json!({}))
+    }
+
+    /// The same with a configuration.
+    fn configured(&self, layers: &[&(String, u64)], config: Value) -> anyhow::Result<Value> {
+        let config = self.add(config.to_string().as_bytes())?;
         let layers: Vec<_> = layers
             .iter()
             .map(|(digest, size)| json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size}))
@@ -140,6 +151,12 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     let wrong = blobs.manifest(&[])?;
     let right = blobs.manifest(&[&base, &second, &third])?;
     let small = blobs.manifest(&[&second, &third])?;
+    let config = json!({"config": {
+        "Env": ["GREETING=hello", "PATH=/opt/tools:/usr/bin:/bin"], "WorkingDir": "/srv/app", "User": "daemon",
+    }});
+    let tool = layer(&[("opt/tools/.keep", ""), ("etc/marker", "configured\n")])?;
+    let configured = blobs.configured(&[&base, &blobs.add(&tool)?], config)?;
+    let far = blobs.manifest(&[&second, &blobs.add(&layer_of(70_000, &[("srv/far", "x")])?)?])?;
     let platform = |mut descriptor: Value, architecture: &str| {
         descriptor["platform"] = json!({"architecture": architecture, "os": "linux"});
         descriptor
@@ -151,9 +168,15 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     fs::write(w.dir.join("index.json"), index(&right).to_string())?;
     fs::write(layout.join("index.json"), index(&small).to_string())?;
     fs::write(w.dir.join("damaged"), "not what the digest says")?;
+    for (name, manifest) in [("configured", &configured), ("far", &far)] {
+        fs::write(w.dir.join(name), index(manifest).to_string())?;
+    }
 
     let mut content: Content = HashMap::new();
-    content.insert("/v2/acme/base/manifests/1".to_owned(), (INDEX.to_owned(), w.dir.join("index.json")));
+    for (tag, file) in [("1", "index.json"), ("configured", "configured"), ("far", "far")] {
+        let path = format!("/v2/acme/base/manifests/{tag}");
+        content.insert(path, (INDEX.to_owned(), w.dir.join(file)));
+    }
     for entry in fs::read_dir(&blobs.dir)?.flatten() {
         let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
         content.insert(format!("/v2/acme/base/manifests/{digest}"), (MANIFEST.to_owned(), entry.path()));
@@ -181,11 +204,15 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
         let error = format!("{:#}", error.err().context("a bad image was taken")?);
         ensure!(error.contains(&format!("{address}/acme/{name}")) || error.contains("sha256"), "{error}");
     }
+    let error = build("bad", &["--from", &format!("{address}/acme/base:far")]);
+    let error = format!("{:#}", error.err().context("an owner out of range was taken")?);
+    ensure!(error.contains("srv/far") && error.contains("70000"), "{error}");
     ensure!(images()? == before, "a failed build left an image");
 
     let layout_path = layout.to_string_lossy().into_owned();
     build("layout", &["--oci-layout", &layout_path])?;
     build("pulled", &["--from", &format!("{address}/acme/base:1")])?;
+    build("configured", &["--from", &format!("{address}/acme/base:configured")])?;
     serving.abort();
     let scratch = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("pull-");
     ensure!(!fs::read_dir(image_cache())?.flatten().any(|entry| scratch(&entry)), "scratch files are left");
@@ -198,6 +225,37 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     }
     w.delete("of-layout")?;
 
+    // What an image says of its commands counts.
+    w.cli(&["sandbox", "create", "configured", "--image", "configured", "--env", "MINE=1"])?;
+    let look = "echo $GREETING $MINE $PATH; pwd; id -un; stat -c %U .";
+    let expected = "hello 1 /opt/tools:/usr/bin:/bin\n/srv/app\ndaemon\ndaemon";
+    for _ in 0..2 {
+        let found = w.ok("configured", look)?;
+        ensure!(found == expected, "{found}");
+        w.stop("configured")?;
+    }
+    let (_, out, _) = w.exec("configured", &["--env", "GREETING=mine"], &["sh", "-c", "echo $GREETING"])?;
+    ensure!(out.trim() == "mine", "{out}");
+
+    // An image is replaced by name; who stands on the old one keeps it.
+    build("configured", &["--oci-layout", &layout_path])?;
+    let with_both = images()?;
+    w.stop("configured")?;
+    ensure!(w.ok("configured", "cat /etc/marker")? == "configured", "it stands on another image");
+    w.cli(&["sandbox", "create", "of-new", "--image", "configured"])?;
+    ensure!(w.read("of-new", "/etc/marker")?.as_deref() == Some("second\n"));
+    w.cli(&["sandbox", "fork", "--live", "configured", "of-old"])?;
+    ensure!(w.ok("of-old", "cat /etc/marker")? == "configured", "a fork stands on its source's");
+    w.delete("of-new")?;
+    w.delete("configured")?;
+    std::thread::sleep(Duration::from_secs(12));
+    ensure!(images()? == with_both, "the image of a fork is gone");
+    w.delete("of-old")?;
+    for snapshot in snapshots_there(w)? {
+        w.cli(&["snapshot", "delete", &snapshot])?;
+    }
+    eventually("the old image is gone", Duration::from_secs(30), || Ok(images()? == with_both - 1))?;
+
     w.end_server("-TERM")?;
     w.serve_with(&[("DORMOUSE_SANDBOX__IMAGE", "pulled")])?;
     let (_, name) = w.sandbox()?;
@@ -206,6 +264,14 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     w.delete(&name)?;
     w.end_server("-TERM")?;
     w.serve()
+}
+
+/// Ids of the snapshots that are there.
+fn snapshots_there(w: &World) -> anyhow::Result<Vec<String>> {
+    let found: Value = serde_json::from_slice(&w.cli(&["snapshot", "list", "--output", "json"])?.stdout)?;
+    let all = found["snapshots"].as_array().cloned().context("snapshots")?.into_iter();
+    let there = all.filter(|snapshot| snapshot["status"] != "deleted");
+    Ok(there.filter_map(|snapshot| Some(snapshot["id"].as_str()?.to_owned())).collect())
 }
 
 /// The runtimes of this release are what their names say, and what is not one
