@@ -12,12 +12,19 @@ use std::time::{Duration, SystemTime};
 use tar::EntryType;
 
 use crate::config::{DEFAULT_CWD, DEFAULT_USER};
+use crate::storage::copy_file;
 use crate::sys;
 
 /// OCI image specification, "Whiteouts": hides a name of the layers below.
 const WHITEOUT: &[u8] = b".wh.";
 /// Hides all names of the layers below in this directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Bytes of further names of a file that become files of their own, at most.
+/// In a sandbox they would become so at the first write anyway; and numbers of
+/// an image's inodes are too large for JavaScript, whose archivers take two
+/// files with several names each for one where their numbers are close.
+const MOST_COPIED: u64 = 256 << 20;
 
 /// Entries between two words of progress.
 const PROGRESS_STEP: u64 = 2000;
@@ -27,7 +34,7 @@ pub(super) fn unpack(archive: impl Read, target: &Path, progress: &dyn Fn(&str))
     let root = OwnedFd::from(File::open(target)?);
     let mut archive = tar::Archive::new(archive);
     let mut directories = Vec::new();
-    let mut count = 0_u64;
+    let (mut count, mut copied) = (0_u64, 0_u64);
     for entry in archive.entries()? {
         let mut entry = entry?;
         count += 1;
@@ -35,7 +42,7 @@ pub(super) fn unpack(archive: impl Read, target: &Path, progress: &dyn Fn(&str))
             progress(&format!("unpacking: {count} files"));
         }
         let name = relative(&entry.path()?);
-        let placed = place(&root, &mut entry, &name)
+        let placed = place(&root, &mut entry, &name, &mut copied)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", name.display())))?;
         directories.extend(placed.map(|modified| (name, modified)));
     }
@@ -52,6 +59,7 @@ fn place(
     root: &OwnedFd,
     entry: &mut tar::Entry<'_, impl Read>,
     name: &Path,
+    copied: &mut u64,
 ) -> io::Result<Option<SystemTime>> {
     let (Some(parent), Some(file)) = (name.parent(), name.file_name()) else {
         return Ok(None);
@@ -118,7 +126,15 @@ fn place(
             let source = open_dir(root, dir)?;
             let source = below(&source, name);
             remove(&path)?;
-            fs::hard_link(source, &path)?;
+            let found = fs::symlink_metadata(&source)?;
+            if found.is_file() && *copied + found.len() <= MOST_COPIED {
+                *copied += found.len();
+                let from = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&source)?;
+                let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+                copy_file(&from.into(), &to.into())?;
+            } else {
+                fs::hard_link(source, &path)?;
+            }
         }
         // Devices: /dev is fresh in every sandbox.
         _ => {}
@@ -372,6 +388,26 @@ mod tests {
 
         let stolen = archive(&[("stolen", EntryType::Link, out)]);
         assert!(unpack(stolen.as_slice(), &target, &|_| {}).is_err(), "a link out of the layer");
+    }
+
+    #[test]
+    fn further_names_become_files_of_their_own() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let tar = archive(&[
+            ("one", EntryType::Regular, "bytes"),
+            ("other", EntryType::Link, "one"),
+            ("soft", EntryType::Symlink, "one"),
+            ("name-of-soft", EntryType::Link, "soft"),
+        ]);
+        unpack(tar.as_slice(), dir.path(), &|_| {}).unwrap();
+        let found = |name: &str| fs::symlink_metadata(dir.path().join(name)).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("other")).unwrap(), "bytes");
+        assert_eq!((found("one").nlink(), found("other").nlink(), found("soft").nlink()), (1, 1, 2));
+        assert_eq!(
+            (found("one").mode(), found("one").mtime()),
+            (found("other").mode(), found("other").mtime())
+        );
     }
 
     #[test]

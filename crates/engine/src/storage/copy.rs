@@ -145,12 +145,22 @@ impl Copy {
         let from = openat(&self.from, name, flags, Mode::empty())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let to = openat(&self.to, name, flags, Mode::RUSR | Mode::WUSR)?;
-        // Sharing blocks costs nothing; where the file system cannot, copy.
-        if ioctl_ficlone(&to, &from).is_err() {
-            copy_data(&mut File::from(from.try_clone()?), &mut File::from(to.try_clone()?), found)?;
-        }
-        copy_metadata(&from, &to, found)
+        copy_contents(&from, &to, found)
     }
+}
+
+/// Makes the new file `to` what the file `from` is: bytes, holes, owner, mode,
+/// extended attributes, times.
+pub(crate) fn copy_file(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    copy_contents(from, to, &rustix::fs::fstat(from)?)
+}
+
+fn copy_contents(from: &OwnedFd, to: &OwnedFd, found: &Stat) -> io::Result<()> {
+    // Sharing blocks costs nothing; where the file system cannot, copy.
+    if ioctl_ficlone(to, from).is_err() {
+        copy_data(&mut File::from(from.try_clone()?), &mut File::from(to.try_clone()?), found)?;
+    }
+    copy_metadata(from, to, found)
 }
 
 /// Copies what is there and leaves holes as holes: a sparse file must not fill

@@ -45,6 +45,7 @@ use crate::sys;
 use pool::Pool;
 use room::{Policy, Sight};
 
+pub(crate) use copy::copy_file;
 pub use images::probe_images;
 pub(crate) use images::{ImageFile, Scratch};
 
