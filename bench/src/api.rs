@@ -38,10 +38,15 @@ fn dormouse(data: &Path, url: &str) -> anyhow::Result<Command> {
 
 impl Server<'_> {
     fn text(&self, args: &[&str]) -> anyhow::Result<String> {
-        let output = dormouse(self.data, self.url)?.args(args).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        text(self.data, self.url, args)
     }
+}
+
+/// What the command line prints.
+pub(crate) fn text(data: &Path, url: &str, args: &[&str]) -> anyhow::Result<String> {
+    let output = dormouse(data, url)?.args(args).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// Times the session API over the data directory `data`, which has an image.

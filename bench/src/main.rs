@@ -3,9 +3,11 @@
 //! same run.
 //!
 //! It wants root, a repository in the current directory, `runc` and `podman`,
-//! and the binaries `dormouse` and `git-http` beside itself.
+//! and the binaries `dormouse` and `git-http` beside itself. Words on its
+//! command line choose sections ([`SECTIONS`]).
 
 mod api;
+mod files;
 mod peers;
 mod timing;
 
@@ -41,12 +43,34 @@ const WIDTHS: [usize; 3] = [1, 8, 32];
 /// Idle sandboxes whose memory is weighed.
 const IDLE: usize = 200;
 
+/// What is measured, in this order; `peers` are others in the sections `engine`
+/// and `operations`.
+const SECTIONS: [&str; 8] = ["peers", "engine", "job", "memory", "cache", "speed", "operations", "api"];
+
+/// Sections that were asked for; all where none was.
+struct Chosen(Vec<String>);
+
+impl Chosen {
+    fn from_args() -> anyhow::Result<Self> {
+        let words: Vec<_> = std::env::args().skip(1).collect();
+        for word in &words {
+            ensure!(SECTIONS.contains(&word.as_str()), "{word:?} is none of {}", SECTIONS.join(", "));
+        }
+        Ok(Self(words))
+    }
+
+    fn has(&self, section: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|word| word == section)
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok().context("install TLS")?;
     tokio::runtime::Runtime::new()?.block_on(run())
 }
 
 async fn run() -> anyhow::Result<()> {
+    let chosen = Chosen::from_args()?;
     let dir = PathBuf::from(format!("/tmp/dormouse-bench-{}", std::process::id()));
     std::fs::create_dir_all(dir.join("git/dormouse"))?;
     let bare = dir.join("git/dormouse/dormouse.git");
@@ -68,16 +92,17 @@ async fn run() -> anyhow::Result<()> {
     let filter = tracing_subscriber::filter::Targets::new()
         .with_target("dormouse_engine::launch", tracing::Level::DEBUG);
     tracing_subscriber::registry().with(launches.clone().with_filter(filter)).init();
-    let measured = measure(&dir, url.trim(), &launches).await;
+    let measured = measure(&dir, url.trim(), &launches, &chosen).await;
     git.kill()?;
     git.wait()?;
     std::fs::remove_dir_all(&dir)?;
     measured
 }
 
-async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<()> {
+async fn measure(dir: &Path, url: &str, launches: &Launches, chosen: &Chosen) -> anyhow::Result<()> {
     let data = dir.join("data");
-    std::fs::create_dir_all(&data)?;
+    // Makes the data directory.
+    api::text(&data, url, &["image", "list"])?;
     let db = Db::open(&data.join("dormouse.db")).await?;
     let clock = Clock::system();
     let cache = std::env::var("DORMOUSE_IMAGES__CACHE").map_or_else(|_| data.join("cache"), PathBuf::from);
@@ -88,17 +113,39 @@ async fn measure(dir: &Path, url: &str, launches: &Launches) -> anyhow::Result<(
     let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);
     timing::head();
     let done = async {
-        let ours = engine_operations(&engine, launches).await?;
-        main_job(&engine, &db, &clock, url, dir).await?;
         let image = db.image("default").await?.context("image")?;
         let root = data.join("images").join(&image.digest[..32]);
-        peers::measure(dir, &root, &ours).await?;
-        idle_memory(&engine).await
+        if chosen.has("engine") {
+            let ours = engine_operations(&engine, launches).await?;
+            if chosen.has("peers") {
+                peers::measure(dir, &root, &ours).await?;
+            }
+        }
+        if chosen.has("job") {
+            main_job(&engine, &db, &clock, url, dir).await?;
+        }
+        if chosen.has("memory") {
+            idle_memory(&engine).await?;
+        }
+        if chosen.has("cache") {
+            files::page_cache(&engine).await?;
+        }
+        if chosen.has("speed") {
+            files::speed(&engine, dir).await?;
+        }
+        if chosen.has("operations") {
+            let peers = chosen.has("peers").then_some((dir, root.as_path()));
+            files::operations(&engine, launches, peers).await?;
+        }
+        anyhow::Ok(())
     };
     let measured = done.await;
     Arc::into_inner(engine).context("the engine is still in use")?.evacuate().await?;
     measured?;
-    api::measure(&data, url).await
+    if chosen.has("api") {
+        api::measure(&data, url).await?;
+    }
+    Ok(())
 }
 
 fn pool(data: &Path) -> StorageConfig {
@@ -180,10 +227,10 @@ impl Ours {
 /// Keeps what the engine logs of its launches: the time from the launcher's
 /// start to the exec of the agent, in microseconds.
 #[derive(Debug, Default, Clone)]
-struct Launches(Arc<Mutex<Vec<Duration>>>);
+pub(crate) struct Launches(Arc<Mutex<Vec<Duration>>>);
 
 impl Launches {
-    fn take(&self) -> Vec<Duration> {
+    pub(crate) fn take(&self) -> Vec<Duration> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

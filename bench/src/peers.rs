@@ -17,7 +17,7 @@ const COUNT: usize = 32;
 /// How many at once.
 const WIDTHS: [usize; 3] = [1, 8, 32];
 
-async fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) async fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command.stdin(Stdio::null()).output().await.context("run a peer")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
@@ -58,15 +58,15 @@ async fn runc(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
 }
 
 /// podman with all its state in `dir`.
-fn podman_command(dir: &Path) -> Command {
+pub(crate) fn podman_command(dir: &Path, storage: &str) -> Command {
     let mut command = Command::new("podman");
     command.arg("--root").arg(dir.join("podman")).arg("--runroot").arg(dir.join("podman-run"));
-    command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc"]);
+    command.args(["--storage-driver", storage, "--cgroup-manager", "cgroupfs", "--runtime", "runc"]);
     command
 }
 
 /// Limits that may be set without `CAP_SYS_RESOURCE`.
-const ULIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"];
+pub(crate) const ULIMITS: [&str; 4] = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"];
 
 async fn podman(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
     // Writable by an overlay of podman's own over the same files.
@@ -75,7 +75,7 @@ async fn podman(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
         let theirs = timed("podman run --rm (true)", width, COUNT, |_| {
             let root = &root;
             async move {
-                let mut command = podman_command(dir);
+                let mut command = podman_command(dir, "vfs");
                 command.args(["run", "--rm", "--network", "none"]).args(ULIMITS);
                 run(command.arg("--rootfs").arg(root).arg("true")).await
             }
@@ -83,13 +83,13 @@ async fn podman(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
         .await?;
         ratio("  ours to it", width, ours.whole(width), theirs);
     }
-    let mut command = podman_command(dir);
+    let mut command = podman_command(dir, "vfs");
     command.args(["run", "--detach", "--network", "none", "--name", "bench"]).args(ULIMITS);
     run(command.arg("--rootfs").arg(&root).args(["sleep", "1000"])).await?;
     let mut measured = Ok(());
     for width in WIDTHS {
         measured = timed("podman exec (true)", width, COUNT, |_| async move {
-            run(podman_command(dir).args(["exec", "bench", "true"])).await
+            run(podman_command(dir, "vfs").args(["exec", "bench", "true"])).await
         })
         .await
         .map(|theirs| ratio("  ours to it", width, ours.command(width), theirs));
@@ -97,6 +97,6 @@ async fn podman(dir: &Path, root: &Path, ours: &Ours) -> anyhow::Result<()> {
             break;
         }
     }
-    run(podman_command(dir).args(["rm", "--force", "--time", "0", "bench"])).await?;
+    run(podman_command(dir, "vfs").args(["rm", "--force", "--time", "0", "bench"])).await?;
     measured
 }

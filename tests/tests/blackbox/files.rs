@@ -12,9 +12,11 @@ use crate::world::{World, binary, eventually};
 
 const SCRIPT: &str = "/tmp/behaviour.py";
 
-/// A file that runs inside a sandbox.
+/// A file that runs inside a sandbox; `TEST_INSIDE` says where they lie on a
+/// machine without this repository.
 pub(crate) fn inside(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("inside").join(name)
+    let given = std::env::var_os("TEST_INSIDE").map(PathBuf::from);
+    given.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("inside")).join(name)
 }
 
 /// Has the script do something and wants nothing bad; how much it looked at.

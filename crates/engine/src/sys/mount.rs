@@ -59,16 +59,15 @@ fn explain(fs: &OwnedFd, error: io::Error) -> io::Error {
     }
 }
 
-/// Mounts a new file system of `kind` on the directory `place`.
-pub(crate) fn mount(
+/// Mounts a new file system of `kind` nowhere: it is there as long as the
+/// descriptor is open.
+pub(crate) fn mount_detached(
     kind: &CStr,
     source: &Path,
     settings: &[Setting<'_>],
     attributes: u32,
-    place: &Path,
-) -> io::Result<()> {
-    let c_path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from);
-    let (source, place) = (c_path(source)?, c_path(place)?);
+) -> io::Result<OwnedFd> {
+    let source = CString::new(source.as_os_str().as_bytes())?;
     // SAFETY: live C string.
     let fs = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
     let made = (|| {
@@ -84,7 +83,19 @@ pub(crate) fn mount(
         // SAFETY: plain integers.
         owned(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
     })();
-    let mount = made.map_err(|error| explain(&fs, error))?;
+    made.map_err(|error| explain(&fs, error))
+}
+
+/// Mounts a new file system of `kind` on the directory `place`.
+pub(crate) fn mount(
+    kind: &CStr,
+    source: &Path,
+    settings: &[Setting<'_>],
+    attributes: u32,
+    place: &Path,
+) -> io::Result<()> {
+    let place = CString::new(place.as_os_str().as_bytes())?;
+    let mount = mount_detached(kind, source, settings, attributes)?;
     // SAFETY: live C strings; the descriptor names the mount.
     check(unsafe {
         libc::syscall(
