@@ -28,10 +28,6 @@ const ROUNDS: (usize, usize) = (15, 3);
 /// Rounds of the disk's speed, inside and on the host by turns.
 const SPEED_ROUNDS: usize = 5;
 
-/// For so long ext4 searches for inodes that nobody freed lately, which makes
-/// new files slow after a removal: not what is measured.
-const EXT4_FORGETS: Duration = Duration::from_secs(7);
-
 /// Sandboxes that share an image.
 const SHARERS: usize = 1000;
 
@@ -111,19 +107,23 @@ pub(crate) async fn operations(
                 kept(&mut times, "snapshot, live", async { Ok(engine.snapshot(&run, request).await?) })
                     .await?;
             times.entry("  its stall").or_default().extend(live.stall);
-            let (key_of_fork, key_of_copy) = (key("fork", round)?, key("copy", round)?);
+            let (live_fork, key_of_fork) = (key("live-fork", round)?, key("fork", round)?);
+            let key_of_copy = key("copy", round)?;
             let mut request = CreateSandbox::new(key_of_copy.clone());
             request.source = Some(Source::Snapshot(live.snapshot.id.clone()));
             kept(&mut times, "create from a snapshot", async { Ok(engine.create(request).await?) }).await?;
-            let request = ForkSandbox {
+            let fork = |key: &SandboxKey, live| ForkSandbox {
                 source: own.name.clone(),
-                key: key_of_fork.clone(),
+                key: key.clone(),
                 env: None,
-                live: true,
+                live,
                 changes: UpdateSandbox::default(),
             };
+            let request = fork(&key_of_fork, false);
+            kept(&mut times, "fork", async { Ok(engine.fork(request).await?) }).await?;
+            let request = fork(&live_fork, true);
             kept(&mut times, "fork, live", async { Ok(engine.fork(request).await?) }).await?;
-            for key in [&key_of_fork, &key_of_copy] {
+            for key in [&live_fork, &key_of_fork, &key_of_copy] {
                 kept(&mut times, "delete", async { Ok(engine.delete(key, true).await?) }).await?;
             }
             output(engine, &run, script(&dirty)).await?;
@@ -191,16 +191,20 @@ pub(crate) async fn speed(engine: &Engine, dir: &Path) -> anyhow::Result<()> {
     let own = key("speed", 0)?;
     let sandbox = create(engine, &own).await?;
     let (mut inside, mut outside) = (BTreeMap::new(), BTreeMap::new());
-    for _ in 0..SPEED_ROUNDS {
-        tokio::time::sleep(EXT4_FORGETS).await;
-        let argv = ["python3", "-c", SPEED, "/var/tmp"].map(str::to_owned).to_vec();
-        let ours = output(engine, &sandbox, argv).await?;
-        let host = tokio::process::Command::new("python3").args(["-c", SPEED]).arg(dir).output().await?;
-        ensure!(host.status.success(), "{}", String::from_utf8_lossy(&host.stderr));
-        for (text, all) in [(ours.into_bytes(), &mut inside), (host.stdout, &mut outside)] {
-            let found: BTreeMap<String, f64> = serde_json::from_slice(&text)?;
-            for (name, seconds) in found {
-                all.entry(name).or_insert_with(Vec::new).push(seconds);
+    for step in ["work", "remove"] {
+        for round in 0..SPEED_ROUNDS {
+            let place = format!("/var/tmp/{round}");
+            let argv = ["python3", "-c", SPEED, &place, step].map(str::to_owned).to_vec();
+            let ours = output(engine, &sandbox, argv).await?;
+            let mut host = tokio::process::Command::new("python3");
+            host.args(["-c", SPEED]).arg(dir.join(format!("speed-{round}"))).arg(step);
+            let host = host.output().await?;
+            ensure!(host.status.success(), "{}", String::from_utf8_lossy(&host.stderr));
+            for (text, all) in [(ours.into_bytes(), &mut inside), (host.stdout, &mut outside)] {
+                let found: BTreeMap<String, f64> = serde_json::from_slice(&text)?;
+                for (name, seconds) in found {
+                    all.entry(name).or_insert_with(Vec::new).push(seconds);
+                }
             }
         }
     }

@@ -110,7 +110,7 @@ async fn still(
     let cgroups = host.cgroups.clone();
     let (id, volume): (RunId, VolumeId) = (run.id.clone(), run.volume_id.clone());
     pool(host, "copy the files of a run", move |storage| {
-        storage.seal(&volume)?;
+        storage.write_back(&volume)?;
         let began = Instant::now();
         let frozen = cgroups.freeze(&id)?;
         work(storage, &volume)?;

@@ -137,6 +137,14 @@ impl Driver {
         self.delete(scratch, name)
     }
 
+    /// Like [`Driver::seal`], where a copy follows at once: what the copy for this
+    /// held goes when that one is committed.
+    pub(super) fn write_back(&self, volume: &Path, scratch: &Path, name: &str) -> io::Result<()> {
+        self.delete(scratch, name)?;
+        self.snapshot(volume, scratch, name)?;
+        btrfs::delete(&File::open(scratch)?, name)
+    }
+
     /// Deletes the subvolume `name` below `parent`, if it is there. What it
     /// alone holds is free some milliseconds later.
     pub(super) fn delete(&self, parent: &Path, name: &str) -> io::Result<()> {

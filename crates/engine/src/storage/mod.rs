@@ -501,10 +501,24 @@ impl Storage {
     /// Returns when everything that was written to a volume survives the death
     /// of the host.
     pub(crate) fn seal(&self, volume: &VolumeId) -> io::Result<()> {
+        self.sync(volume, btrfs::Driver::seal)
+    }
+
+    /// Writes to disk what a volume was given until now, so that the copy which
+    /// follows has little left to write.
+    pub(crate) fn write_back(&self, volume: &VolumeId) -> io::Result<()> {
+        self.sync(volume, btrfs::Driver::write_back)
+    }
+
+    fn sync(
+        &self,
+        volume: &VolumeId,
+        by_copy: fn(&btrfs::Driver, &Path, &Path, &str) -> io::Result<()>,
+    ) -> io::Result<()> {
         let _open = self.access()?;
         let path = self.volume_path(volume);
         if let Driver::Btrfs { driver, .. } = &self.driver {
-            match driver.seal(&path, &self.root.join("scratch"), &format!("seal-{volume}")) {
+            match by_copy(driver, &path, &self.root.join("scratch"), &format!("seal-{volume}")) {
                 // On a full disk by the long way, which takes no room.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
