@@ -185,36 +185,51 @@ async fn podman(dir: &Path, count: usize, ours: &BTreeMap<&'static str, Duration
     Ok(())
 }
 
-/// The speed of a disk inside beside the host's own under `dir`.
+/// The speed of a disk inside, of the pool's file system without a sandbox, and
+/// of the host's own under `dir`: the first ratio is what a sandbox adds, the
+/// second is all.
 pub(crate) async fn speed(engine: &Engine, dir: &Path) -> anyhow::Result<()> {
-    println!("{:<34} {:>9} {:>9} {:>6}", "disk, medians in ms", "inside", "host", "ratio");
+    println!(
+        "{:<34} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "disk, medians in ms", "inside", "pool", "host", "to pool", "to host"
+    );
     let own = key("speed", 0)?;
     let sandbox = create(engine, &own).await?;
-    let (mut inside, mut outside) = (BTreeMap::new(), BTreeMap::new());
+    let pool = dir.join("data/pool/bench");
+    std::fs::create_dir(&pool)?;
+    let mut all: [BTreeMap<String, Vec<f64>>; 3] = Default::default();
     for step in ["work", "remove"] {
         for round in 0..SPEED_ROUNDS {
             let place = format!("/var/tmp/{round}");
             let argv = ["python3", "-c", SPEED, &place, step].map(str::to_owned).to_vec();
-            let ours = output(engine, &sandbox, argv).await?;
-            let mut host = tokio::process::Command::new("python3");
-            host.args(["-c", SPEED]).arg(dir.join(format!("speed-{round}"))).arg(step);
-            let host = host.output().await?;
-            ensure!(host.status.success(), "{}", String::from_utf8_lossy(&host.stderr));
-            for (text, all) in [(ours.into_bytes(), &mut inside), (host.stdout, &mut outside)] {
-                let found: BTreeMap<String, f64> = serde_json::from_slice(&text)?;
+            let mut printed = vec![output(engine, &sandbox, argv).await?];
+            for outside in [&pool, dir] {
+                let mut command = tokio::process::Command::new("python3");
+                command.args(["-c", SPEED]).arg(outside.join(format!("speed-{round}"))).arg(step);
+                let done = command.output().await?;
+                ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+                printed.push(String::from_utf8(done.stdout)?);
+            }
+            for (text, times) in printed.iter().zip(&mut all) {
+                let found: BTreeMap<String, f64> = serde_json::from_str(text)?;
                 for (name, seconds) in found {
-                    all.entry(name).or_insert_with(Vec::new).push(seconds);
+                    times.entry(name).or_default().push(seconds);
                 }
             }
         }
     }
-    let median = |mut times: Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2] * 1000.0
-    };
-    for (name, times) in inside {
-        let (ours, host) = (median(times), median(outside.remove(&name).context("the same on the host")?));
-        println!("{name:<34} {ours:>9.1} {host:>9.1} {:>6.2}", ours / host);
+    std::fs::remove_dir(&pool)?;
+    for name in all[0].keys() {
+        let [inside, pool, host] = [0, 1, 2].map(|place| {
+            let mut times = all[place].get(name).cloned().unwrap_or_default();
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).map_or(f64::NAN, |seconds| seconds * 1000.0)
+        });
+        println!(
+            "{name:<34} {inside:>8.1} {pool:>8.1} {host:>8.1} {:>8.2} {:>8.2}",
+            inside / pool,
+            inside / host
+        );
     }
     engine.delete(&own, true).await?;
     Ok(())
