@@ -115,7 +115,21 @@ impl Load {
         futures::future::join_all(workers).await;
     }
 
-    async fn step(&self, w: &World, name: &str, known: &Mutex<Known>, dice: &mut Dice) -> anyhow::Result<()> {
+    /// One stop, and nothing else that would have the pool written: whoever
+    /// cuts the power now finds what the stop itself made last.
+    pub(crate) async fn stop_alone(&self, w: &World) -> anyhow::Result<()> {
+        let (name, known) = self.sandboxes.last().context("sandboxes")?;
+        let (run, number) = self.write(w, name, known).await?;
+        ask(w, Method::POST, format!("{SANDBOXES}/sessions/{run}/stop"), json!({})).await?;
+        let mut known = held(known);
+        (known.numbers, known.lasts) = (vec![number], true);
+        drop(known);
+        self.count("stop alone");
+        Ok(())
+    }
+
+    /// Has a sandbox run and writes its next number; the run, and the number.
+    async fn write(&self, w: &World, name: &str, known: &Mutex<Known>) -> anyhow::Result<(String, u64)> {
         let post = |path: String, body: Value| ask(w, Method::POST, path, body);
         if held(known).numbers.is_empty() {
             let (path, body) = match name.strip_prefix("session-") {
@@ -138,7 +152,12 @@ impl Load {
         let command = json!({"command": "sh", "args": ["-c", script], "wait": true});
         let done = post(format!("{SANDBOXES}/sessions/{run}/cmd"), command).await?;
         ensure!(done.as_str().is_some_and(|lines| lines.contains("\"exitCode\":0")), "{done}");
+        Ok((run, number))
+    }
 
+    async fn step(&self, w: &World, name: &str, known: &Mutex<Known>, dice: &mut Dice) -> anyhow::Result<()> {
+        let post = |path: String, body: Value| ask(w, Method::POST, path, body);
+        let (run, number) = self.write(w, name, known).await?;
         let keep = |number| {
             let mut known = held(known);
             (known.numbers, known.lasts) = (vec![number], true);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dormouse_engine::Engine;
+use dormouse_engine::{Engine, EngineError};
 use dormouse_http::{JwtVerifier, Parts};
 use dormouse_jobs::Clock;
 use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
@@ -35,15 +35,15 @@ async fn open(config: &Config) -> anyhow::Result<Db> {
 
 async fn start(config: &Config, db: &Db) -> anyhow::Result<Engine> {
     let engine = Engine::start(config.engine()?, db.clone(), Clock::system()).await.map_err(|error| {
-        hint(
-            anyhow::Error::new(error)
-                .context("start the engine")
-                .chain()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(": "),
-            "`dormouse doctor` says what this host lacks",
-        )
+        let advice = match error {
+            EngineError::Locked(_) => {
+                "stop that server first (SIGTERM); its sandboxes go on until they are evacuated"
+            }
+            _ => "`dormouse doctor` says what this host lacks",
+        };
+        let told: Vec<_> =
+            anyhow::Error::new(error).context("start the engine").chain().map(ToString::to_string).collect();
+        hint(told.join(": "), advice)
     })?;
     if db.image(&config.sandbox.image).await?.is_none() {
         tracing::warn!(
