@@ -59,7 +59,7 @@ impl Machine {
         let (retire, _) = ending::retire(config.retention, now);
         self.host.db.record_snapshot(&row, retire).await.map_err(internal("record snapshot"))?;
         self.host.untidy.notify_one();
-        self.host.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))?;
+        self.host.sync_database().await?;
         tracing::info!(snapshot = %id, run = %run.id, stall_us = stall.as_micros(), "live snapshot");
         Ok(Kept { snapshot: id, stall: Some(stall) })
     }

@@ -150,6 +150,11 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, ending: &Ending) -> R
         host.usable()?;
         tracing::error!(run = %run.id, volume = %run.volume_id, "its files are gone");
         (end.status, end.volume) = (RunStatus::Aborted.as_str(), Volume::Dropped);
+        // A host that lost power just after the creation, say. An empty machine
+        // under this name would be somebody else's.
+        if sandbox.current_snapshot.is_none() {
+            end.forget = Some(Deletion { with_snapshots: false }.snapshots(&sandbox, now));
+        }
         return record(host, &end).await;
     }
     let mut refused = None;
@@ -181,7 +186,7 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, ending: &Ending) -> R
 async fn record(host: &Arc<Host>, end: &RunEnd<'_>) -> Result<Ended> {
     host.db.record_end(end).await.map_err(internal("record the end of a run"))?;
     host.untidy.notify_one();
-    host.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))?;
+    host.sync_database().await?;
     Ok(Ended::AsMeant)
 }
 

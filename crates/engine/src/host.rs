@@ -1,8 +1,9 @@
 //! What every machine of this host shares.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use dormouse_jobs::Clock;
 use dormouse_provider::ProviderError;
@@ -32,7 +33,13 @@ pub(crate) struct Host {
     pub(crate) disk_full: AtomicBool,
     /// Told when there is garbage to be removed.
     pub(crate) untidy: Arc<tokio::sync::Notify>,
+    /// Since when there are new sandboxes that a host without power forgets.
+    pub(crate) unsaved: Mutex<Option<Instant>>,
 }
+
+/// New sandboxes are saved this long after the first of them: together, since
+/// each would make all writers of the pool wait for a moment.
+const SAVE_AFTER: Duration = Duration::from_secs(5);
 
 /// What a sandbox needs to believe in our mirrors.
 #[derive(Debug, Clone)]
@@ -67,6 +74,41 @@ impl Host {
                 "the disk of this server is nearly full, so nothing new is begun".to_owned(),
             )),
             PoolHealth::Fine | PoolHealth::Broken(_) => Ok(()),
+        }
+    }
+
+    /// Returns once everything that was recorded survives the death of the host.
+    ///
+    /// # Errors
+    /// [`ProviderError::Internal`] with what `fdatasync(2)` says.
+    pub(crate) async fn sync_database(&self) -> Result<(), ProviderError> {
+        self.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that there is a new sandbox; [`Host::save_new`] saves it.
+    pub(crate) fn note_new(&self) {
+        self.unsaved().get_or_insert_with(Instant::now);
+    }
+
+    /// Has new sandboxes survive the death of the host, a while after they were
+    /// made: their volumes first, then their rows.
+    pub(crate) async fn save_new(&self) {
+        let due = self.unsaved().take_if(|since| since.elapsed() >= SAVE_AFTER);
+        let Some(since) = due else { return };
+        let storage = self.storage.clone();
+        let saved = tokio::task::spawn_blocking(move || storage.save_volumes()).await;
+        let saved = match saved {
+            Ok(Ok(())) => self.db.sync().await,
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(std::io::Error::other(error)),
+        };
+        if let Err(error) = saved {
+            tracing::warn!(%error, "save new sandboxes; trying again");
+            self.unsaved().get_or_insert(since);
         }
     }
 

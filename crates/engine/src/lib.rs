@@ -165,6 +165,7 @@ impl Engine {
             mirror_trust,
             disk_full: AtomicBool::new(false),
             untidy: Arc::default(),
+            unsaved: std::sync::Mutex::default(),
         });
         let registry = Arc::new(Registry::default());
         let (done, recovered) = watch::channel(false);

@@ -192,7 +192,9 @@ impl Machine {
 
     async fn boot(&mut self, boot: Boot) -> Result<()> {
         let booted = self.start(boot).await;
-        if booted.is_err() {
+        if booted.is_ok() {
+            self.host.note_new();
+        } else {
             // A sandbox that never came up was never acknowledged.
             let (now, gone) = (self.host.clock.now(), SnapshotsOfDeleted::AllGo);
             let deleted = self.host.db.delete_sandbox(&self.sandbox, gone, now).await;
@@ -397,7 +399,7 @@ impl Machine {
         let deleted = self.host.db.delete_sandbox(&self.sandbox, deletion.snapshots(&row, now), now).await;
         deleted.map_err(internal("delete sandbox"))?;
         self.host.untidy.notify_one();
-        Ok(())
+        self.host.sync_database().await
     }
 
     async fn update(&mut self, changes: UpdateSandbox) -> Result<()> {
@@ -432,6 +434,7 @@ impl Machine {
             rolled_back.map_err(internal("roll back"))?;
             self.host.untidy.notify_one();
         }
+        self.host.sync_database().await?;
         match policy {
             Some(policy) => self.apply_policy(policy).await,
             None => Ok(()),

@@ -83,6 +83,7 @@ pub(crate) async fn look_after_pool(host: Arc<Host>) {
     let mut pause = LOOK;
     loop {
         tokio::time::sleep(pause).await;
+        host.save_new().await;
         let looking = host.clone();
         let looked = tokio::task::spawn_blocking(move || {
             look_at_disk(&looking);

@@ -39,6 +39,7 @@ impl Engine {
         let deleted = self.host.db.delete_snapshot(id, self.host.clock.now()).await;
         deleted.map_err(internal("delete snapshot"))?;
         self.host.untidy.notify_one();
+        self.host.sync_database().await?;
         Ok(self.present_snapshot(&self.find_snapshot(namespace, id).await?))
     }
 

@@ -129,7 +129,40 @@ pub(crate) fn power_cuts(w: &World) -> anyhow::Result<()> {
         }
     }
     load.was_enough()?;
+    made_a_while_ago(w)?;
+    without_files(w)?;
     nothing_is_left(w)
+}
+
+/// A sandbox that was never stopped is there after a power cut, with what it
+/// synced.
+fn made_a_while_ago(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "echo synced > /tmp/synced && sync /tmp/synced")?;
+    // The server saves what was made more than five seconds ago.
+    std::thread::sleep(Duration::from_secs(8));
+    w.cut_power()?;
+    w.serve()?;
+    w.post(&session)?;
+    let found = w.ok(&name, "cat /tmp/synced")?;
+    ensure!(found.trim() == "synced", "{found:?}");
+    w.delete(&name)
+}
+
+/// A sandbox whose files never reached the disk is gone, not an empty one: its
+/// session gets another, with its repository.
+fn without_files(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "touch /tmp/lost")?;
+    for volume in entries(w, "pool/volumes")? {
+        let place = w.dir.join("data/pool/volumes").join(volume);
+        let deleted = Command::new("btrfs").args(["--quiet", "subvolume", "delete"]).arg(place).status()?;
+        ensure!(deleted.success());
+    }
+    w.cli(&["sandbox", "stop", &name])?;
+    w.post(&session)?;
+    w.ok(&name, "! test -e /tmp/lost && git rev-parse HEAD")?;
+    w.delete(&name)
 }
 
 /// Groups are read one by one, while the server tidies up.

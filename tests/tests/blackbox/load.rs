@@ -46,6 +46,8 @@ pub(crate) enum Cut {
 struct Known {
     /// Numbers that may be found in it; empty before it was acknowledged.
     numbers: Vec<u64>,
+    /// A write was cut off, which removes the data of the number before first.
+    torn: bool,
     /// Whether a host that loses power may not forget it any more.
     lasts: bool,
     /// Snapshots that were acknowledged, and the number in each.
@@ -152,6 +154,7 @@ impl Load {
         let command = json!({"command": "sh", "args": ["-c", script], "wait": true});
         let done = post(format!("{SANDBOXES}/sessions/{run}/cmd"), command).await?;
         ensure!(done.as_str().is_some_and(|lines| lines.contains("\"exitCode\":0")), "{done}");
+        held(known).torn = false;
         Ok((run, number))
     }
 
@@ -234,8 +237,8 @@ impl Load {
             let found = number_in(w, name)?;
             let may_be = known.numbers.contains(&found);
             ensure!(may_be, "{name} has {found}, not one of {:?}", known.numbers);
-            // Unless another write had begun, which removes it first.
-            if known.numbers == [found] {
+            known.torn |= known.numbers != [found];
+            if !known.torn {
                 has_data(w, name, found)?;
             }
             known.numbers = vec![found];

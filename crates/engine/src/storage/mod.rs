@@ -528,6 +528,17 @@ impl Storage {
         sys::syncfs(&File::open(path)?)
     }
 
+    /// Returns when all volumes that were made survive the death of the host:
+    /// that they are there, not what was written to them.
+    pub(crate) fn save_volumes(&self) -> io::Result<()> {
+        let _open = self.access()?;
+        let root = File::open(&self.root)?;
+        match &self.driver {
+            Driver::Btrfs { .. } => sys::btrfs::commit(&root),
+            Driver::Plain => sys::syncfs(&root),
+        }
+    }
+
     /// Makes a snapshot of a volume, as it is now; it, and the volume until
     /// now, survive the death of the host from then on. Harmless where it is
     /// there already.
