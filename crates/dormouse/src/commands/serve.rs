@@ -20,6 +20,9 @@ use crate::cli::ServeArgs;
 use crate::config::{Config, ProviderKind, prepare_data_dir};
 use crate::output::hint;
 
+/// Between two syncs of the database.
+const SAVE: Duration = Duration::from_secs(5);
+
 /// How long requests under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -75,6 +78,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     });
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let lifecycle = tokio::spawn(sessions.clone().run_lifecycle());
+    let saving = tokio::spawn(save(db.clone()));
     let address = listener.local_addr()?;
     let parts = Parts {
         db: db.clone(),
@@ -119,12 +123,24 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         () = deadline => tracing::warn!("some requests did not end in time"),
     }
     lifecycle.abort();
+    saving.abort();
     if let Some(engine) = engine {
         engine.detach();
     }
     db.close().await;
     tracing::info!("stopped; sandboxes go on");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Bounds what a host that loses power forgets of what nobody synced before:
+/// sessions, keys, settings of the last seconds.
+async fn save(db: Db) {
+    dormouse_jobs::reconcile(SAVE, Arc::default(), || async {
+        if let Err(error) = db.sync().await {
+            tracing::warn!(%error, "sync the database");
+        }
+    })
+    .await;
 }
 
 pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
