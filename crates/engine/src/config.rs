@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use dormouse_provider::{Expiration, NetworkPolicy, Resources, Retention};
+use dormouse_provider::{Expiration, NetworkPolicy, ProviderError, Resources, Result, Retention};
 
 use crate::storage::StorageConfig;
 
@@ -82,4 +82,12 @@ pub(crate) struct RunConfig {
     pub(crate) ports: Vec<u16>,
     pub(crate) snapshot_expiration: Option<Expiration>,
     pub(crate) retention: Retention,
+}
+
+pub(crate) fn write(config: &RunConfig) -> Result<String> {
+    serde_json::to_string(config).map_err(|error| ProviderError::internal("write configuration", error))
+}
+
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(config: &str) -> Result<T> {
+    serde_json::from_str(config).map_err(|error| ProviderError::internal("read stored configuration", error))
 }

@@ -12,10 +12,10 @@ use dormouse_provider::{ProviderError, Result};
 use dormouse_store::{RunRow, VolumeState};
 use dormouse_types::{RunId, SandboxId, SnapshotId, VolumeId};
 
-use crate::config::RunConfig;
+use crate::config::{RunConfig, parse};
 use crate::ending::{self, Manual};
-use crate::host::Host;
-use crate::machine::{Machine, internal, parse, pool};
+use crate::host::{Host, internal, pool};
+use crate::machine::Machine;
 use crate::storage::{Origin, Storage};
 
 /// A snapshot that was made.

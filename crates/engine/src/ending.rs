@@ -12,9 +12,8 @@ use dormouse_provider::{
 use dormouse_store::{Retire, RunEnd, RunRow, SandboxRow, SnapshotRow, SnapshotsOfDeleted, Volume};
 use dormouse_types::{SnapshotId, Timestamp, VolumeId};
 
-use crate::config::RunConfig;
-use crate::host::Host;
-use crate::machine::{internal, parse, pool};
+use crate::config::{RunConfig, parse};
+use crate::host::{Host, internal, pool};
 
 /// How long a snapshot that was replaced stays where nobody said (provider
 /// contract, section 3).

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_jobs::Clock;
-use dormouse_provider::ProviderError;
+use dormouse_provider::{ProviderError, Result};
 use dormouse_store::Db;
 
 use crate::binaries::Binaries;
@@ -54,7 +54,7 @@ impl Host {
     ///
     /// # Errors
     /// [`ProviderError::Capacity`] with the reason.
-    pub(crate) fn usable(&self) -> Result<(), ProviderError> {
+    pub(crate) fn usable(&self) -> Result<()> {
         match self.storage.health() {
             PoolHealth::Broken(_) => {
                 Err(ProviderError::Capacity("the storage of this server is being repaired".to_owned()))
@@ -67,7 +67,7 @@ impl Host {
     ///
     /// # Errors
     /// [`ProviderError::Capacity`] with the reason.
-    pub(crate) fn admits(&self) -> Result<(), ProviderError> {
+    pub(crate) fn admits(&self) -> Result<()> {
         self.usable()?;
         match self.storage.health() {
             PoolHealth::Low(_) => Err(ProviderError::Capacity(
@@ -81,7 +81,7 @@ impl Host {
     ///
     /// # Errors
     /// [`ProviderError::Internal`] with what `fdatasync(2)` says.
-    pub(crate) async fn sync_database(&self) -> Result<(), ProviderError> {
+    pub(crate) async fn sync_database(&self) -> Result<()> {
         self.db.sync().await.map_err(|error| ProviderError::internal("sync the database", error))
     }
 
@@ -119,6 +119,38 @@ impl Host {
     pub(crate) fn socket_dir(&self, run: &str) -> PathBuf {
         self.sockets().join(run)
     }
+}
+
+pub(crate) fn internal(
+    operation: &'static str,
+) -> impl Fn(dormouse_store::StoreError) -> ProviderError + Send + 'static {
+    move |error| match error {
+        dormouse_store::StoreError::Conflict(subject) => ProviderError::Conflict(subject),
+        other => ProviderError::internal(operation, other),
+    }
+}
+
+/// Works in the pool, off the runtime's own threads. A failure is looked into:
+/// a pool that is broken or full says so, in words for the caller.
+pub(crate) async fn pool<T: Send + 'static>(
+    host: &Arc<Host>,
+    operation: &'static str,
+    work: impl FnOnce(&Storage) -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let storage = host.storage.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        work(&storage).inspect_err(|_| {
+            storage.look_after();
+        })
+    });
+    let done = done.await.map_err(|error| ProviderError::internal(operation, error))?;
+    done.map_err(|error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            tracing::warn!(%error, operation, "no room");
+            ProviderError::Capacity("there is no room left on the disk of this server".to_owned())
+        }
+        _ => host.usable().err().unwrap_or_else(|| ProviderError::internal(operation, error)),
+    })
 }
 
 /// Directory of the agents' sockets.

@@ -30,6 +30,7 @@ mod sandboxes;
 mod seccomp;
 mod snapshots;
 mod source;
+mod standing;
 mod storage;
 mod sys;
 mod terminal;

@@ -21,22 +21,20 @@ use dormouse_provider::{
     NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source, StopReason,
     UpdateSandbox,
 };
-use dormouse_store::{
-    ImageRow, RunProcess, RunRow, SandboxRow, SnapshotRow, SnapshotsOfDeleted, VolumeState,
-};
-use dormouse_types::{RunId, SandboxId, SnapshotId, Timestamp, VolumeId};
+use dormouse_store::{RunProcess, RunRow, SandboxRow, SnapshotRow, SnapshotsOfDeleted};
+use dormouse_types::{RunId, SandboxId, Timestamp, VolumeId};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, parse, write};
 use crate::copies::{Copied, CopyTo, Kept};
 use crate::ending::{Deletion, Ended, Ending, Manual, finish};
-use crate::host::{self, Host};
+use crate::host::{self, Host, internal, pool};
 use crate::launch::{Ground, LaunchError, Launched};
 use crate::registry::Registry;
-use crate::storage::{Origin, Storage};
+use crate::standing::{Files, Standing, disk_limit, image, living, prepare};
 use crate::{launch, sandboxes, source, sys};
 
 /// How long a task without a live run waits for the next order.
@@ -84,17 +82,6 @@ pub(crate) struct Live {
     pub(crate) agent: Agent,
     /// Ends what outlives no run: connections to its ports.
     pub(crate) ended: CancellationToken,
-}
-
-/// The files that a run starts with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Files {
-    /// Those of a volume that is there.
-    There,
-    /// Those of the image alone: the volume is to be made.
-    Image,
-    /// Those of a snapshot: the volume is to be made.
-    Snapshot(SnapshotId),
 }
 
 /// A run to bring up.
@@ -567,98 +554,6 @@ async fn end_processes(host: &Host, live: &Owned, at_once: bool) {
     sys::reap(live.process.pid);
 }
 
-/// Bytes that a sandbox may hold.
-fn disk_limit(config: &RunConfig) -> Option<u64> {
-    config.resources.disk_mib.map(|mib| mib << 20)
-}
-
-/// What a sandbox's next run stands on.
-#[derive(Debug)]
-struct Standing {
-    volume: VolumeId,
-    files: Files,
-    state: VolumeState,
-}
-
-impl Standing {
-    /// Its volume, if it has one; else a new one from its current snapshot, or
-    /// from the image.
-    fn of(sandbox: &SandboxRow, snapshot: Option<&SnapshotRow>, image: &ImageRow) -> Self {
-        match (&sandbox.volume_id, snapshot) {
-            (Some(volume), _) => Self {
-                volume: volume.clone(),
-                files: Files::There,
-                state: VolumeState {
-                    descends_from: sandbox.descends_from.clone(),
-                    base_bytes: sandbox.base_bytes,
-                    boots: sandbox.boots + 1,
-                },
-            },
-            (None, Some(snapshot)) => Self {
-                volume: VolumeId::generate(),
-                files: Files::Snapshot(snapshot.id.clone()),
-                state: VolumeState {
-                    descends_from: Some(snapshot.id.clone()),
-                    base_bytes: snapshot.size_bytes,
-                    boots: sandbox.boots.max(snapshot.boots) + 1,
-                },
-            },
-            (None, None) => Self {
-                volume: VolumeId::generate(),
-                files: Files::Image,
-                state: VolumeState {
-                    descends_from: None,
-                    base_bytes: image.size_bytes,
-                    boots: sandbox.boots + 1,
-                },
-            },
-        }
-    }
-}
-
-async fn image(host: &Host, sandbox: &SandboxRow) -> Result<ImageRow> {
-    let image = host.db.image_by_id(&sandbox.image_id).await.map_err(internal("read image"))?;
-    image.ok_or_else(|| ProviderError::NotFound(format!("image {}", sandbox.image_id)))
-}
-
-/// The snapshot, if it is still there.
-async fn living(host: &Host, id: &SnapshotId) -> Result<SnapshotRow> {
-    let found = host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
-    let found = found.filter(|snapshot| snapshot.status == SnapshotStatus::Created.as_str());
-    found.ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))
-}
-
-/// Has image and volume of a run in place; where the image is mounted.
-async fn prepare(
-    host: &Arc<Host>,
-    run: &RunRow,
-    config: &RunConfig,
-    image: String,
-    files: Files,
-) -> Result<std::path::PathBuf> {
-    let (volume, sandbox) = (run.volume_id.clone(), run.sandbox_id.clone());
-    let limit = disk_limit(config);
-    let from = files.clone();
-    let prepared = pool(host, "prepare the files of a run", move |storage| {
-        let origin = match &from {
-            Files::There => None,
-            Files::Image => Some(Origin::Nothing),
-            Files::Snapshot(id) => Some(Origin::Snapshot(id)),
-        };
-        match origin.map(|origin| storage.create_volume(&volume, origin, &sandbox, limit)) {
-            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Some(Err(error)) => return Err(error),
-            Some(Ok(())) | None => {}
-        }
-        storage.mount_image(&image).map(Some)
-    });
-    match (prepared.await?, files) {
-        (Some(place), _) => Ok(place),
-        (None, Files::Snapshot(id)) => Err(ProviderError::SnapshotGone(id.to_string())),
-        (None, _) => Err(ProviderError::internal("prepare the files of a run", "they are gone")),
-    }
-}
-
 /// A run that is about to be made.
 pub(crate) fn pending_run(
     sandbox: &SandboxRow,
@@ -687,46 +582,6 @@ pub(crate) fn pending_run(
         warnings: Vec::new(),
         updated_at: now,
     }
-}
-
-pub(crate) fn write(config: &RunConfig) -> Result<String> {
-    serde_json::to_string(config).map_err(|error| ProviderError::internal("write configuration", error))
-}
-
-pub(crate) fn parse<T: serde::de::DeserializeOwned>(config: &str) -> Result<T> {
-    serde_json::from_str(config).map_err(|error| ProviderError::internal("read stored configuration", error))
-}
-
-pub(crate) fn internal(
-    operation: &'static str,
-) -> impl Fn(dormouse_store::StoreError) -> ProviderError + Send + 'static {
-    move |error| match error {
-        dormouse_store::StoreError::Conflict(subject) => ProviderError::Conflict(subject),
-        other => ProviderError::internal(operation, other),
-    }
-}
-
-/// Works in the pool, off the runtime's own threads. A failure is looked into:
-/// a pool that is broken or full says so, in words for the caller.
-pub(crate) async fn pool<T: Send + 'static>(
-    host: &Arc<Host>,
-    operation: &'static str,
-    work: impl FnOnce(&Storage) -> std::io::Result<T> + Send + 'static,
-) -> Result<T> {
-    let storage = host.storage.clone();
-    let done = tokio::task::spawn_blocking(move || {
-        work(&storage).inspect_err(|_| {
-            storage.look_after();
-        })
-    });
-    let done = done.await.map_err(|error| ProviderError::internal(operation, error))?;
-    done.map_err(|error| match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            tracing::warn!(%error, operation, "no room");
-            ProviderError::Capacity("there is no room left on the disk of this server".to_owned())
-        }
-        _ => host.usable().err().unwrap_or_else(|| ProviderError::internal(operation, error)),
-    })
 }
 
 #[cfg(test)]
@@ -780,35 +635,5 @@ pub(crate) mod tests {
     pub(crate) fn run(sandbox: &SandboxRow) -> RunRow {
         let volume = sandbox.volume_id.clone().unwrap_or_else(VolumeId::generate);
         pending_run(sandbox, &config(), volume, Timestamp(2))
-    }
-
-    #[test]
-    fn a_run_stands_on_the_volume_that_is_there() {
-        let image = ImageRow {
-            id: ImageId::generate(),
-            name: "default".to_owned(),
-            digest: "d".to_owned(),
-            size_bytes: 100,
-            config: "{}".to_owned(),
-            source: String::new(),
-            created_at: Timestamp(1),
-            replaced_at: None,
-        };
-        let mut sandbox = sandbox(&config());
-        let kept = Standing::of(&sandbox, None, &image);
-        assert_eq!((Some(kept.volume), kept.files), (sandbox.volume_id.clone(), Files::There));
-        assert_eq!((kept.state.boots, kept.state.base_bytes), (2, 10));
-        sandbox.volume_id = None;
-        let fresh = Standing::of(&sandbox, None, &image);
-        assert_eq!((fresh.files, fresh.state.base_bytes), (Files::Image, 100));
-        let mut snapshot =
-            crate::ending::row(&sandbox, &run(&sandbox), &SnapshotId::generate(), None, 5, Timestamp(3));
-        snapshot.boots = 7;
-        let back = Standing::of(&sandbox, Some(&snapshot), &image);
-        assert_eq!(back.files, Files::Snapshot(snapshot.id.clone()));
-        // Older files with younger process numbers, or the other way round:
-        // what comes is beyond both.
-        assert_eq!((back.state.boots, back.state.base_bytes), (8, 15));
-        assert_eq!(back.state.descends_from, Some(snapshot.id));
     }
 }

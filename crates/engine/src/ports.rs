@@ -14,7 +14,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::Engine;
 use crate::agent::AgentError;
-use crate::machine::{Order, internal};
+use crate::host::internal;
+use crate::machine::Order;
 
 #[async_trait]
 impl PortGateway for Engine {

@@ -9,8 +9,9 @@ use dormouse_provider::{
 use dormouse_store::{RunRow, SandboxRow, SnapshotRow};
 
 use crate::Engine;
-use crate::config::RunConfig;
-use crate::machine::{Live, internal, parse, pool};
+use crate::config::{RunConfig, parse};
+use crate::host::{internal, pool};
+use crate::machine::Live;
 
 impl Engine {
     pub(crate) async fn present(&self, row: &SandboxRow, resumed: bool) -> Result<Resumed> {

@@ -19,7 +19,8 @@ use futures::StreamExt as _;
 
 use crate::Engine;
 use crate::agent::{AgentError, Dialogue};
-use crate::machine::{Live, Order, internal};
+use crate::host::internal;
+use crate::machine::{Live, Order};
 use crate::present::{self, take_page};
 
 /// Largest argument list and environment of a command, in bytes: half of what

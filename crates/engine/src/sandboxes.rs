@@ -15,10 +15,12 @@ use dormouse_store::{
 };
 use dormouse_types::{SandboxId, SnapshotId, VolumeId};
 
-use crate::config::{DEFAULT_CWD, DEFAULT_USER, EngineConfig, ImageConfig, RunConfig};
+use crate::config::{DEFAULT_CWD, DEFAULT_USER, EngineConfig, ImageConfig, RunConfig, parse, write};
 use crate::copies::CopyTo;
-use crate::machine::{Boot, Files, Order as MachineOrder, internal, parse, pending_run, pool, write};
+use crate::host::{internal, pool};
+use crate::machine::{Boot, Order as MachineOrder, pending_run};
 use crate::present;
+use crate::standing::Files;
 use crate::{Engine, Recipe, launch};
 
 /// Memory for each CPU that is asked for (provider contract, section 3), in MiB.

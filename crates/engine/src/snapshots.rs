@@ -6,7 +6,7 @@ use dormouse_store::SnapshotRow;
 use dormouse_types::SnapshotId;
 
 use crate::Engine;
-use crate::machine::internal;
+use crate::host::internal;
 use crate::present::take_page;
 
 /// Siblings that are shown beside a snapshot; the count says how many there are.
