@@ -24,6 +24,6 @@ chmod 0755 "$root/usr/sbin/policy-rc.d"
 # pip may install for the user without a virtual environment.
 rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
 
-# Lists and caches only make the layer larger.
+# Lists and caches only make the image larger.
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/apt "$root"/var/log/dpkg.log
 rm -f "$root/etc/resolv.conf" "$root/etc/hostname"

@@ -100,7 +100,7 @@ fn kernel() -> Finding {
         ok: version >= OLDEST,
         needed: true,
         found: release.trim().to_owned(),
-        remedy: "use Linux 6.8 or newer: overlay over id-mapped layers needs it",
+        remedy: "use Linux 6.8 or newer: an overlay over id-mapped mounts needs it",
     }
 }
 
