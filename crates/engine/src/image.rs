@@ -8,6 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use dormouse_types::{ImageId, Timestamp};
 
 use crate::config::ImageConfig;
 use crate::storage::{ImageFile, Storage, StorageConfig};
+use crate::sys;
 
 mod oci;
 mod recipe;
@@ -130,7 +132,7 @@ impl Images {
         let image = ImageRow {
             id: ImageId::generate(),
             name: name.to_owned(),
-            digest: file.digest,
+            digest: file.digest.clone(),
             size_bytes: i64::try_from(file.bytes).unwrap_or(i64::MAX),
             config: serde_json::to_string(&config).map_err(|error| ImageError::Invalid(error.to_string()))?,
             source: describe(&source),
@@ -140,6 +142,8 @@ impl Images {
         self.db.insert_image(&image).await?;
         // Else a host that dies now forgets it, and start-up removes its file.
         self.db.sync().await.map_err(io_error("sync the database"))?;
+        // Its row keeps it from here on.
+        drop(file);
         Ok(image)
     }
 
@@ -148,26 +152,55 @@ impl Images {
         reference: &ImageReference,
         progress: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Pulled, ImageError> {
-        fs::create_dir_all(&self.cache).map_err(io_error(format!("make {}", self.cache.display())))?;
-        let layout = self.cache.join(format!("pull-{}", std::process::id()));
-        // Removed when it is dropped, whatever happens.
-        let mut pulled = Pulled { layout, digests: Vec::new(), config: ImageConfig::default() };
-        (pulled.digests, pulled.config) = registry::pull(reference, &pulled.layout, progress).await?;
-        Ok(pulled)
+        let workplace = Workplace::new(&self.cache)?;
+        let (digests, config) = registry::pull(reference, &workplace.path, progress).await?;
+        Ok(Pulled { workplace, digests, config })
     }
 }
 
 /// What was pulled from a registry, on disk for as long as this lives.
 struct Pulled {
-    layout: PathBuf,
+    workplace: Workplace,
     digests: Vec<String>,
     config: ImageConfig,
 }
 
-impl Drop for Pulled {
+/// A directory in the cache for what is being made, on disk for as long as this
+/// lives.
+struct Workplace {
+    path: PathBuf,
+    /// Tells others that its owner lives.
+    _lock: OwnedFd,
+}
+
+/// How the names of workplaces begin.
+const WORKPLACE: &str = "work-";
+
+impl Workplace {
+    /// Makes one, and removes those whose owners died.
+    fn new(cache: &Path) -> Result<Self, ImageError> {
+        let made = || {
+            fs::create_dir_all(cache)?;
+            for entry in fs::read_dir(cache)?.flatten() {
+                if entry.file_name().to_string_lossy().starts_with(WORKPLACE)
+                    && let Ok(_lock) = sys::lock_existing(&entry.path())
+                {
+                    // Only scratch files of ours are in there.
+                    fs::remove_dir_all(entry.path())?;
+                }
+            }
+            let path = cache.join(format!("{WORKPLACE}{}", uuid::Uuid::now_v7().simple()));
+            fs::create_dir(&path)?;
+            let lock = sys::lock_existing(&path)?;
+            Ok(Self { path, _lock: lock })
+        };
+        made().map_err(io_error(format!("make a directory in {}", cache.display())))
+    }
+}
+
+impl Drop for Workplace {
     fn drop(&mut self) {
-        // Only our own scratch files are in there.
-        let _ = fs::remove_dir_all(&self.layout);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -227,7 +260,7 @@ fn fill(
         ImageSource::Registry(_) => {
             // Pulled before this is called.
             let found = pulled.ok_or_else(|| ImageError::Invalid("the image was not pulled".to_owned()))?;
-            oci::unpack_blobs(&found.layout, &found.digests, target, progress)?;
+            oci::unpack_blobs(&found.workplace.path, &found.digests, target, progress)?;
             found.config.clone()
         }
     };
@@ -253,4 +286,25 @@ fn decompressed(file: File) -> io::Result<Box<dyn Read>> {
     } else {
         Box::new(file)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Workplace;
+
+    #[test]
+    fn what_a_dead_builder_left_goes_with_the_next() {
+        let cache = tempfile::tempdir().unwrap();
+        let dead = cache.path().join("work-dead");
+        std::fs::create_dir_all(dead.join("root")).unwrap();
+        std::fs::write(cache.path().join("default-1.tar"), "kept").unwrap();
+        let first = Workplace::new(cache.path()).unwrap();
+        assert!(!dead.exists());
+        let second = Workplace::new(cache.path()).unwrap();
+        assert!(first.path.exists() && second.path.exists());
+        drop((first, second));
+        let names: Vec<_> =
+            std::fs::read_dir(cache.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["default-1.tar"]);
+    }
 }

@@ -178,9 +178,14 @@ impl Machine {
     }
 
     async fn boot(&mut self, boot: Boot) -> Result<()> {
+        let copied = boot.files != Files::Image;
         let booted = self.start(boot).await;
         if booted.is_ok() {
             self.host.note_new();
+            // A copy is on disk already, and its row not long after.
+            if copied {
+                self.host.sync_database().await?;
+            }
         } else {
             // A sandbox that never came up was never acknowledged.
             let (now, gone) = (self.host.clock.now(), SnapshotsOfDeleted::AllGo);

@@ -300,9 +300,9 @@ async fn remove_garbage(host: &Arc<Host>, garbage: Vec<Garbage>) -> Result<(), S
     first_error.map_or(Ok(()), Err)
 }
 
-/// Removes files on disk that no row speaks of: half an image, or a copy whose
-/// row a dying host took with it. Once, at start: from then on every file has a
-/// row from before it is made until after it has gone.
+/// Removes files on disk that no row speaks of: half an image, or a copy that was
+/// made when the server or the host died. Once, at start: who makes something
+/// from then on also removes it, unless it gets a row.
 async fn take_stock(host: &Arc<Host>) -> Result<(), String> {
     let storage = host.storage.clone();
     let found = tokio::task::spawn_blocking(move || {

@@ -148,6 +148,12 @@ impl Db {
         synced.await.map_err(std::io::Error::other)?
     }
 
+    /// [`Db::sync`] after what nobody may have forgotten when the host is back,
+    /// such as the end of a key.
+    pub(crate) async fn last(&self, operation: &'static str) -> crate::Result<()> {
+        self.sync().await.map_err(|error| StoreError::database(operation)(error.into()))
+    }
+
     /// Asks the database something, to see whether it answers.
     ///
     /// # Errors

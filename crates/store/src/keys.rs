@@ -52,7 +52,8 @@ impl Db {
         .execute(&mut *tx)
         .await
         .map_err(StoreError::unique("insert key", format!("key {}", key.id)))?;
-        commit(tx, "insert key").await
+        commit(tx, "insert key").await?;
+        self.last("insert key").await
     }
 
     /// The key whose secret hashes to `hash`: one look-up in a unique index.
@@ -108,6 +109,7 @@ impl Db {
             .await
             .map_err(StoreError::database(format!("revoke key {id}")))?;
         commit(tx, "revoke key").await?;
+        self.last("revoke key").await?;
         Ok(done.rows_affected() > 0)
     }
 }

@@ -256,7 +256,7 @@ impl Load {
             for (fork, number) in known.forks.clone() {
                 let path = format!("{SANDBOXES}/{fork}?resume=true");
                 let (status, reply) = w.call(Method::GET, &path, Some(&w.key), None)?;
-                let may_be_gone = cut == Cut::Power || known.doomed.contains(&fork);
+                let may_be_gone = known.doomed.contains(&fork);
                 if status == StatusCode::NOT_FOUND && may_be_gone {
                     known.forks.remove(&fork);
                     continue;

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{ImageError, io_error};
+use super::{ImageError, Workplace, io_error};
 
 const PACKAGES: &str = include_str!("../../../../images/default/packages");
 const SETUP: &str = include_str!("../../../../images/default/setup.sh");
@@ -113,16 +113,13 @@ impl Recipe {
             progress("taking the files from the cache");
             return Ok(path);
         }
-        let work = cache.join(format!("build-{}-{}", self.name, std::process::id()));
-        fs::create_dir_all(&work).map_err(io_error(format!("make {}", work.display())))?;
-        let built = match self.method {
-            Method::Debian { release } => debian(release.trim(), &work, progress),
-            Method::Npm { packages } => npm(packages, &work, progress),
+        let workplace = Workplace::new(cache)?;
+        let tar = match self.method {
+            Method::Debian { release } => debian(release.trim(), &workplace.path, progress)?,
+            Method::Npm { packages } => npm(packages, &workplace.path, progress)?,
         };
-        let moved = built.and_then(|tar| fs::rename(tar, &path).map_err(io_error("keep the built tar")));
-        // Only our own scratch files are in there.
-        let _ = fs::remove_dir_all(&work);
-        moved.map(|()| path)
+        fs::rename(tar, &path).map_err(io_error("keep the built tar"))?;
+        Ok(path)
     }
 }
 

@@ -11,7 +11,11 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::sys::{loop_device, mount};
+use crate::sys::{self, loop_device, mount};
+
+/// How the name of an image file ends, and of one that is being made.
+const FINISHED: &str = "erofs";
+const PARTIAL: &str = "partial";
 
 /// Characters of a digest that name a mount's place.
 const SHORT: usize = 32;
@@ -28,12 +32,14 @@ pub(crate) struct Scratch {
 }
 
 /// A finished image file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct ImageFile {
     /// SHA-256, in hex.
     pub(crate) digest: String,
     /// Its size.
     pub(crate) bytes: u64,
+    /// Until it has a row, nobody else removes it.
+    _lock: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl ImageStore {
     }
 
     fn file(&self, digest: &str) -> PathBuf {
-        self.files.join(format!("{digest}.erofs"))
+        self.files.join(format!("{digest}.{FINISHED}"))
     }
 
     fn place(&self, digest: &str) -> PathBuf {
@@ -62,7 +68,8 @@ impl ImageStore {
     /// Makes an image file of the tree at `tree`.
     pub(super) fn make(&self, tree: &Path, progress: &dyn Fn(&str)) -> io::Result<ImageFile> {
         progress("making the image file");
-        let partial = self.files.join(format!("{}.partial", uuid::Uuid::now_v7().simple()));
+        let partial = self.files.join(format!("{}.{PARTIAL}", uuid::Uuid::now_v7().simple()));
+        let lock = sys::lock(&partial)?;
         let made = make_erofs(&partial, tree).and_then(|()| {
             progress("digesting the image file");
             let file = File::open(&partial)?;
@@ -70,7 +77,7 @@ impl ImageStore {
             file.sync_all()?;
             fs::rename(&partial, self.file(&digest))?;
             File::open(&self.files)?.sync_all()?;
-            Ok(ImageFile { digest, bytes: file.metadata()?.len() })
+            Ok(ImageFile { digest, bytes: file.metadata()?.len(), _lock: lock })
         });
         if made.is_err() {
             // The failure is what the caller wants to hear about.
@@ -144,16 +151,36 @@ impl ImageStore {
         }
     }
 
-    /// Digests of the files that are there; unfinished ones are removed.
-    pub(super) fn digests(&self) -> io::Result<Vec<String>> {
-        let mut digests = Vec::new();
+    /// Files whose name ends with `kind`, without those that somebody makes.
+    fn left_of(&self, kind: &str) -> io::Result<Vec<(PathBuf, String)>> {
+        let mut found = Vec::new();
         for entry in fs::read_dir(&self.files)? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if let Some(digest) = name.strip_suffix(".erofs") {
-                digests.push(digest.to_owned());
+            let path = entry?.path();
+            let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if path.extension().is_some_and(|end| end == kind) {
+                match sys::lock_existing(&path) {
+                    Ok(_lock) => found.push((path, name)),
+                    Err(error)
+                        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
-        Ok(digests)
+        Ok(found)
+    }
+
+    /// Digests of the files that are there. One that was made just now and has
+    /// no row yet is its maker's.
+    pub(super) fn left(&self) -> io::Result<Vec<String>> {
+        Ok(self.left_of(FINISHED)?.into_iter().map(|(_, digest)| digest).collect())
+    }
+
+    /// Removes files whose makers died over them.
+    pub(super) fn clear_partial(&self) -> io::Result<()> {
+        for (path, _) in self.left_of(PARTIAL)? {
+            fs::remove_file(path)?;
+        }
+        Ok(())
     }
 }
 
@@ -230,5 +257,28 @@ mod tests {
         let digest = "a".repeat(64);
         assert_eq!(store.place(&digest), Path::new("/p").join("a".repeat(32)));
         assert_eq!(store.file(&digest), Path::new("/f").join(format!("{digest}.erofs")));
+    }
+
+    #[test]
+    fn what_somebody_makes_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(dir.path().to_owned(), dir.path().join("places"));
+        let at = |name: &str| dir.path().join(name);
+        for name in ["dead.partial", "done.erofs"] {
+            fs::write(at(name), "").unwrap();
+        }
+        let (making, made) =
+            (sys::lock(&at("live.partial")).unwrap(), sys::lock(&at("rowless.partial")).unwrap());
+        // A lock goes with the file to its new name.
+        fs::rename(at("rowless.partial"), at("rowless.erofs")).unwrap();
+        store.clear_partial().unwrap();
+        assert!(!at("dead.partial").exists() && at("live.partial").exists());
+        assert_eq!(store.left().unwrap(), ["done"]);
+        drop((making, made));
+        store.clear_partial().unwrap();
+        assert!(!at("live.partial").exists());
+        let mut left = store.left().unwrap();
+        left.sort();
+        assert_eq!(left, ["done", "rowless"]);
     }
 }

@@ -631,15 +631,16 @@ impl Storage {
         let of = |kind| move |name| Garbage { kind, name };
         let mut all: Vec<_> = self.names("volumes")?.into_iter().map(of(GarbageKind::Volume)).collect();
         all.extend(self.names("snapshots")?.into_iter().map(of(GarbageKind::Snapshot)));
-        all.extend(self.images.digests()?.into_iter().map(of(GarbageKind::Image)));
+        all.extend(self.images.left()?.into_iter().map(of(GarbageKind::Image)));
         Ok(all)
     }
 
     /// Removes what an earlier process left half-made, unless its maker lives.
     pub(crate) fn clear_scratch(&self) -> io::Result<()> {
         let _open = self.access()?;
+        self.images.clear_partial()?;
         for name in self.names("scratch")? {
-            match sys::lock_dir(&self.root.join("scratch").join(&name)) {
+            match sys::lock_existing(&self.root.join("scratch").join(&name)) {
                 Ok(_lock) => self.delete_scratch(&name)?,
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {
                 }
@@ -667,7 +668,7 @@ impl Storage {
             Driver::Btrfs { driver, .. } => driver.create(&parent, &name)?,
             Driver::Plain => fs::create_dir(&whole)?,
         }
-        let lock = sys::lock_dir(&whole)?;
+        let lock = sys::lock_existing(&whole)?;
         let path = whole.join("root");
         // Fails when a server that starts just now took it for left over.
         fs::create_dir(&path)?;

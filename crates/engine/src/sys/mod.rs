@@ -155,13 +155,14 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> 
     Ok(usize::try_from(read).unwrap_or(0))
 }
 
-/// Takes the lock of the directory `path`, which stays locked until the
-/// descriptor closes. `WouldBlock`: somebody else has it.
-pub(crate) fn lock_dir(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let dir = std::fs::File::open(path)?;
+/// Takes the lock of the directory or file at `path`, which stays locked until
+/// the descriptor closes, under another name too. `WouldBlock`: somebody else
+/// has it.
+pub(crate) fn lock_existing(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let file = std::fs::File::open(path)?;
     // SAFETY: plain integers.
-    check(unsafe { libc::flock(dir.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
-    Ok(dir.into())
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
+    Ok(file.into())
 }
 
 /// Takes the lock file `path`, which stays locked until the descriptor closes.

@@ -11,7 +11,7 @@ use dormouse_types::{RunId, Timestamp};
 use dormouse_wire as wire;
 
 use super::error::{WireError, WireResult};
-use super::sandboxes::{creation, page};
+use super::sandboxes::{creation, page, to_its_end};
 use super::{MAX_ARCHIVE, RunScope, Scope, commands, files, present, requests, snapshots};
 use crate::App;
 use crate::body::ApiJson;
@@ -56,7 +56,8 @@ async fn create(
     let mut request = creation(CloneDirectory::Workdir, scope, body)?;
     // It has no second run.
     (request.persistent, request.ephemeral) = (false, true);
-    let made = app.provider.create(request).await?;
+    let provider = app.provider.clone();
+    let made = to_its_end("create a sandbox", async move { provider.create(request).await }).await?;
     let routes = present::routes(made.routes, &app.ports);
     Ok(Json(wire::first::SandboxReply { sandbox: present::session(made.run), routes }))
 }

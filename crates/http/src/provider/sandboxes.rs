@@ -9,8 +9,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use dormouse_provider::{
-    CloneDirectory, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, Order, Page, Resumed, SandboxKey,
-    SandboxSort, StopReason,
+    CloneDirectory, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, Order, Page, ProviderError, Resumed,
+    SandboxKey, SandboxSort, StopReason,
 };
 use dormouse_types::SandboxName;
 use dormouse_wire as wire;
@@ -152,7 +152,8 @@ pub(crate) async fn create(
     let provider = app.provider.clone();
     if !named {
         // Nobody can ask for it again.
-        return Ok(reply(present::found(provider.create(request).await?, &app.ports, interactive), None));
+        let made = to_its_end("create a sandbox", async move { provider.create(request).await }).await?;
+        return Ok(reply(present::found(made, &app.ports, interactive), None));
     }
     let made = app.creations.create(key, digest, async move { provider.create(request).await }).await;
     let (made, answer) = made?;
@@ -211,11 +212,20 @@ pub(crate) async fn fork(
     };
     let provider = app.provider.clone();
     if !named {
-        return Ok(reply(present::found(provider.fork(request).await?, &app.ports, body.interactive), None));
+        let made = to_its_end("fork a sandbox", async move { provider.fork(request).await }).await?;
+        return Ok(reply(present::found(made, &app.ports, body.interactive), None));
     }
     let made = app.creations.create(key, digest, async move { provider.fork(request).await }).await;
     let (made, answer) = made?;
     Ok(reply(present::found(made, &app.ports, body.interactive), Some(answer)))
+}
+
+/// Does `work` also when the caller hangs up: nothing stays half-made.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    operation: &'static str,
+    work: impl Future<Output = dormouse_provider::Result<T>> + Send + 'static,
+) -> dormouse_provider::Result<T> {
+    tokio::spawn(work).await.map_err(|error| ProviderError::internal(operation, error))?
 }
 
 /// JSON that counts as taken once the last of it was asked for.

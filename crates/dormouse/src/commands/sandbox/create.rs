@@ -114,8 +114,7 @@ pub(super) async fn fork(client: &Client, args: ForkArgs, output: &Output) -> an
     made(&client.json(client.request(Method::POST, &path).json(&request)).await?, output)
 }
 
-/// A sandbox that sleeps is woken first: its files are those of a snapshot that
-/// exists, which a manual one is not.
+/// A sandbox that sleeps is woken first: the protocol makes snapshots of runs.
 pub(super) async fn snapshot(
     client: &Client,
     name: &str,
