@@ -7,8 +7,8 @@
 //! v2  /sys/fs/cgroup/dormouse-N/RUN
 //! ```
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,7 +46,8 @@ pub(crate) struct Cgroups {
 /// grace period, 5 to 20 ms of a start on version 1; on version 2 processes are
 /// born in their group. The kernel has one switch for this (`favordynmods`),
 /// which is on while any hierarchy is mounted that asks for it: one without
-/// controllers does, and goes with the last server. In exchange forks and exits
+/// controllers does, and goes with the last server (of Linux 6.18 a part stays until
+/// the host restarts). In exchange forks and exits
 /// on the whole host take a slower lock; what that costs was less than the
 /// noise of a measurement.
 fn favor_moves() -> io::Result<OwnedFd> {
@@ -177,11 +178,13 @@ impl Cgroups {
     ///
     /// # Errors
     /// `TimedOut` when one of them does not; all go on then.
-    pub(crate) fn freeze(&self, run: &RunId) -> io::Result<Frozen<'_>> {
-        let (place, [freeze, _], state) = self.freezer(run.as_str());
-        fs::write(place, freeze)?;
+    pub(crate) fn freeze(&self, run: &RunId) -> io::Result<Frozen> {
+        let (place, [freeze, thaw], state) = self.freezer(run.as_str());
+        // Open all the time: to let it go on must not take a descriptor.
+        let mut switch = fs::OpenOptions::new().write(true).open(place)?;
+        switch.write_all(freeze.as_bytes())?;
         // From here on it goes on again, whatever happens.
-        let frozen = Frozen { cgroups: self, run: run.as_str().to_owned() };
+        let frozen = Frozen { switch, thaw };
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_micros(50);
         while !fs::read_to_string(&state)?.lines().any(|line| matches!(line, "FROZEN" | "frozen 1")) {
@@ -262,14 +265,17 @@ impl Cgroups {
 
 /// A run whose processes stand still.
 #[derive(Debug)]
-pub(crate) struct Frozen<'a> {
-    cgroups: &'a Cgroups,
-    run: String,
+pub(crate) struct Frozen {
+    switch: File,
+    thaw: &'static str,
 }
 
-impl Drop for Frozen<'_> {
+impl Drop for Frozen {
     fn drop(&mut self) {
-        self.cgroups.thaw(&self.run);
+        // The group is gone with its processes, or takes it.
+        if let Err(error) = self.switch.write_all(self.thaw.as_bytes()) {
+            tracing::warn!(%error, "let the processes of a run go on");
+        }
     }
 }
 

@@ -145,13 +145,16 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, ending: &Ending) -> R
         None => None,
     };
     let keeps = ending.snapshot.is_some() || end.volume == Volume::Kept;
-    if keeps && !host.storage.has_volume(&run.volume_id) {
+    let sought = run.volume_id.clone();
+    if keeps && !pool(host, "look for the files of a run", move |storage| storage.has_volume(&sought)).await?
+    {
         host.usable()?;
         tracing::error!(run = %run.id, volume = %run.volume_id, "its files are gone");
         (end.status, end.volume) = (RunStatus::Aborted.as_str(), Volume::Dropped);
-        // A host that lost power just after the creation, say. An empty machine
+        // A host that lost power just after the creation. An empty machine
         // under this name would be somebody else's.
-        if sandbox.current_snapshot.is_none() {
+        let runs = host.db.count_runs(&sandbox.id).await.map_err(internal("count runs"))?;
+        if sandbox.current_snapshot.is_none() && runs == 1 {
             end.forget = Some(Deletion { with_snapshots: false }.snapshots(&sandbox, now));
         }
         return record(host, &end).await;
@@ -164,7 +167,10 @@ pub(crate) async fn finish(host: &Arc<Host>, run: &RunRow, ending: &Ending) -> R
             // Nothing may be lost for want of room: the volume stays as it is.
             Err(error @ ProviderError::Capacity(_)) if host.usable().is_ok() => {
                 tracing::warn!(run = %run.id, error = %error.detail(), "no snapshot was made");
-                end.volume = Volume::Kept;
+                // One that was rolled back has its files from the snapshot.
+                if end.volume != Volume::RolledBack {
+                    end.volume = Volume::Kept;
+                }
                 refused = ending.manual.as_ref().map(|_| error);
             }
             Err(error) => return Err(error),

@@ -122,6 +122,7 @@ impl Engine {
     pub async fn start(config: EngineConfig, db: Db, clock: Clock) -> std::result::Result<Self, EngineError> {
         let locks = lock(config.data_dir(), config.instance)?;
         sys::become_subreaper().map_err(host("become the parent of runs"))?;
+        sys::raise_descriptor_limit().map_err(host("raise the limit of open files"))?;
         let numbering = Numbering::new(config.instance);
         let storage = Storage::open(config.storage.clone()).map_err(host("open the storage pool"))?;
         if config.default_resources.disk_mib.is_some() && !storage.enforces_limits() {
@@ -166,7 +167,8 @@ impl Engine {
             mirror_trust,
             disk_full: AtomicBool::new(false),
             untidy: Arc::default(),
-            unsaved: std::sync::Mutex::default(),
+            // What the server before this one made last, it may not have saved.
+            unsaved: std::sync::Mutex::new(Some(std::time::Instant::now())),
         });
         let registry = Arc::new(Registry::default());
         let (done, recovered) = watch::channel(false);

@@ -54,7 +54,7 @@ pub(crate) enum Order {
     /// Have a live run; `true` when this order started it.
     Resume { reply: oneshot::Sender<Result<bool>> },
     /// Take over a run that a server before us started.
-    Adopt { run: Box<RunRow> },
+    Adopt { run: Box<RunRow>, reply: oneshot::Sender<Result<()>> },
     /// End the live run; `None` means whichever it is.
     Stop { run: Option<RunId>, reason: StopReason, reply: oneshot::Sender<Result<()>> },
     /// Keep the files of the live run in a manual snapshot, which ends it unless
@@ -157,7 +157,7 @@ impl Machine {
         match order {
             Order::Boot { boot, reply } => drop(reply.send(self.boot(*boot).await)),
             Order::Resume { reply } => drop(reply.send(self.resume().await)),
-            Order::Adopt { run } => self.adopt(*run).await,
+            Order::Adopt { run, reply } => drop(reply.send(self.adopt(*run).await)),
             Order::Stop { run, reason, reply } => drop(reply.send(self.stop(run, reason).await)),
             Order::Snapshot { run, request, reply } => {
                 drop(reply.send(self.snapshot(&run, request).await));
@@ -183,8 +183,8 @@ impl Machine {
         if booted.is_ok() {
             self.host.note_new();
             // A copy is on disk already, and its row not long after.
-            if copied {
-                self.host.sync_database().await?;
+            if copied && let Err(error) = self.host.sync_database().await {
+                tracing::warn!(error = %error.detail(), "it is saved with the next");
             }
         } else {
             // A sandbox that never came up was never acknowledged.
@@ -226,12 +226,24 @@ impl Machine {
             None => None,
         };
         let ground = Standing::of(&sandbox, snapshot.as_ref(), &image);
-        if ground.files == Files::There && !self.host.storage.has_volume(&ground.volume) {
-            let missing = format!("volume {} is not there", ground.volume);
-            return Err(ProviderError::internal(format!("resume {}", sandbox.name), missing));
+        if ground.files == Files::There {
+            let volume = ground.volume.clone();
+            let there = pool(&self.host, "look for the files of a sandbox", move |s| s.has_volume(&volume));
+            if !there.await? {
+                let missing = format!("volume {} is not there", ground.volume);
+                return Err(ProviderError::internal(format!("resume {}", sandbox.name), missing));
+            }
         }
         let run = pending_run(&sandbox, &config, ground.volume, self.host.clock.now());
-        self.host.db.insert_run(&run, &ground.state).await.map_err(internal("insert run"))?;
+        let inserted = self.host.db.insert_run(&run, &ground.state, &sandbox).await;
+        if !inserted.map_err(internal("insert run"))? {
+            // Its snapshot went in this moment, and its files with it.
+            return Box::pin(self.resume()).await;
+        }
+        // A volume that is made now is as new as that of a creation.
+        if ground.files != Files::There {
+            self.host.note_new();
+        }
         let boot =
             Boot { run, image: image.digest, boots: ground.state.boots, files: ground.files, source: None };
         self.start(boot).await?;
@@ -311,7 +323,11 @@ impl Machine {
         pool(&self.host, "make room for a start", move |storage| storage.lift(&sandbox, limit)).await?;
         let launched = launch::launch(&self.host, run, config, ground).await;
         let sandbox = run.sandbox_id.clone();
-        pool(&self.host, "limit a sandbox", move |storage| storage.settle(&sandbox, limit)).await?;
+        let settled = pool(&self.host, "limit a sandbox", move |storage| storage.settle(&sandbox, limit));
+        if let Err(error) = settled.await {
+            // The next server to adopt it sets its limit.
+            tracing::warn!(run = %run.id, error = %error.detail(), "limit a sandbox");
+        }
         Ok(launched?)
     }
 
@@ -333,26 +349,25 @@ impl Machine {
         self.live = Some(Owned { row, process, pidfd, expires_at });
     }
 
-    async fn adopt(&mut self, run: RunRow) {
-        let (Some(process), Ok(config)) = (run.process.clone(), parse::<RunConfig>(&run.config)) else {
-            tracing::error!(run = %run.id, "a live run without process or configuration");
-            return;
-        };
-        match sys::watch_process(process.pid) {
-            Ok(pidfd) => {
-                let expires_at = run.expires_at.unwrap_or_else(|| self.host.clock.now());
-                tracing::info!(run = %run.id, sandbox = %run.sandbox_name, "adopted");
-                launch::put_policy(&self.host, process.slot, &config.network);
-                // A server that was killed while it made a snapshot left it so.
-                self.host.cgroups.thaw(run.id.as_str());
-                // Or while it let a full sandbox start.
-                if let Err(error) = self.host.storage.set_limit(&run.sandbox_id, disk_limit(&config)) {
-                    tracing::warn!(run = %run.id, %error, "limit a sandbox");
-                }
-                self.take_over(run, process, pidfd, expires_at, config);
-            }
-            Err(error) => tracing::warn!(run = %run.id, %error, "adopt"),
+    /// Takes over a run that lives. On failure it does not any more, or is
+    /// nothing that this server can keep.
+    async fn adopt(&mut self, run: RunRow) -> Result<()> {
+        let config: RunConfig = parse(&run.config)?;
+        let process = run.process.clone();
+        let process = process.ok_or_else(|| ProviderError::internal("adopt a run", "it has no process"))?;
+        let pidfd = sys::watch_process(process.pid)
+            .map_err(|error| ProviderError::internal(format!("watch run {}", run.id), error))?;
+        let expires_at = run.expires_at.unwrap_or_else(|| self.host.clock.now());
+        tracing::info!(run = %run.id, sandbox = %run.sandbox_name, "adopted");
+        launch::put_policy(&self.host, process.slot, &config.network);
+        // A server that was killed while it made a snapshot left it so.
+        self.host.cgroups.thaw(run.id.as_str());
+        // Or while it let a full sandbox start.
+        if let Err(error) = self.host.storage.set_limit(&run.sandbox_id, disk_limit(&config)) {
+            tracing::warn!(run = %run.id, %error, "limit a sandbox");
         }
+        self.take_over(run, process, pidfd, expires_at, config);
+        Ok(())
     }
 
     async fn stop(&mut self, run: Option<RunId>, reason: StopReason) -> Result<()> {
@@ -423,7 +438,9 @@ impl Machine {
         if let Some(id) = rolled_back {
             let (live, now) = (self.live.is_some(), self.host.clock.now());
             let rolled_back = self.host.db.roll_back(&self.sandbox, &id, live, now).await;
-            rolled_back.map_err(internal("roll back"))?;
+            if !rolled_back.map_err(internal("roll back"))? {
+                return Err(ProviderError::SnapshotGone(id.to_string()));
+            }
             self.host.untidy.notify_one();
         }
         self.host.sync_database().await?;

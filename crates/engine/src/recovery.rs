@@ -10,7 +10,7 @@ use std::time::Duration;
 use dormouse_provider::{RunStatus, StopReason};
 use dormouse_store::{Garbage, GarbageKind, RunRow, SnapshotsOfDeleted};
 use dormouse_types::SandboxId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::ending::{Ended, Ending, finish};
 use crate::host::{self, Host};
@@ -51,6 +51,8 @@ pub(crate) async fn recover(host: &Arc<Host>, registry: &Arc<Registry>) {
             }
         }
     };
+    // Before anything lives: what is made from here on is its maker's.
+    let found = take_stock(host).await;
     let width = Arc::new(tokio::sync::Semaphore::new(WIDTH));
     let mut tasks = tokio::task::JoinSet::new();
     for run in runs {
@@ -65,7 +67,11 @@ pub(crate) async fn recover(host: &Arc<Host>, registry: &Arc<Registry>) {
     }
     while tasks.join_next().await.is_some() {}
     sweep(host, registry).await;
-    if let Err(error) = take_stock(host).await {
+    let removed = match found {
+        Ok(found) => remove_orphans(host, found).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
         tracing::warn!(error, "look for files that nobody owns");
     }
 }
@@ -83,7 +89,9 @@ pub(crate) async fn look_after_pool(host: Arc<Host>) {
     let mut pause = LOOK;
     loop {
         tokio::time::sleep(pause).await;
-        host.save_new().await;
+        if host.usable().is_ok() {
+            host.save_new().await;
+        }
         let looking = host.clone();
         let looked = tokio::task::spawn_blocking(move || {
             look_at_disk(&looking);
@@ -159,16 +167,12 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
         same_boot && run.process.as_ref().is_some_and(|p| host::start_time(p.pid) == Some(p.start_time));
     if alive && run.status == RunStatus::Running.as_str() {
         let queue = task_queue(host, registry, &run.sandbox_id);
-        let adopted = queue.send(Order::Adopt { run: Box::new(run.clone()) }).await;
-        // The task publishes the run when it takes the order.
-        while adopted.is_ok() && registry.live(&run.id).is_none() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            if run.process.as_ref().is_none_or(|p| host::start_time(p.pid) != Some(p.start_time)) {
-                break;
-            }
-        }
-        if registry.live(&run.id).is_some() {
-            return false;
+        let (reply, adopted) = oneshot::channel();
+        let sent = queue.send(Order::Adopt { run: Box::new(run.clone()), reply }).await;
+        match adopted.await {
+            Ok(Ok(())) => return false,
+            Ok(Err(error)) => tracing::error!(run = %run.id, error = %error.detail(), "adopt"),
+            Err(_) => tracing::error!(run = %run.id, sent = sent.is_ok(), "its task is gone"),
         }
     }
     if alive && let Some(process) = &run.process {
@@ -300,16 +304,20 @@ async fn remove_garbage(host: &Arc<Host>, garbage: Vec<Garbage>) -> Result<(), S
     first_error.map_or(Ok(()), Err)
 }
 
-/// Removes files on disk that no row speaks of: half an image, or a copy that was
-/// made when the server or the host died. Once, at start: who makes something
-/// from then on also removes it, unless it gets a row.
-async fn take_stock(host: &Arc<Host>) -> Result<(), String> {
+/// What is on disk, without what was half-made when its maker died: that goes.
+async fn take_stock(host: &Arc<Host>) -> Result<Vec<Garbage>, String> {
     let storage = host.storage.clone();
     let found = tokio::task::spawn_blocking(move || {
         storage.clear_scratch()?;
         storage.inventory()
     });
-    let found = found.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    found.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Removes those of the files that no row speaks of: a copy that was made when
+/// the server or the host died. Once, at start: who makes something later also
+/// removes it, unless it gets a row.
+async fn remove_orphans(host: &Arc<Host>, found: Vec<Garbage>) -> Result<(), String> {
     let mut orphans = BTreeSet::new();
     for one in found {
         let owned = match one.kind {

@@ -287,8 +287,8 @@ impl Engine {
         let row = self.find(&from).await?;
         self.host.admits()?;
         let mut config: RunConfig = parse(&row.config)?;
-        // One that keeps no snapshots has its files in its volume alone.
-        let keeps_none = config.retention == Retention::Current && row.current_snapshot.is_none();
+        // One without a snapshot has its files in its volume alone.
+        let keeps_none = row.current_snapshot.is_none();
         if let Some(env) = request.env {
             check_env(&env)?;
             config.env = env;

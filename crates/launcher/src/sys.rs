@@ -584,6 +584,10 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
     capset([half(mask), half(mask >> 32)])
 }
 
+/// Descriptors that a process in a sandbox may have until it asks for more, not
+/// the server's own number: some programs close all there might be.
+const OPEN_FILES: libc::rlim_t = 65_536;
+
 /// Standard streams to /dev/null, the listener and the image's `/run` at their
 /// places, nothing else.
 pub(crate) fn prepare_descriptors(
@@ -600,6 +604,10 @@ pub(crate) fn prepare_descriptors(
     let (null, listener, agent) = (high(null.as_fd())?, high(listener.as_fd())?, high(agent.as_fd())?);
     let image_run = high(image_run.as_fd())?;
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut files = no_core;
+    // SAFETY: `files` outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) }.into())?;
+    files.rlim_cur = files.rlim_max.min(OPEN_FILES);
     // SAFETY: plain integers; descriptors above AGENT become close-on-exec.
     unsafe {
         for fd in 0..3 {
@@ -610,6 +618,7 @@ pub(crate) fn prepare_descriptors(
         check(libc::dup3(agent.as_raw_fd(), AGENT, libc::O_CLOEXEC).into())?;
         check(libc::syscall(libc::SYS_close_range, AGENT + 1, c_uint::MAX, 4 /* CLOEXEC */))?;
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core).into())?;
+        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files).into())?;
         libc::umask(0o022);
         check(libc::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0).into())?;
     }

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::db::{Db, StoreError, Tx, commit, json, typed};
 use crate::garbage::{self, GarbageKind};
-use crate::sandboxes::SnapshotsOfDeleted;
+use crate::sandboxes::{SandboxRow, SnapshotsOfDeleted};
 use crate::snapshots::{Retire, SnapshotRow};
 
 /// One boot of a sandbox.
@@ -227,22 +227,34 @@ pub(crate) async fn drop_volume(
 
 impl Db {
     /// Adds a run to an existing sandbox, whose volume is the run's from now on.
-    pub async fn insert_run(&self, run: &RunRow, volume: &VolumeState) -> crate::Result<()> {
+    /// `false`, and nothing done, where the files of the sandbox are not those of
+    /// `was` any more: the snapshot that it stood on went.
+    pub async fn insert_run(
+        &self,
+        run: &RunRow,
+        volume: &VolumeState,
+        was: &SandboxRow,
+    ) -> crate::Result<bool> {
         let mut tx = self.write().await?;
         insert(&mut tx, run).await?;
-        sqlx::query(
+        let given = sqlx::query(
             "UPDATE sandboxes SET volume_id = $1, descends_from = $2, base_bytes = $3, boots = $4
-             WHERE id = $5",
+             WHERE id = $5 AND volume_id IS $6 AND current_snapshot IS $7",
         )
         .bind(run.volume_id.as_str())
         .bind(volume.descends_from.as_ref().map(SnapshotId::as_str))
         .bind(volume.base_bytes)
         .bind(volume.boots)
         .bind(run.sandbox_id.as_str())
+        .bind(was.volume_id.as_ref().map(VolumeId::as_str))
+        .bind(was.current_snapshot.as_ref().map(SnapshotId::as_str))
         .execute(&mut *tx)
         .await
         .map_err(StoreError::database(format!("give {} to its sandbox", run.volume_id)))?;
-        commit(tx, "insert run").await
+        if given.rows_affected() == 0 {
+            return Ok(false);
+        }
+        commit(tx, "insert run").await.map(|()| true)
     }
 
     /// The run with this id.

@@ -363,7 +363,7 @@ impl Db {
         snapshot: &SnapshotId,
         live: bool,
         now: Timestamp,
-    ) -> crate::Result<()> {
+    ) -> crate::Result<bool> {
         let mut tx = self.write().await?;
         let failed = || StoreError::database(format!("roll back {id}"));
         if !live {
@@ -377,8 +377,9 @@ impl Db {
                 garbage::add(&mut tx, GarbageKind::Volume, &volume, now).await?;
             }
         }
-        sqlx::query(
-            "UPDATE sandboxes SET volume_id = NULL, current_snapshot = $1, updated_at = $2 WHERE id = $3",
+        let moved = sqlx::query(
+            "UPDATE sandboxes SET volume_id = NULL, current_snapshot = $1, updated_at = $2 WHERE id = $3
+             AND EXISTS (SELECT 1 FROM snapshots WHERE id = $1 AND status = 'created')",
         )
         .bind(snapshot.as_str())
         .bind(now.0)
@@ -386,7 +387,10 @@ impl Db {
         .execute(&mut *tx)
         .await
         .map_err(failed())?;
-        commit(tx, "roll back").await
+        if moved.rows_affected() == 0 {
+            return Ok(false);
+        }
+        commit(tx, "roll back").await.map(|()| true)
     }
 
     /// Forgets a sandbox with its labels and routes. Its volume goes.

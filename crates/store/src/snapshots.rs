@@ -264,12 +264,25 @@ impl Db {
         commit(tx, "record the end of a run").await
     }
 
-    /// A snapshot of a run that goes on: it becomes the sandbox's current one.
+    /// A snapshot of a run that goes on: it becomes the sandbox's current one,
+    /// unless the sandbox was rolled back meanwhile and has moved on.
     pub async fn record_snapshot(&self, snapshot: &SnapshotRow, rule: Retire) -> crate::Result<()> {
         let now = snapshot.updated_at;
         let mut tx = self.write().await?;
         insert(&mut tx, snapshot).await?;
-        let replaced = make_current(&mut tx, &snapshot.sandbox_id, Some(&snapshot.id), now).await?;
+        let own: Option<(i64,)> = sqlx::query_as(
+            "SELECT 1 FROM sandboxes JOIN runs ON runs.volume_id = sandboxes.volume_id
+             WHERE sandboxes.id = $1 AND runs.id = $2",
+        )
+        .bind(snapshot.sandbox_id.as_str())
+        .bind(snapshot.source_run.as_str())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(StoreError::database(format!("read the volume of {}", snapshot.sandbox_id)))?;
+        let replaced = match own {
+            Some(_) => make_current(&mut tx, &snapshot.sandbox_id, Some(&snapshot.id), now).await?,
+            None => None,
+        };
         retire(&mut tx, rule, &snapshot.sandbox_id, replaced.as_ref(), now).await?;
         commit(tx, "record snapshot").await
     }

@@ -158,6 +158,11 @@ async fn reread(db: &Db, sandbox: &SandboxRow) -> SandboxRow {
 }
 
 /// What has to go from disk, which then goes.
+async fn add_run(db: &Db, run: &RunRow) {
+    let was = db.sandbox_by_id(&run.sandbox_id).await.unwrap().unwrap();
+    assert!(db.insert_run(run, &state(), &was).await.unwrap());
+}
+
 async fn take_garbage(db: &Db) -> Vec<Garbage> {
     let mut garbage = db.garbage(100).await.unwrap();
     db.forget_garbage(&garbage).await.unwrap();
@@ -251,9 +256,10 @@ async fn a_sandbox_has_one_live_run() {
         let other = self::sandbox(&image, "one");
         let taken = db.insert_sandbox(&other, &run(&sandbox), &BTreeMap::new(), &[]).await;
         assert!(matches!(taken, Err(StoreError::Conflict(_))));
-        assert!(matches!(db.insert_run(&run(&sandbox), &state()).await, Err(StoreError::Conflict(_))));
+        let second = db.insert_run(&run(&sandbox), &state(), &reread(&db, &sandbox).await).await;
+        assert!(matches!(second, Err(StoreError::Conflict(_))));
         db.run_failed(&first, false, "start_failed", NOW).await.unwrap();
-        db.insert_run(&run(&sandbox), &state()).await.unwrap();
+        add_run(&db, &run(&sandbox)).await;
         assert_eq!(db.live_runs().await.unwrap().len(), 1);
         let ended = db.run(&first.id).await.unwrap().unwrap();
         assert_eq!(ended.stop_reason.as_deref(), Some("start_failed"));
@@ -275,20 +281,20 @@ async fn a_volume_lives_as_long_as_its_sandbox() {
 
         // What was made for a run that never came up goes; what was there stays.
         let next = run(&sandbox);
-        db.insert_run(&next, &state()).await.unwrap();
+        add_run(&db, &next).await;
         assert!(db.volume_had_runs(&next).await.unwrap());
         db.run_failed(&next, false, "start_failed", NOW).await.unwrap();
         assert_eq!(reread(&db, &sandbox).await.volume_id, Some(volume.clone()));
 
         let next = run(&sandbox);
-        db.insert_run(&next, &state()).await.unwrap();
+        add_run(&db, &next).await;
         end(&db, &next, None, None, Volume::Dropped).await;
         assert_eq!(reread(&db, &sandbox).await.volume_id, None);
         assert_eq!(take_garbage(&db).await, [of_volume(&volume)]);
         assert!(!db.owns_volume(&volume).await.unwrap());
 
         let fresh = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
-        db.insert_run(&fresh, &state()).await.unwrap();
+        add_run(&db, &fresh).await;
         assert!(!db.volume_had_runs(&fresh).await.unwrap());
         end(&db, &fresh, None, None, Volume::Kept).await;
         db.delete_sandbox(&sandbox.id, SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
@@ -309,14 +315,14 @@ async fn a_rollback_drops_what_was_there() {
         assert_eq!(stopped.descends_from.as_ref(), Some(&kept.id));
 
         // While it is stopped: at once.
-        db.roll_back(&sandbox.id, &kept.id, false, NOW).await.unwrap();
+        assert!(db.roll_back(&sandbox.id, &kept.id, false, NOW).await.unwrap());
         assert_eq!(take_garbage(&db).await, [of_volume(&first.volume_id)]);
         assert_eq!(reread(&db, &sandbox).await.volume_id, None);
 
         // While it runs: with the run, which is not the current one any more.
         let next = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
-        db.insert_run(&next, &state()).await.unwrap();
-        db.roll_back(&sandbox.id, &kept.id, true, NOW).await.unwrap();
+        add_run(&db, &next).await;
+        assert!(db.roll_back(&sandbox.id, &kept.id, true, NOW).await.unwrap());
         assert!(take_garbage(&db).await.is_empty());
         assert!(db.owns_volume(&next.volume_id).await.unwrap(), "the live run owns it");
         let late = snapshot(&next, &image, Some(kept.id.clone()));
@@ -325,6 +331,50 @@ async fn a_rollback_drops_what_was_there() {
         assert_eq!((found.current_snapshot.as_ref(), found.volume_id), (Some(&kept.id), None));
         assert_eq!(status(&db, &late.id).await, "created");
         assert_eq!(take_garbage(&db).await, [of_volume(&next.volume_id)]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_of_a_sandbox_may_have_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let kept = snapshot(&first, &image, None);
+        end(&db, &first, Some(&kept), None, Volume::Kept).await;
+        let was = reread(&db, &sandbox).await;
+        db.delete_snapshot(&kept.id, NOW).await.unwrap();
+        // Its volume is garbage now.
+        assert!(!db.insert_run(&run(&sandbox), &state(), &was).await.unwrap());
+        assert!(db.live_runs().await.unwrap().is_empty());
+        assert_eq!(reread(&db, &sandbox).await.volume_id, None);
+
+        let fresh = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
+        add_run(&db, &fresh).await;
+        end(&db, &fresh, None, None, Volume::Kept).await;
+        take_garbage(&db).await;
+        assert!(!db.roll_back(&sandbox.id, &kept.id, false, NOW).await.unwrap(), "to what is gone");
+        assert_eq!(reread(&db, &sandbox).await.volume_id, Some(fresh.volume_id.clone()));
+        assert!(take_garbage(&db).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_live_snapshot_does_not_undo_a_rollback() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let kept = snapshot(&first, &image, None);
+        db.record_snapshot(&kept, Retire::Replaced).await.unwrap();
+        assert!(db.roll_back(&sandbox.id, &kept.id, true, NOW).await.unwrap());
+        let late = snapshot(&first, &image, Some(kept.id.clone()));
+        db.record_snapshot(&late, Retire::Replaced).await.unwrap();
+        assert_eq!(reread(&db, &sandbox).await.current_snapshot, Some(kept.id.clone()));
+        assert_eq!(
+            (status(&db, &kept.id).await, status(&db, &late.id).await),
+            ("created".into(), "created".into())
+        );
     }
 }
 
@@ -474,7 +524,7 @@ async fn snapshots_go_when_they_are_told_to() {
             if ids.is_empty() {
                 db.insert_sandbox(&sandbox, &next, &BTreeMap::new(), &[]).await.unwrap();
             } else {
-                db.insert_run(&next, &state()).await.unwrap();
+                add_run(&db, &next).await;
             }
             ids.push(stop(&db, &next, &image, ids.last(), retire).await);
         }
@@ -489,7 +539,7 @@ async fn snapshots_go_when_they_are_told_to() {
         let first = run(&fork);
         db.insert_sandbox(&fork, &first, &BTreeMap::new(), &[]).await.unwrap();
         let next = run(&sandbox);
-        db.insert_run(&next, &state()).await.unwrap();
+        add_run(&db, &next).await;
         stop(&db, &next, &image, Some(&ids[3]), Retire::BeyondNewest(1)).await;
         assert_eq!(status(&db, &ids[2]).await, "created");
         assert_eq!(status(&db, &ids[3]).await, "deleted");
@@ -519,7 +569,7 @@ async fn use_puts_an_expiration_off() {
         let mut next = run(&sandbox);
         next.source_snapshot = Some(kept.id.clone());
         next.requested_at = Timestamp(NOW.0 + 400);
-        db.insert_run(&next, &state()).await.unwrap();
+        add_run(&db, &next).await;
         assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 899)).await.unwrap(), 0);
         assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 900)).await.unwrap(), 1);
     }

@@ -35,7 +35,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use dormouse_store::{Garbage, GarbageKind};
@@ -146,8 +146,12 @@ pub(crate) struct Storage {
     /// may put a file where the pool is not.
     open: RwLock<Open>,
     health: Mutex<PoolHealth>,
+    /// The last look failed.
+    blind: AtomicBool,
     counter: AtomicU64,
 }
+
+const NOT_MOUNTED: &str = "the storage pool is not mounted";
 
 /// Directories of the pool.
 const PARTS: [&str; 4] = ["volumes", "snapshots", "images", "scratch"];
@@ -200,6 +204,7 @@ impl Storage {
             policy: Policy::new(config.pool_size, config.keep_free, host.total),
             open: RwLock::new(Open(false)),
             health: Mutex::new(PoolHealth::Fine),
+            blind: AtomicBool::new(false),
             counter: AtomicU64::new(0),
             root,
             config,
@@ -223,6 +228,9 @@ impl Storage {
 
     fn bring_up(&self) -> io::Result<()> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        // A server and `image build` may both find it unmounted; a file system
+        // that is mounted twice is lost.
+        let _alone = sys::wait_for_lock(&self.config.data_dir.join("pool.lock"))?;
         if let Driver::Btrfs { pool, .. } = &self.driver {
             pool.bring_up(&self.policy, self.host()?)?;
             if !pool.is_writable()? {
@@ -273,12 +281,12 @@ impl Storage {
 
     fn take_down(&self, pool_down: fn(&Pool) -> io::Result<()>) -> io::Result<()> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        open.0 = false;
         self.images.unmount_all()?;
-        match &self.driver {
-            Driver::Btrfs { pool, .. } => pool_down(pool),
-            Driver::Plain => Ok(()),
+        if let Driver::Btrfs { pool, .. } = &self.driver {
+            pool_down(pool)?;
         }
+        open.0 = false;
+        Ok(())
     }
 
     pub(crate) fn enforces_limits(&self) -> bool {
@@ -305,27 +313,37 @@ impl Storage {
 
     fn access(&self) -> io::Result<RwLockReadGuard<'_, Open>> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        if open.0 { Ok(open) } else { Err(broken("the storage pool is not mounted")) }
+        if open.0 { Ok(open) } else { Err(broken(NOT_MOUNTED)) }
     }
 
     /// Looks at the pool and does what its room asks for: grows it, moves its
-    /// cap. Returns how it is then.
+    /// cap. Returns how it is then. A look that fails (for want of descriptors,
+    /// say) tells nothing, least of all that everything on it has to end.
     pub(crate) fn look_after(&self) -> PoolHealth {
-        let health = match self.try_look_after() {
-            Ok(health) => health,
-            Err(error) => PoolHealth::Broken(error.to_string()),
-        };
-        self.note(health.clone());
-        health
+        match self.try_look_after() {
+            Ok(health) => {
+                self.blind.store(false, Ordering::Relaxed);
+                self.note(health.clone());
+                health
+            }
+            Err(error) => {
+                if !self.blind.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "look at the storage pool");
+                }
+                self.health()
+            }
+        }
     }
 
     fn try_look_after(&self) -> io::Result<PoolHealth> {
+        let Ok(_open) = self.access() else {
+            return Ok(PoolHealth::Broken(NOT_MOUNTED.to_owned()));
+        };
         let host = self.host()?;
-        let _open = self.access()?;
         let sight = match &self.driver {
             Driver::Btrfs { pool, driver } => {
                 if !pool.is_writable()? {
-                    return Err(broken("its file system takes no writes any more"));
+                    return Ok(PoolHealth::Broken("its file system takes no writes any more".to_owned()));
                 }
                 if !pool.fill_holes()? {
                     return Ok(PoolHealth::Low(
@@ -394,6 +412,8 @@ impl Storage {
     /// # Errors
     /// Why it is still broken.
     pub(crate) fn repair(&self) -> io::Result<()> {
+        // Nobody may take its files for gone meanwhile.
+        self.note(PoolHealth::Broken("it is being repaired".to_owned()));
         let mended = self.take_down(Pool::take_down_for_repair).and_then(|()| self.bring_up());
         if let Err(error) = &mended {
             self.note(PoolHealth::Broken(error.to_string()));
@@ -410,8 +430,17 @@ impl Storage {
         self.root.join("snapshots").join(snapshot.as_str())
     }
 
-    pub(crate) fn has_volume(&self, volume: &VolumeId) -> bool {
-        self.volume_path(volume).is_dir()
+    /// Whether a volume is there, whole: a host that died while it was made may
+    /// have left half of it.
+    ///
+    /// # Errors
+    /// What keeps it from being known.
+    pub(crate) fn has_volume(&self, volume: &VolumeId) -> io::Result<bool> {
+        let _open = self.access()?;
+        // Another file system's directory would have none of them.
+        fs::metadata(self.root.join("volumes"))?;
+        let path = self.volume_path(volume);
+        Ok(path.join("u").try_exists()? && path.join("w").try_exists()?)
     }
 
     /// Makes a volume of `sandbox`, whose volumes together may hold `limit`
@@ -460,7 +489,10 @@ impl Storage {
             copy::copy(&from.join("u"), &partial.join("u"), &hub)?;
             tree::remove(tree::open_root(&partial)?, c"hub")?;
             sys::syncfs(&File::open(&partial)?)?;
-            fs::rename(&partial, to)
+            fs::rename(&partial, to)?;
+            // The name too survives the death of the host.
+            let parent = to.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all());
+            parent.and_then(|()| File::open(&scratch)?.sync_all())
         });
         if copied.is_err() {
             // The failure is what the caller wants to hear about.

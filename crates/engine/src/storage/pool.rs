@@ -155,6 +155,16 @@ impl Pool {
 
     fn mount_image(&self, image: &Path) -> io::Result<()> {
         let file = OpenOptions::new().read(true).write(true).open(image)?;
+        if let Some(device) = loop_device::of_file(&file)? {
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!(
+                    "{} is in use as {} and not mounted here: a server in another mount namespace has it",
+                    image.display(),
+                    device.display()
+                ),
+            ));
+        }
         // Fills holes that somebody punched: without them the file system
         // would be promised room that is not there.
         allocate(&file, file.metadata()?.len())

@@ -10,6 +10,7 @@ use super::check;
 
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
 const FLAG_READ_ONLY: u32 = 1;
 /// The device is free again when nobody has it open or mounted.
@@ -33,6 +34,26 @@ struct Info {
     crypt_name: [u8; 64],
     encrypt_key: [u8; 32],
     init: [u64; 2],
+}
+
+impl Default for Info {
+    fn default() -> Self {
+        Self {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags: 0,
+            file_name: [0; 64],
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        }
+    }
 }
 
 /// `struct loop_config`.
@@ -61,21 +82,7 @@ pub(crate) fn attach(file: &File, read_only: bool) -> io::Result<(PathBuf, File)
         let config = Config {
             fd: u32::try_from(file.as_raw_fd()).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?,
             block_size: 0,
-            info: Info {
-                device: 0,
-                inode: 0,
-                rdevice: 0,
-                offset: 0,
-                size_limit: 0,
-                number: 0,
-                encrypt_type: 0,
-                encrypt_key_size: 0,
-                flags,
-                file_name: [0; 64],
-                crypt_name: [0; 64],
-                encrypt_key: [0; 32],
-                init: [0; 2],
-            },
+            info: Info { flags, ..Info::default() },
             reserved: [0; 8],
         };
         // SAFETY: `config` has the layout of struct loop_config and outlives the call.
@@ -89,6 +96,30 @@ pub(crate) fn attach(file: &File, read_only: bool) -> io::Result<(PathBuf, File)
         }
     }
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "no loop device stays free long enough to take it"))
+}
+
+/// The device that is over `file` already, if there is one that can be seen.
+pub(crate) fn of_file(file: &File) -> io::Result<Option<PathBuf>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let wanted = file.metadata()?;
+    for entry in std::fs::read_dir("/sys/block")?.flatten() {
+        let name = entry.file_name();
+        // Only a device in use has this directory.
+        if !name.to_string_lossy().starts_with("loop") || !entry.path().join("loop").exists() {
+            continue;
+        }
+        let path = Path::new("/dev").join(&name);
+        let Ok(device) = OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC).open(&path) else {
+            continue;
+        };
+        let mut info = Info::default();
+        // SAFETY: `info` has the layout of struct loop_info64 and outlives the call.
+        let told = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+        if told == 0 && (info.device, info.inode) == (wanted.dev(), wanted.ino()) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// Takes in that the file of a device has grown.

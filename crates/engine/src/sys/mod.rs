@@ -101,6 +101,17 @@ pub(crate) fn become_subreaper() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
 }
 
+/// Lets this process open as many files as it may: a connection of a sandbox
+/// takes two descriptors, and the usual 1,024 are soon gone.
+pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }.into())?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into()).map(drop)
+}
+
 /// Reaps a dead child. Harmless where it is no child of ours, or not dead.
 pub(crate) fn reap(pid: i32) {
     // SAFETY: plain integers and a null status.
@@ -162,6 +173,14 @@ pub(crate) fn lock_existing(path: &std::path::Path) -> io::Result<OwnedFd> {
     let file = std::fs::File::open(path)?;
     // SAFETY: plain integers.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
+    Ok(file.into())
+}
+
+/// [`lock`], once whoever has it lets go.
+pub(crate) fn wait_for_lock(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    // SAFETY: plain integers.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }.into())?;
     Ok(file.into())
 }
 
