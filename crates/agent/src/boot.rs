@@ -9,7 +9,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, chown};
 use std::path::Path;
 
 use dormouse_agent_protocol::{BootFile, Placing};
@@ -104,9 +104,13 @@ fn place(file: &BootFile) -> io::Result<()> {
             let text = with_block(found.as_deref().unwrap_or_default(), &file.content);
             match found {
                 Some(found) if found == text => Ok(()),
-                // In place: owner, mode and other names of it stay.
+                // In place: owner, mode and other names of it stay. Over the old
+                // text, not after it was cut off: on a full disk that is all
+                // there would be.
                 Some(_) => {
-                    OpenOptions::new().write(true).truncate(true).open(path)?.write_all(text.as_bytes())
+                    let file = OpenOptions::new().write(true).open(path)?;
+                    file.write_all_at(text.as_bytes(), 0)?;
+                    file.set_len(text.len() as u64)
                 }
                 None => write(path, &text),
             }

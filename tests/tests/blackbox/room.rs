@@ -218,6 +218,28 @@ pub(crate) fn others_fill_the_disk(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// A server that cannot open a file knows nothing of its pool: sandboxes go on.
+pub(crate) fn no_descriptors_are_left(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let started = "cut -d' ' -f22 /proc/1/stat";
+    let before = w.ok(&name, started)?;
+    let pid = w.server_pid()?.to_string();
+    let prlimit = |args: &[&str]| -> anyhow::Result<String> {
+        let done = Command::new("prlimit").args(["--pid", &pid]).args(args).output()?;
+        ensure!(done.status.success(), "prlimit {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(String::from_utf8(done.stdout)?.trim().to_owned())
+    };
+    let hard = prlimit(&["--nofile", "--output=HARD", "--noheadings", "--raw"])?;
+    prlimit(&["--nofile=3:"])?;
+    // Eight looks.
+    std::thread::sleep(Duration::from_secs(2));
+    prlimit(&[&format!("--nofile={hard}:")])?;
+    until_well(w)?;
+    ensure!(w.log().contains("look at the storage pool"), "no look failed");
+    ensure!(w.ok(&name, started)? == before, "the sandbox was ended");
+    w.delete(&name)
+}
+
 /// Gives what the file system in the pool's image believes to be free back to
 /// the host: what a discard did, before the pool refused them.
 fn punch(w: &World) -> anyhow::Result<()> {

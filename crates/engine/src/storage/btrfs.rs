@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock, TryLockError};
 
 use dormouse_types::SandboxId;
 use sha2::{Digest as _, Sha256};
@@ -43,9 +43,9 @@ fn idempotent(made: io::Result<()>) -> io::Result<()> {
 
 #[derive(Debug, Default)]
 pub(super) struct Driver {
-    /// Held while groups are made or removed: one that has no member yet is
-    /// not one that has none any more.
-    groups: Mutex<()>,
+    /// Read by whoever makes a group and its member, written by whoever removes
+    /// groups: one that has no member yet is not one that has none any more.
+    groups: RwLock<()>,
 }
 
 impl Driver {
@@ -113,7 +113,7 @@ impl Driver {
         make: impl FnOnce(Group) -> io::Result<()>,
     ) -> io::Result<()> {
         let group = group_of(sandbox);
-        let _nobody_tidies = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_tidies = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         idempotent(btrfs::create_group(fs, group))?;
         idempotent(btrfs::assign(fs, group, ALL))?;
         btrfs::limit(fs, group, limit)?;
@@ -185,7 +185,12 @@ impl Driver {
     /// keeps the group of a deleted subvolume while others hold its extents.
     pub(super) fn tidy_groups(&self, root: &Path) -> io::Result<usize> {
         let root = File::open(root)?;
-        let _nobody_makes = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for tidying: the next round finds what is left.
+        let _nobody_makes = match self.groups.try_write() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(alone)) => alone.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(0),
+        };
         let groups = btrfs::groups(&root)?;
         let there = btrfs::subvolumes(&root)?;
         let mut gone = std::collections::BTreeSet::new();
