@@ -53,7 +53,17 @@ pub(crate) struct Cgroups {
 fn favor_moves() -> io::Result<OwnedFd> {
     let settings =
         [Setting::Flag(c"none"), Setting::Text(c"name", c"dormouse"), Setting::Flag(c"favordynmods")];
-    mount_detached(c"cgroup", Path::new("none"), &settings, 0)
+    let mut tries = 0;
+    loop {
+        match mount_detached(c"cgroup", Path::new("none"), &settings, 0) {
+            // That of a server that ended just now is on its way out.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < 25 => {
+                std::thread::sleep(Duration::from_millis(20));
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Controllers that carry our limits.

@@ -202,6 +202,10 @@ impl Engine {
     pub fn detach(&self) {
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.registry.close();
+        // Nobody waits for the copy that one stands still for.
+        for run in self.host.cgroups.runs() {
+            self.host.cgroups.thaw(&run);
+        }
         self.host.network.close();
     }
 

@@ -48,6 +48,10 @@ pub(crate) fn mount(spec: &Spec, userns: &OwnedFd) -> Result<OwnedFd, Error> {
             create(&fs, &trees, spec.uid_base, sys::fsconfig_fd_path).context_with(|| described(&fs))?;
             fs
         }
+        // More often it comes up without writes: see below.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EDQUOT | libc::ENOSPC)) => {
+            return Err(Error::no_room(format!("the overlay is not made: {error}")));
+        }
         Err(error) => return Err(Error::new(described(&fs), error)),
     };
     let root = sys::fsmount(&fs, sys::ATTR_NODEV).context("fsmount overlay")?;
