@@ -148,8 +148,12 @@ pub(crate) struct Storage {
     health: Mutex<PoolHealth>,
     /// The last look failed.
     blind: AtomicBool,
+    looks: AtomicU64,
     counter: AtomicU64,
 }
+
+/// One in so many looks at a nearly full pool has it committed.
+const LOOKS_PER_COMMIT: u64 = 4;
 
 const NOT_MOUNTED: &str = "the storage pool is not mounted";
 
@@ -205,6 +209,7 @@ impl Storage {
             open: RwLock::new(Open(false)),
             health: Mutex::new(PoolHealth::Fine),
             blind: AtomicBool::new(false),
+            looks: AtomicU64::new(0),
             counter: AtomicU64::new(0),
             root,
             config,
@@ -365,6 +370,12 @@ impl Storage {
                         Err(error) => tracing::warn!(%error, "grow the storage pool"),
                     }
                     sight = self.sight()?;
+                }
+                // What was deleted is free once that is committed, which may
+                // take half a minute while nobody asks for it.
+                let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+                if !room::admits(room::left(sight)) && looks.is_multiple_of(LOOKS_PER_COMMIT) {
+                    sys::btrfs::begin_commit(&File::open(&self.root)?)?;
                 }
                 // The kernel took more than its headroom: bound the rest anew.
                 if sight.free < room::headroom(sight.total) / 2 {
