@@ -133,7 +133,7 @@ const CRAMPED: &[Scenario] = &[
     ("room::others_fill_the_disk", room::others_fill_the_disk),
     ("room::the_pool_takes_no_writes", room::the_pool_takes_no_writes),
     ("room::the_pool_has_holes", room::the_pool_has_holes),
-    ("room::no_descriptors_are_left", room::no_descriptors_are_left),
+    ("room::a_look_fails", room::a_look_fails),
 ];
 
 /// Scenarios of worlds whose pool is the operator's device, or file system.

@@ -218,8 +218,8 @@ pub(crate) fn others_fill_the_disk(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
-/// A server that cannot open a file knows nothing of its pool: sandboxes go on.
-pub(crate) fn no_descriptors_are_left(w: &World) -> anyhow::Result<()> {
+/// A server that cannot look at its pool knows nothing of it: sandboxes go on.
+pub(crate) fn a_look_fails(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
     let started = "cut -d' ' -f22 /proc/1/stat";
     let before = w.ok(&name, started)?;
@@ -234,6 +234,11 @@ pub(crate) fn no_descriptors_are_left(w: &World) -> anyhow::Result<()> {
     // Eight looks.
     std::thread::sleep(Duration::from_secs(2));
     prlimit(&[&format!("--nofile={hard}:")])?;
+    // Or somebody moves the image, whose file system goes on.
+    let (image, away) = (w.dir.join("data/pool.img"), w.dir.join("data/pool.away"));
+    fs::rename(&image, &away)?;
+    std::thread::sleep(Duration::from_secs(2));
+    fs::rename(&away, &image)?;
     until_well(w)?;
     ensure!(w.log().contains("look at the storage pool"), "no look failed");
     ensure!(w.ok(&name, started)? == before, "the sandbox was ended");
