@@ -152,13 +152,11 @@ fn podman_overlay(dir: &Path) -> tokio::process::Command {
 }
 
 async fn import(dir: &Path, root: &Path) -> anyhow::Result<()> {
-    let import = format!(
-        "tar -C {} --one-file-system -c . | podman --root {} --runroot {} --storage-driver overlay import - bench",
-        root.display(),
-        dir.join("overlay/podman").display(),
-        dir.join("overlay/podman-run").display(),
-    );
-    run(tokio::process::Command::new("bash").args(["-c", &import])).await
+    let tar = dir.join("image.tar");
+    let mut packing = tokio::process::Command::new("tar");
+    run(packing.arg("-C").arg(root).args(["--one-file-system", "-cf"]).arg(&tar).arg(".")).await?;
+    run(podman_overlay(dir).arg("import").arg(&tar).arg("bench")).await?;
+    Ok(std::fs::remove_file(tar)?)
 }
 
 async fn podman(dir: &Path, count: usize, ours: &BTreeMap<&'static str, Duration>) -> anyhow::Result<()> {

@@ -46,20 +46,20 @@ pub(crate) struct Cgroups {
 /// grace period, 5 to 20 ms of a start on version 1; on version 2 processes are
 /// born in their group. The kernel has one switch for this (`favordynmods`),
 /// which is on while any hierarchy is mounted that asks for it: one without
-/// controllers does, and goes with the last server (of Linux 6.18 a part stays until
-/// the host restarts). In exchange forks and exits
-/// on the whole host take a slower lock; what that costs was less than the
-/// noise of a measurement.
+/// controllers does, and goes with the last server (since Linux 6.18 a part
+/// stays until the host restarts). In exchange forks and exits on the whole host
+/// take a slower lock; what that costs was less than the noise of a measurement.
 fn favor_moves() -> io::Result<OwnedFd> {
     let settings =
         [Setting::Flag(c"none"), Setting::Text(c"name", c"dormouse"), Setting::Flag(c"favordynmods")];
-    let mut tries = 0;
+    let mut waited = Duration::ZERO;
     loop {
         match mount_detached(c"cgroup", Path::new("none"), &settings, 0) {
             // That of a server that ended just now is on its way out.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < 25 => {
-                std::thread::sleep(Duration::from_millis(20));
-                tries += 1;
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && waited < MOUNT_PATIENCE => {
+                let pause = Duration::from_millis(20);
+                std::thread::sleep(pause);
+                waited += pause;
             }
             other => return other,
         }
@@ -75,6 +75,9 @@ const V1_HIERARCHIES: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
 
 /// How long the processes of a run may take to stand still.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the hierarchy of an earlier server may take to go.
+const MOUNT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the host has, or why that is not enough.
 pub fn detect() -> io::Result<CgroupVersion> {

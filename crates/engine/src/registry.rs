@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::machine::{Live, Order};
 use dormouse_types::{RunId, SandboxId};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+
+use crate::machine::{Live, Order};
 
 #[derive(Debug, Default)]
 struct Inner {

@@ -157,12 +157,12 @@ async fn reread(db: &Db, sandbox: &SandboxRow) -> SandboxRow {
     db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap()
 }
 
-/// What has to go from disk, which then goes.
 async fn add_run(db: &Db, run: &RunRow) {
     let was = db.sandbox_by_id(&run.sandbox_id).await.unwrap().unwrap();
     assert!(db.insert_run(run, &state(), &was).await.unwrap());
 }
 
+/// What has to go from disk, which then goes.
 async fn take_garbage(db: &Db) -> Vec<Garbage> {
     let mut garbage = db.garbage(100).await.unwrap();
     db.forget_garbage(&garbage).await.unwrap();

@@ -58,6 +58,13 @@ struct Known {
     doomed: Vec<String>,
 }
 
+impl Known {
+    /// It was acknowledged that this number is kept.
+    fn keep(&mut self, number: u64) {
+        (self.numbers, self.lasts) = (vec![number], true);
+    }
+}
+
 pub(crate) struct Load {
     sandboxes: Vec<(String, Mutex<Known>)>,
     next: Mutex<u64>,
@@ -123,9 +130,7 @@ impl Load {
         let (name, known) = self.sandboxes.last().context("sandboxes")?;
         let (run, number) = self.write(w, name, known).await?;
         ask(w, Method::POST, format!("{SANDBOXES}/sessions/{run}/stop"), json!({})).await?;
-        let mut known = held(known);
-        (known.numbers, known.lasts) = (vec![number], true);
-        drop(known);
+        held(known).keep(number);
         self.count("stop alone");
         Ok(())
     }
@@ -161,10 +166,7 @@ impl Load {
     async fn step(&self, w: &World, name: &str, known: &Mutex<Known>, dice: &mut Dice) -> anyhow::Result<()> {
         let post = |path: String, body: Value| ask(w, Method::POST, path, body);
         let (run, number) = self.write(w, name, known).await?;
-        let keep = |number| {
-            let mut known = held(known);
-            (known.numbers, known.lasts) = (vec![number], true);
-        };
+        let keep = |number| held(known).keep(number);
         match dice.below(8) {
             0 | 1 => {
                 post(format!("{SANDBOXES}/sessions/{run}/stop"), json!({})).await?;

@@ -133,7 +133,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Bounds what a host that loses power forgets of what nobody synced before:
-/// sessions, keys, settings of the last seconds.
+/// sessions and settings of the last seconds.
 async fn save(db: Db) {
     dormouse_jobs::reconcile(SAVE, Arc::default(), || async {
         if let Err(error) = db.sync().await {

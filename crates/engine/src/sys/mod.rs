@@ -9,6 +9,7 @@ pub(crate) mod mount;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
+use rustix::fs::{FlockOperation, flock};
 use tokio::io::unix::AsyncFd;
 
 fn check(result: i64) -> io::Result<i64> {
@@ -170,25 +171,25 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> 
 /// the descriptor closes, under another name too. `WouldBlock`: somebody else
 /// has it.
 pub(crate) fn lock_existing(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let file = std::fs::File::open(path)?;
-    // SAFETY: plain integers.
-    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
-    Ok(file.into())
-}
-
-/// [`lock`], once whoever has it lets go.
-pub(crate) fn wait_for_lock(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-    // SAFETY: plain integers.
-    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }.into())?;
-    Ok(file.into())
+    locked(std::fs::File::open(path)?, FlockOperation::NonBlockingLockExclusive)
 }
 
 /// Takes the lock file `path`, which stays locked until the descriptor closes.
 pub(crate) fn lock(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-    // SAFETY: plain integers.
-    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }.into())?;
+    locked(lock_file(path)?, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// [`lock`], once whoever has it lets go.
+pub(crate) fn wait_for_lock(path: &std::path::Path) -> io::Result<OwnedFd> {
+    locked(lock_file(path)?, FlockOperation::LockExclusive)
+}
+
+fn lock_file(path: &std::path::Path) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)
+}
+
+fn locked(file: std::fs::File, how: FlockOperation) -> io::Result<OwnedFd> {
+    flock(&file, how)?;
     Ok(file.into())
 }
 
