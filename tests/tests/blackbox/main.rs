@@ -134,6 +134,7 @@ const CRAMPED: &[Scenario] = &[
     ("room::the_pool_takes_no_writes", room::the_pool_takes_no_writes),
     ("room::the_pool_has_holes", room::the_pool_has_holes),
     ("room::a_look_fails", room::a_look_fails),
+    ("room::somebody_holds_a_file", room::somebody_holds_a_file),
 ];
 
 /// Scenarios of worlds whose pool is the operator's device, or file system.

@@ -245,6 +245,31 @@ pub(crate) fn a_look_fails(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// What a deleted sandbox had is free once nobody holds it, also where somebody
+/// did for longer than it took to delete it, and nobody writes.
+pub(crate) fn somebody_holds_a_file(w: &World) -> anyhow::Result<()> {
+    let free = || -> anyhow::Result<u64> {
+        let df = ["--block-size=1M", "--output=avail"];
+        let output = Command::new("df").args(df).arg(w.dir.join("data/pool")).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        Ok(text.lines().nth(1).context("df")?.trim().parse()?)
+    };
+    let (_, name) = filler(w)?;
+    let (_, last) = fill(w, &name, "/tmp/kept", "512")?;
+    ensure!(last == "done", "{last}");
+    let volumes = w.dir.join("data/pool/volumes");
+    let volume = fs::read_dir(&volumes)?.next().context("no volume")??.path();
+    let held = fs::File::open(volume.join("u").join(&SCRIPT[1..]))?;
+    w.delete(&name)?;
+    eventually("the volume is deleted", Duration::from_secs(10), || Ok(!volume.try_exists()?))?;
+    // Everything that the deletion began is over.
+    std::thread::sleep(Duration::from_secs(3));
+    let before = free()?;
+    drop(held);
+    // The kernel itself looks twice a minute.
+    eventually("its room is free", Duration::from_secs(8), || Ok(free()? > before + 400))
+}
+
 /// Gives what the file system in the pool's image believes to be free back to
 /// the host: what a discard did, before the pool refused them.
 fn punch(w: &World) -> anyhow::Result<()> {

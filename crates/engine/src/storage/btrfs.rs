@@ -146,13 +146,28 @@ impl Driver {
     }
 
     /// Deletes the subvolume `name` below `parent`, if it is there. What it
-    /// alone holds is free some milliseconds later.
+    /// alone holds is free some milliseconds later, or, where a process that is
+    /// on its way out still has files of it open, after
+    /// [`Driver::free_deleted`].
     pub(super) fn delete(&self, parent: &Path, name: &str) -> io::Result<()> {
         let parent = File::open(parent)?;
         match btrfs::delete(&parent, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => btrfs::begin_commit(&parent).map(drop),
+        }
+    }
+
+    /// Has the kernel free what was deleted: subvolumes and, with `files`, files
+    /// as well. Either takes a commit, which else may be half a minute away.
+    pub(super) fn free_deleted(&self, root: &Path, files: bool) -> io::Result<()> {
+        let root = File::open(root)?;
+        if btrfs::being_deleted(&root)? > 0 {
+            btrfs::free_deleted(&root)
+        } else if files {
+            btrfs::begin_commit(&root).map(drop)
+        } else {
+            Ok(())
         }
     }
 

@@ -152,7 +152,7 @@ pub(crate) struct Storage {
     counter: AtomicU64,
 }
 
-/// One in so many looks at a nearly full pool has it committed.
+/// One in so many looks at the pool has the kernel free what was deleted.
 const LOOKS_PER_COMMIT: u64 = 4;
 
 const NOT_MOUNTED: &str = "the storage pool is not mounted";
@@ -371,11 +371,8 @@ impl Storage {
                     }
                     sight = self.sight()?;
                 }
-                // What was deleted is free once that is committed, which may
-                // take half a minute while nobody asks for it.
-                let looks = self.looks.fetch_add(1, Ordering::Relaxed);
-                if !room::admits(room::left(sight)) && looks.is_multiple_of(LOOKS_PER_COMMIT) {
-                    sys::btrfs::begin_commit(&File::open(&self.root)?)?;
+                if self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOKS_PER_COMMIT) {
+                    driver.free_deleted(&self.root, !room::admits(room::left(sight)))?;
                 }
                 // The kernel took more than its headroom: bound the rest anew.
                 if sight.free < room::headroom(sight.total) / 2 {

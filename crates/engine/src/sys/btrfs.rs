@@ -215,6 +215,7 @@ pub(crate) fn limit(fs: &impl AsRawFd, group: Group, bytes: Option<u64>) -> io::
 const ROOT_TREE: u64 = 1;
 const QUOTA_TREE: u64 = 8;
 const ROOT_ITEM: u32 = 132;
+const ORPHAN_ITEM: u32 = 48;
 const GROUP_INFO: u32 = 242;
 const GROUP_RELATION: u32 = 246;
 
@@ -339,13 +340,35 @@ pub(crate) fn subvolumes(fs: &impl AsRawFd) -> io::Result<BTreeSet<u64>> {
     Ok(found)
 }
 
-/// Begins to commit the running transaction, whose number it returns.
-/// Deleted subvolumes are freed right after a commit, which else comes every
-/// half minute.
+/// How many deleted subvolumes still hold their room.
+pub(crate) fn being_deleted(fs: &impl AsRawFd) -> io::Result<usize> {
+    // `BTRFS_ORPHAN_OBJECTID`
+    const ORPHANS: u64 = -5_i64 as u64;
+    let mut found = 0;
+    let subvolumes = [256, u64::MAX - 256];
+    search(fs, ROOT_TREE, [ORPHANS; 2], [ORPHAN_ITEM; 2], subvolumes, |_, _, _, _| found += 1)?;
+    Ok(found)
+}
+
+/// Begins to commit the running transaction, if there is one, and returns its
+/// number, else that of the last one.
 pub(crate) fn begin_commit(fs: &impl AsRawFd) -> io::Result<u64> {
     let mut transaction = 0_u64;
     ioctl(fs, ioc(2, 24, size_of::<u64>()), &mut transaction)?;
     Ok(transaction)
+}
+
+/// Has the kernel free deleted subvolumes that nobody holds any more. `root` is
+/// a directory whose time of change matters to nobody.
+///
+/// The kernel's cleaner looks for them after a commit, and else twice a minute.
+/// A subvolume whose last file was let go after the commit of its deletion
+/// waits for the next one, which never comes while nobody writes: hence the
+/// change.
+pub(crate) fn free_deleted(root: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: no times to read (`futimens(3)`: then it is now).
+    check(unsafe { libc::futimens(root.as_raw_fd(), std::ptr::null()) }.into())?;
+    begin_commit(root).map(drop)
 }
 
 /// Commits the running transaction: what is recorded of subvolumes and quota
