@@ -160,12 +160,21 @@ impl Sessions {
             .then_some(RunRef { namespace: key.namespace, id: found.run.id })
     }
 
-    /// Puts the session's sandbox to sleep. The caller holds the slot. Each
-    /// write is fenced by the version that was read; a resume in between wins.
+    /// Puts the session's sandbox to sleep. The caller holds the slot. Use of the
+    /// session since its row was read keeps an idle one awake; somebody who asks
+    /// for its sleep gets it.
     pub(crate) async fn hibernate(&self, mut row: SessionRow, reason: StopReason) -> Result<SessionRow> {
-        LifecycleState::Hibernating.put(&mut row);
-        row.lifecycle_error = None;
-        let row = self.write(row).await?;
+        let begin = |row: &mut SessionRow| {
+            LifecycleState::Hibernating.put(row);
+            row.lifecycle_error = None;
+        };
+        let row = match reason {
+            StopReason::Requested => self.change(row, begin).await?,
+            _ => {
+                begin(&mut row);
+                self.write(row).await?
+            }
+        };
         match self.stop_sandbox(&row, reason).await {
             Ok(()) => {
                 let mut asleep = row;

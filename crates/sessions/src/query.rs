@@ -135,22 +135,26 @@ impl Sessions {
         let unarchives = row.status == "archived" && patch.status.as_deref().is_some_and(|s| s != "archived");
         if archives {
             row = self.hibernate(row, StopReason::Requested).await?;
-            LifecycleState::Archived.put(&mut row);
-            row.lifecycle_error = None;
         }
-        if unarchives {
-            let asleep = row.sandbox_name.is_some();
-            if asleep { LifecycleState::Hibernated } else { LifecycleState::Provisioning }.put(&mut row);
-        }
-        if let Some(title) = patch.title {
-            row.title = title;
-        }
-        if let Some(status) = patch.status {
-            row.status = status;
-        }
-        row.lines_added = patch.lines_added.or(row.lines_added);
-        row.lines_removed = patch.lines_removed.or(row.lines_removed);
-        self.write(row).await
+        self.change(row, |row| {
+            if archives {
+                LifecycleState::Archived.put(row);
+                row.lifecycle_error = None;
+            }
+            if unarchives {
+                let asleep = row.sandbox_name.is_some();
+                if asleep { LifecycleState::Hibernated } else { LifecycleState::Provisioning }.put(row);
+            }
+            if let Some(title) = &patch.title {
+                row.title.clone_from(title);
+            }
+            if let Some(status) = &patch.status {
+                row.status.clone_from(status);
+            }
+            row.lines_added = patch.lines_added.or(row.lines_added);
+            row.lines_removed = patch.lines_removed.or(row.lines_removed);
+        })
+        .await
     }
 
     /// Forgets a session with its sandbox and everything in it.
@@ -235,7 +239,9 @@ impl Sessions {
     }
 
     /// What was done in a sandbox is use of the session that it belongs to, if
-    /// it does. One that was woken without the session is awake for it too.
+    /// it does. One that was woken without the session is awake for it too, also
+    /// where a server that died was putting it to sleep. A session that is going
+    /// to sleep now is waited for.
     pub async fn note_use(&self, namespace: &Namespace, sandbox: &SandboxName) -> Result<()> {
         let Some(id) = sandbox.session() else { return Ok(()) };
         let Some(row) = self.db.session(&id).await? else { return Ok(()) };
@@ -246,15 +252,33 @@ impl Sessions {
         {
             return Ok(());
         }
+        let _slot = match LifecycleState::of(&row) {
+            LifecycleState::Active if self.touch(&id).await? => return Ok(()),
+            LifecycleState::Provisioning | LifecycleState::Archived => return Ok(()),
+            // Whoever restores it may be cloning, and notes the use itself.
+            LifecycleState::Restoring => match self.slots.try_take(&id) {
+                Some(slot) => slot,
+                None => return Ok(()),
+            },
+            LifecycleState::Active
+            | LifecycleState::Hibernating
+            | LifecycleState::Hibernated
+            | LifecycleState::Failed => self.slots.take(&id).await,
+        };
+        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
         match LifecycleState::of(&row) {
             LifecycleState::Active => self.touch(&id).await.map(drop),
-            LifecycleState::Hibernated | LifecycleState::Failed => {
-                let _slot = self.slots.take(&id).await;
-                let Some(row) = self.db.session(&id).await? else { return Ok(()) };
-                let asleep =
-                    matches!(LifecycleState::of(&row), LifecycleState::Hibernated | LifecycleState::Failed);
+            LifecycleState::Provisioning | LifecycleState::Archived => Ok(()),
+            // Nobody is at it: asleep, or what a crash left.
+            LifecycleState::Restoring
+            | LifecycleState::Hibernating
+            | LifecycleState::Hibernated
+            | LifecycleState::Failed => {
+                if row.sandbox_name.as_ref() != Some(sandbox) {
+                    return Ok(());
+                }
                 let found = self.provider.get(&Self::key(&row, sandbox)).await?;
-                if !asleep || found.run.status != RunStatus::Running {
+                if found.run.status != RunStatus::Running {
                     return Ok(());
                 }
                 let now = self.now();
@@ -269,14 +293,13 @@ impl Sessions {
                 .await
                 .map(drop)
             }
-            _ => Ok(()),
         }
     }
 
     /// Moves the hard end of the sandbox 20 minutes later. Returns the new end.
     pub async fn extend(&self, account: &AccountId, id: &SessionId) -> Result<(Timestamp, Duration)> {
         let _slot = self.slots.take(id).await;
-        let mut row = self.owned(account, id).await?;
+        let row = self.owned(account, id).await?;
         let inactive = SessionError::NoSandbox("Sandbox not initialized");
         if !is_active(&row, self.now()) {
             return Err(inactive);
@@ -284,10 +307,12 @@ impl Sessions {
         let Some(run) = self.live_run(&row).await else { return Err(inactive) };
         let expires_at = self.provider.extend(&run, EXTENSION).await?.expires_at();
         let now = self.now();
-        row.sandbox_expires_at = Some(expires_at);
-        row.last_activity_at = Some(now);
-        row.hibernate_after = Some(now.plus(self.config.idle_timeout));
-        self.write(row).await?;
+        self.change(row, |row| {
+            row.sandbox_expires_at = Some(expires_at);
+            row.last_activity_at = Some(now);
+            row.hibernate_after = Some(now.plus(self.config.idle_timeout));
+        })
+        .await?;
         Ok((expires_at, EXTENSION))
     }
 

@@ -24,11 +24,22 @@ pub(crate) struct Slot {
 impl Slots {
     /// Waits for the session's slot.
     pub(crate) async fn take(&self, session: &SessionId) -> Slot {
-        let mutex = {
-            let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            map.entry(session.clone()).or_default().clone()
-        };
-        let guard = mutex.lock_owned().await;
+        let guard = self.mutex(session).lock_owned().await;
+        self.held(session, guard)
+    }
+
+    /// The session's slot, unless somebody has it.
+    pub(crate) fn try_take(&self, session: &SessionId) -> Option<Slot> {
+        let guard = self.mutex(session).try_lock_owned().ok()?;
+        Some(self.held(session, guard))
+    }
+
+    fn mutex(&self, session: &SessionId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.entry(session.clone()).or_default().clone()
+    }
+
+    fn held(&self, session: &SessionId, guard: OwnedMutexGuard<()>) -> Slot {
         Slot { map: self.0.clone(), session: session.clone(), guard: Some(guard) }
     }
 }
@@ -56,8 +67,11 @@ mod tests {
         let waiting = slots.take(&session);
         tokio::pin!(waiting);
         assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(slots.try_take(&session).is_none());
         drop(first);
         drop(waiting.await);
+        assert!(slots.0.lock().unwrap().is_empty());
+        drop(slots.try_take(&session).unwrap());
         assert!(slots.0.lock().unwrap().is_empty());
     }
 }

@@ -1,12 +1,13 @@
 //! Sleep, waking, restarts.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::world::{World, binary, cgroups, eventually};
+use crate::world::{REPO, World, binary, cgroups, eventually};
 
 fn state(w: &World, session: &str) -> anyhow::Result<String> {
     let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
@@ -39,6 +40,36 @@ pub(crate) fn restart_keeps_sandboxes(w: &World) -> anyhow::Result<()> {
         w.stop(&name)?;
         w.post(&session)?;
         ensure!(w.ok(&name, "cat /tmp/x")? == "x");
+        w.delete(&name)?;
+    }
+    Ok(())
+}
+
+/// A server that died while it put a session to sleep, or woke it: whoever uses
+/// its sandbox before the next one has a look at it keeps it awake.
+pub(crate) fn used_after_a_crash(w: &World) -> anyhow::Result<()> {
+    for cut_off in ["hibernating", "restoring"] {
+        let (session, name) = w.sandbox()?;
+        w.end_server("-KILL")?;
+        let sql = format!(
+            "UPDATE sessions SET lifecycle_state = '{cut_off}', lifecycle_version = lifecycle_version + 1 \
+             WHERE id = '{session}'"
+        );
+        let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
+                      print(db.execute(sys.argv[2]).rowcount); db.commit()";
+        let database = w.dir.join("data/dormouse.db");
+        let output = Command::new("python3").args(["-c", script]).arg(database).arg(&sql).output()?;
+        ensure!(output.stdout == b"1\n", "{}", String::from_utf8_lossy(&output.stderr));
+        w.serve()?;
+        let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}?resume=true"), None)?;
+        let run = found["session"]["id"].as_str().context("id")?;
+        // Longer than the server waits between two looks at its sessions.
+        std::thread::sleep(Duration::from_secs(5));
+        let path = format!("/api/v2/sandboxes/sessions/{run}/cmd");
+        let command = json!({"command": "true", "wait": true});
+        let (status, reply) = w.call(Method::POST, &path, Some(&w.key), Some(command))?;
+        ensure!(status == StatusCode::OK, "{cut_off}: {status} {reply}");
+        ensure!(state(w, &session)? == "active", "{cut_off}: {}", state(w, &session)?);
         w.delete(&name)?;
     }
     Ok(())
@@ -111,6 +142,44 @@ pub(crate) fn archive_and_back(w: &World) -> anyhow::Result<()> {
         Ok(found["sandbox"]["status"] == "stopped")
     })?;
     w.good(Method::DELETE, &path, None).map(drop)
+}
+
+/// Who changes a session while somebody works in it is not refused for that.
+pub(crate) fn changes_under_use(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let ask = |method: Method, path: String, body: serde_json::Value| async move {
+        w.ask(method, &path, Some(&w.key), Some(body)).await
+    };
+    w.block_on(async {
+        let used = async {
+            loop {
+                ask(Method::POST, "/api/sandbox/activity".into(), json!({"sessionId": session})).await?;
+            }
+        };
+        let changed = async {
+            for round in 0..40 {
+                let title = json!({"title": format!("round {round}")});
+                let (status, reply) = ask(Method::PATCH, format!("/api/sessions/{session}"), title).await?;
+                ensure!(status == StatusCode::OK, "rename {round}: {status} {reply}");
+                let body = json!({"sessionId": session});
+                let (status, reply) = ask(Method::POST, "/api/sandbox/extend".into(), body.clone()).await?;
+                ensure!(status == StatusCode::OK, "extend {round}: {status} {reply}");
+                if round % 4 == 0 {
+                    let (status, reply) = ask(Method::POST, "/api/sandbox/snapshot".into(), body).await?;
+                    ensure!(status == StatusCode::OK, "pause {round}: {status} {reply}");
+                    let body = json!({"repoUrl": REPO, "sessionId": session});
+                    let (status, reply) = ask(Method::POST, "/api/sandbox".into(), body).await?;
+                    ensure!(status == StatusCode::OK, "wake {round}: {status} {reply}");
+                }
+            }
+            Ok(())
+        };
+        tokio::select! {
+            ended = used => ended,
+            done = changed => done,
+        }
+    })?;
+    w.delete(&name)
 }
 
 /// Its first process dies with all others: that is noticed, and what was

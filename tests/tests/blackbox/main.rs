@@ -78,8 +78,10 @@ const SHARED: &[Scenario] = &[
     ("limits::deep_trees", limits::deep_trees),
     ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),
     ("lifecycle::archive_and_back", lifecycle::archive_and_back),
+    ("lifecycle::changes_under_use", lifecycle::changes_under_use),
     ("lifecycle::death_is_noticed", lifecycle::death_is_noticed),
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
+    ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
 ];
 
 /// Scenarios of a world whose sandboxes fall asleep after two seconds.

@@ -267,8 +267,13 @@ pub(crate) async fn get(
     if !query.resume {
         return Ok(Json(present::found(app.provider.get(&key).await?, &app.ports, true)));
     }
-    let found = app.provider.resume(&key).await?;
+    // Before as well: what is answered as running must not be on its way to
+    // sleep.
     note_use(&app, &key.namespace, &key.name).await;
+    let found = app.provider.resume(&key).await?;
+    if found.resumed {
+        note_use(&app, &key.namespace, &key.name).await;
+    }
     Ok(Json(present::found(found, &app.ports, true)))
 }
 
