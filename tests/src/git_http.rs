@@ -1,6 +1,6 @@
 //! A git smart-HTTP server over `git http-backend`, on loopback, for tests and
 //! the demo: `git-http ROOT [PORT]` serves `ROOT/owner/repo.git` as
-//! `/owner/repo` and prints its address.
+//! `/owner/repo` and prints its address. What `hangs` owns is never answered.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -48,6 +48,9 @@ async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> 
     let mut path = parts.uri.path().trim_start_matches('/').splitn(3, '/');
     let (owner, repo, rest) =
         (path.next().unwrap_or(""), path.next().unwrap_or(""), path.next().unwrap_or(""));
+    if owner == "hangs" {
+        return std::future::pending().await;
+    }
     let repo = repo.trim_end_matches(".git");
     let mut child = tokio::process::Command::new("git")
         .args(["-c", "safe.directory=*", "http-backend"])

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dormouse_provider::{ProviderError, RunRef, RunStatus, SandboxKey, StopReason};
 use dormouse_store::SessionRow;
 use dormouse_types::SandboxName;
+use futures::{StreamExt as _, stream};
 
 use crate::error::Result;
 use crate::{SessionError, Sessions};
@@ -13,8 +14,12 @@ use crate::{SessionError, Sessions};
 /// How often the reconciler looks without being told to.
 const PERIOD: Duration = Duration::from_secs(2);
 
-/// Sessions that one round deals with.
+/// Sessions of a kind that one round deals with.
 const ROUND: i64 = 64;
+
+/// Of these, so many at once: a stop may take as long as its processes are
+/// given.
+const AT_ONCE: usize = 8;
 
 /// State of a session's sandbox. The diagram is in the crate's first lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,16 +99,21 @@ impl Sessions {
                 return;
             }
         };
-        for row in due {
-            if let Err(error) = self.settle(row.clone()).await {
-                tracing::warn!(session = %row.id, error = ?error, "put to sleep");
-            }
-        }
+        stream::iter(due)
+            .for_each_concurrent(AT_ONCE, |row| async move {
+                let session = row.id.clone();
+                if let Err(error) = self.settle(row).await {
+                    tracing::warn!(%session, ?error, "put to sleep");
+                }
+            })
+            .await;
     }
 
     /// Brings one due session to where it belongs.
     async fn settle(&self, seen: SessionRow) -> Result<()> {
-        let _slot = self.slots.take(&seen.id).await;
+        // Somebody is at it, perhaps for as long as a clone takes: nobody else's
+        // sleep waits for that.
+        let Some(_slot) = self.slots.try_take(&seen.id) else { return Ok(()) };
         // What was read before the slot was taken may be past.
         let Some(row) = self.db.session(&seen.id).await? else { return Ok(()) };
         if row.lifecycle_version != seen.lifecycle_version {
@@ -139,25 +149,43 @@ impl Sessions {
         }
     }
 
-    /// Whether a command runs: that defers sleep.
+    /// Whether a command runs: that defers sleep. So does a provider that cannot
+    /// tell.
     async fn is_busy(&self, row: &SessionRow) -> bool {
-        let Some(run) = self.live_run(row).await else { return false };
-        self.provider
-            .commands(&run)
-            .await
-            .is_ok_and(|commands| commands.iter().any(|command| command.exit_code.is_none()))
+        let commands = async {
+            match self.live_run(row).await? {
+                Some(run) => self.provider.commands(&run).await,
+                None => Ok(Vec::new()),
+            }
+        };
+        match commands.await {
+            Ok(commands) => commands.iter().any(|command| command.exit_code.is_none()),
+            Err(ProviderError::Stopped | ProviderError::Stopping | ProviderError::NotFound(_)) => false,
+            Err(error) => {
+                tracing::warn!(session = %row.id, error = error.detail(), "ask whether a command runs");
+                true
+            }
+        }
     }
 
     pub(crate) fn key(row: &SessionRow, name: &SandboxName) -> SandboxKey {
         SandboxKey { namespace: Self::namespace(&row.account_id), name: name.clone() }
     }
 
-    /// The session's live run; asking never wakes a sleeping sandbox.
-    pub(crate) async fn live_run(&self, row: &SessionRow) -> Option<RunRef> {
-        let key = Self::key(row, row.sandbox_name.as_ref()?);
-        let found = self.provider.get(&key).await.ok()?;
-        (found.run.status == RunStatus::Running)
-            .then_some(RunRef { namespace: key.namespace, id: found.run.id })
+    /// The session's live run, if there is one; asking never wakes a sleeping
+    /// sandbox. A provider that cannot tell is an error, not a sandbox that sleeps.
+    pub(crate) async fn live_run(
+        &self,
+        row: &SessionRow,
+    ) -> std::result::Result<Option<RunRef>, ProviderError> {
+        let Some(name) = &row.sandbox_name else { return Ok(None) };
+        let key = Self::key(row, name);
+        match self.provider.get(&key).await {
+            Ok(found) => Ok((found.run.status == RunStatus::Running)
+                .then_some(RunRef { namespace: key.namespace, id: found.run.id })),
+            Err(ProviderError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts the session's sandbox to sleep. The caller holds the slot. Use of the
@@ -169,11 +197,11 @@ impl Sessions {
             row.lifecycle_error = None;
         };
         let row = match reason {
-            StopReason::Requested => self.change(row, begin).await?,
-            _ => {
+            StopReason::Idle => {
                 begin(&mut row);
                 self.write(row).await?
             }
+            _ => self.change(row, begin).await?,
         };
         match self.stop_sandbox(&row, reason).await {
             Ok(()) => {

@@ -191,13 +191,13 @@ impl Sessions {
         if !is_active(&row, self.now()) {
             return Ok((Probe::NoSandbox, self.status(account, id).await?));
         }
-        let probe = match self.live_run(&row).await {
+        let probe = match self.live_run(&row).await? {
             Some(run) => {
                 let answered = tokio::time::timeout(PROBE_PATIENCE, self.answers(&run)).await;
                 match answered {
                     Ok(true) => Probe::Connected(row.sandbox_expires_at),
                     // It runs and does not answer now: not gone for that.
-                    Ok(false) | Err(_) if self.live_run(&row).await.is_some() => {
+                    Ok(false) | Err(_) if self.live_run(&row).await?.is_some() => {
                         Probe::Connected(row.sandbox_expires_at.filter(|end| *end > self.now()))
                     }
                     Ok(false) | Err(_) => Probe::Expired,
@@ -208,7 +208,7 @@ impl Sessions {
         if probe == Probe::Expired {
             let _slot = self.slots.take(id).await;
             let row = self.owned(account, id).await?;
-            if LifecycleState::of(&row) == LifecycleState::Active && self.live_run(&row).await.is_none() {
+            if LifecycleState::of(&row) == LifecycleState::Active && self.live_run(&row).await?.is_none() {
                 self.hibernate(row, StopReason::Died).await?;
             }
         }
@@ -304,7 +304,7 @@ impl Sessions {
         if !is_active(&row, self.now()) {
             return Err(inactive);
         }
-        let Some(run) = self.live_run(&row).await else { return Err(inactive) };
+        let Some(run) = self.live_run(&row).await? else { return Err(inactive) };
         let expires_at = self.provider.extend(&run, EXTENSION).await?.expires_at();
         let now = self.now();
         self.change(row, |row| {
@@ -349,7 +349,7 @@ impl Sessions {
         else {
             return Err(SessionError::NoSandbox("No sandbox available for resume"));
         };
-        if is_active(&row, self.now()) && self.live_run(&row).await.is_some() {
+        if is_active(&row, self.now()) && self.live_run(&row).await?.is_some() {
             return Ok((true, name));
         }
         if let Err(ProviderError::NotFound(_)) = self.provider.get(&Self::key(&row, &name)).await {
@@ -365,7 +365,7 @@ impl Sessions {
     pub async fn stop(&self, account: &AccountId, id: &SessionId) -> Result<bool> {
         let _slot = self.slots.take(id).await;
         let row = self.owned(account, id).await?;
-        if row.status == "archived" || self.live_run(&row).await.is_none() {
+        if row.status == "archived" || self.live_run(&row).await?.is_none() {
             return Ok(false);
         }
         self.hibernate(row, StopReason::Requested).await?;

@@ -183,23 +183,27 @@ impl Db {
     }
 
     /// Sessions whose lifecycle wants attention at `now`: active ones past
-    /// their deadline, and ones that a crash left in the middle of a change.
+    /// their deadline, longest overdue first, and ones in the middle of a change,
+    /// which a crash may have left so, oldest first; at most `limit` of each.
     pub async fn sessions_due(&self, now: Timestamp, limit: i64) -> crate::Result<Vec<SessionRow>> {
-        let sql = format!(
+        let overdue = format!(
             "SELECT {COLUMNS} FROM sessions
-             WHERE (lifecycle_state = 'active' AND (hibernate_after <= $1 OR sandbox_expires_at <= $1))
-                OR lifecycle_state IN ('hibernating', 'restoring')
+             WHERE lifecycle_state = 'active' AND (hibernate_after <= $1 OR sandbox_expires_at <= $1)
              ORDER BY hibernate_after LIMIT $2"
         );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(now.0)
-            .bind(limit)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(StoreError::database("read due sessions"))?
-            .iter()
-            .map(row)
-            .collect()
+        let unfinished = format!(
+            "SELECT {COLUMNS} FROM sessions WHERE lifecycle_state IN ('hibernating', 'restoring')
+             ORDER BY updated_at LIMIT $1"
+        );
+        let overdue = sqlx::query(sqlx::AssertSqlSafe(overdue)).bind(now.0).bind(limit);
+        let unfinished = sqlx::query(sqlx::AssertSqlSafe(unfinished)).bind(limit);
+        let mut due = Vec::new();
+        for query in [overdue, unfinished] {
+            let rows = query.fetch_all(&self.readers).await;
+            let rows = rows.map_err(StoreError::database("read due sessions"))?;
+            due.extend(rows.iter().map(row).collect::<crate::Result<Vec<_>>>()?);
+        }
+        Ok(due)
     }
 
     /// Writes `change` over the version that it carries and bumps the version.

@@ -84,6 +84,33 @@ pub(crate) fn idle_sandboxes_sleep(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// Clones that hang keep nobody else awake.
+pub(crate) fn others_sleep_beside_hanging_clones(w: &World) -> anyhow::Result<()> {
+    let mut clones = Vec::new();
+    for n in 0..5 {
+        let session = w.new_session()?;
+        let body = json!({"repoUrl": format!("https://github.com/hangs/{n}"), "sessionId": session});
+        let request = w.http.post(format!("{}/api/sandbox", w.base)).header("x-api-key", &w.key).json(&body);
+        clones.push((session, w.spawn(async move { request.send().await.map(|answer| answer.status()) })));
+    }
+    for (session, _) in &clones {
+        eventually("it clones", Duration::from_secs(10), || Ok(state(w, session)? == "restoring"))?;
+    }
+    let (session, name) = w.sandbox()?;
+    eventually(
+        "the other falls asleep",
+        Duration::from_secs(20),
+        || Ok(state(w, &session)? == "hibernated"),
+    )?;
+    for (session, clone) in clones {
+        ensure!(!clone.is_finished(), "a clone did not hang");
+        // The git that waits is the sandbox's.
+        kill_first_process(w, &format!("session-{session}"))?;
+        ensure!(w.block_on(clone)?? != StatusCode::OK);
+    }
+    w.delete(&name)
+}
+
 pub(crate) fn a_running_command_defers_sleep(w: &World) -> anyhow::Result<()> {
     let (session, name) = w.sandbox()?;
     ensure!(w.ok(&name, "sleep 7; echo finished")? == "finished", "cut off by sleep");

@@ -87,6 +87,7 @@ const SHARED: &[Scenario] = &[
 /// Scenarios of a world whose sandboxes fall asleep after two seconds.
 const SLEEPY: &[Scenario] = &[
     ("lifecycle::idle_sandboxes_sleep", lifecycle::idle_sandboxes_sleep),
+    ("lifecycle::others_sleep_beside_hanging_clones", lifecycle::others_sleep_beside_hanging_clones),
     ("lifecycle::a_running_command_defers_sleep", lifecycle::a_running_command_defers_sleep),
     ("lifecycle::traffic_and_terminals_defer_sleep", lifecycle::traffic_and_terminals_defer_sleep),
     ("crash::kill_at_any_moment", crash::kill_at_any_moment),
@@ -126,6 +127,7 @@ const CLIENTS: &[Scenario] = &[
     ("vercel::engine_conforms", vercel::engine_conforms),
     ("vercel::client_conforms", vercel::client_conforms),
     ("vercel::sessions_run_elsewhere", vercel::sessions_run_elsewhere),
+    ("vercel::elsewhere_is_away", vercel::elsewhere_is_away),
     ("vercel::credentials_are_brokered", vercel::credentials_are_brokered),
 ];
 

@@ -208,6 +208,41 @@ pub(crate) fn sessions_run_elsewhere(w: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A provider that is away for a while tells nothing: no session is taken for
+/// stopped, and none sleeps under its command.
+pub(crate) fn elsewhere_is_away(w: &World) -> anyhow::Result<()> {
+    let idle = [("DORMOUSE_LIFECYCLE__IDLE_TIMEOUT", "3s")];
+    let front = Front::start(w, "front-away", 7791, &format!("{}/api", w.base), &w.key, &idle)?;
+    let session = front.session()?;
+    let name = format!("session-{session}");
+    front.good(Method::POST, "/api/sandbox", Some(json!({"repoUrl": REPO, "sessionId": session})))?;
+    w.ok(&name, "nohup sleep 1000 >/dev/null 2>&1 & echo")?;
+    let run = w.run(&name)?;
+    w.cli(&["sandbox", "exec", "--detach", &name, "--", "sleep", "1000"])?;
+    let at = |part: &str| format!("/api/sandbox/{part}?sessionId={session}");
+    ensure!(front.good(Method::GET, &at("reconnect"), None)?["status"] == "connected");
+
+    w.end_server("-KILL")?;
+    // Idle for more than one look of the reconciler.
+    std::thread::sleep(Duration::from_secs(8));
+    for (method, path, body) in [
+        (Method::GET, at("reconnect"), None),
+        (Method::DELETE, "/api/sandbox".to_owned(), Some(json!({"sessionId": session}))),
+        (Method::POST, "/api/sandbox/extend".to_owned(), Some(json!({"sessionId": session}))),
+    ] {
+        let (status, reply) = front.call(method.clone(), &path, body)?;
+        ensure!(status == StatusCode::BAD_GATEWAY, "{method} {path}: {status} {reply}");
+    }
+    let status = front.good(Method::GET, &at("status"), None)?;
+    ensure!(status["lifecycle"]["state"] == "active", "{status}");
+
+    w.serve()?;
+    ensure!(front.good(Method::GET, &at("reconnect"), None)?["status"] == "connected");
+    ensure!(w.run(&name)? == run, "it was stopped meanwhile");
+    ensure!(w.ok(&name, "pgrep -cx sleep")? == "2");
+    front.good(Method::DELETE, &format!("/api/sessions/{session}"), None).map(drop)
+}
+
 type Seen = Arc<Mutex<Vec<(AxumMethod, Uri, Value)>>>;
 
 /// Answers in the shape of the real service and writes down what it is asked.
