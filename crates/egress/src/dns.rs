@@ -10,15 +10,21 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 
+use crate::places::Places;
 use crate::policy::Policies;
 
 /// How long the host's resolver may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Questions under way at once, all sandboxes together.
-const WIDTH: usize = 1024;
+/// Questions under way at once of one sandbox; over TCP, its connections.
+const PER_SANDBOX: u32 = 64;
+
+/// The same of all sandboxes together: each may take a descriptor.
+const TOGETHER: u32 = 4096;
+
+/// Pause after an error that would come again at once.
+const RESPITE: Duration = Duration::from_millis(50);
 
 /// How long our own answers may be kept, in seconds.
 const TTL: u32 = 60;
@@ -101,28 +107,44 @@ fn failure(question: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
 }
 
 pub(crate) async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
-    let width = Arc::new(Semaphore::new(WIDTH));
+    let places = Places::new(PER_SANDBOX, TOGETHER);
     let mut buffer = vec![0; 4096];
     loop {
-        let Ok((read, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let (read, peer) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::warn!(%error, "receive a sandbox's question");
+                tokio::time::sleep(RESPITE).await;
+                continue;
+            }
+        };
         // Too many at once: the question is dropped, as a busy network would.
-        let Ok(permit) = width.clone().try_acquire_owned() else { continue };
+        let Some(place) = places.take(peer.ip()) else { continue };
         let (resolver, socket, question) = (resolver.clone(), socket.clone(), buffer[..read].to_vec());
         tokio::spawn(async move {
             if let Some(answer) = resolver.answer(&question, false, peer.ip()).await {
                 // The asker may be gone.
                 let _ = socket.send_to(&answer, peer).await;
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
 
 pub(crate) async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
-    let width = Arc::new(Semaphore::new(WIDTH));
+    let places = Places::new(PER_SANDBOX, TOGETHER);
     loop {
-        let Ok((mut stream, peer)) = listener.accept().await else { continue };
-        let Ok(permit) = width.clone().try_acquire_owned() else { continue };
+        let (mut stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors: room comes when a connection ends.
+                tracing::warn!(%error, "accept a sandbox's question");
+                tokio::time::sleep(RESPITE).await;
+                continue;
+            }
+        };
+        // Too many at once: refused, by closing.
+        let Some(place) = places.take(peer.ip()) else { continue };
         let resolver = resolver.clone();
         tokio::spawn(async move {
             let talk = async {
@@ -133,7 +155,7 @@ pub(crate) async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
                 Some(())
             };
             let _ = tokio::time::timeout(PATIENCE * 4, talk).await;
-            drop(permit);
+            drop(place);
         });
     }
 }
@@ -182,6 +204,62 @@ mod tests {
         assert!(resolver().own_answer(&ask("api.github.com.", RecordType::A)).is_none());
         assert!(resolver().own_answer(&ask("github.com.evil.test.", RecordType::A)).is_none());
         assert!(resolver().own_answer(b"garbage").is_none());
+    }
+
+    /// Over TCP and UDP: whoever holds all of its places is alone with that.
+    #[tokio::test]
+    async fn one_sandbox_does_not_silence_the_others() {
+        let policies = Arc::new(Policies::default());
+        let [greedy, other] = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+        for asker in [greedy, other] {
+            policies.set(asker, crate::EgressPolicy::AllowAll);
+        }
+        // A resolver of the host that never answers.
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Some(silent.local_addr().unwrap());
+        let resolver = Arc::new(Resolver { policies, upstream, ..resolver() });
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (udp, tcp) = (socket.local_addr().unwrap(), listener.local_addr().unwrap());
+        tokio::spawn(serve_udp(resolver.clone(), socket));
+        tokio::spawn(serve_tcp(resolver, listener));
+
+        let soon = Duration::from_secs(2);
+        let ours = ask("github.com.", RecordType::A);
+        let asker = async |from: Ipv4Addr| {
+            let socket = UdpSocket::bind((from, 0)).await.unwrap();
+            socket.connect(udp).await.unwrap();
+            socket
+        };
+        let answers = async |socket: &UdpSocket| {
+            socket.send(&ours).await.unwrap();
+            tokio::time::timeout(soon, socket.recv(&mut [0; 512])).await.is_ok()
+        };
+        let (asking, neighbour) = (asker(greedy).await, asker(other).await);
+        assert!(answers(&asking).await);
+        for _ in 0..PER_SANDBOX {
+            asking.send(&ask("example.test.", RecordType::A)).await.unwrap();
+        }
+        assert!(!answers(&asking).await, "it had more than its places");
+        assert!(answers(&neighbour).await);
+
+        let connect = async |from: Ipv4Addr| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((from, 0).into()).unwrap();
+            let mut stream = socket.connect(tcp).await.unwrap();
+            write_framed(&mut stream, &ours).await;
+            let answer = tokio::time::timeout(soon, read_framed(&mut stream)).await.unwrap();
+            answer.is_some().then_some(stream)
+        };
+        let mut held = Vec::new();
+        for _ in 0..PER_SANDBOX {
+            held.push(connect(greedy).await.unwrap());
+        }
+        assert!(connect(greedy).await.is_none(), "it had more than its places");
+        assert!(connect(other).await.is_some());
+        drop(held.pop());
+        let freed = async { while connect(greedy).await.is_none() {} };
+        tokio::time::timeout(soon, freed).await.unwrap();
     }
 
     #[tokio::test]

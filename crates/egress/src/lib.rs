@@ -3,8 +3,9 @@
 //!
 //! The relay passes what is public and what the sandbox's policy allows, and
 //! refuses private, link-local and host addresses (the packet filter does too;
-//! this is the second door). Rules for domains and credentials join here. Mirrored hosts (`git.mirrors`) resolve
-//! to an address of ours, where [`mirror`] answers in their name.
+//! this is the second door). Rules for domains and credentials join here.
+//! Mirrored hosts (`git.mirrors`) resolve to an address of ours, where [`mirror`]
+//! answers in their name.
 //!
 //! What does not live here: which sandbox may do what, and the packet filter.
 
@@ -12,6 +13,7 @@
 
 mod dns;
 mod mirror;
+mod places;
 mod policy;
 mod relay;
 

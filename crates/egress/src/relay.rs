@@ -1,16 +1,16 @@
 //! The TCP relay: takes redirected connections, asks the kernel where they were
 //! going, and passes bytes there if the address is public.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::mirror::Gateway;
+use crate::places::Places;
 use crate::policy::{EgressPolicy, Policies};
 
 /// Connections of one sandbox at once.
@@ -19,42 +19,13 @@ const PER_SANDBOX: u32 = 512;
 /// How long a connection may take to come up.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 
-type Counts = Arc<Mutex<HashMap<IpAddr, u32>>>;
-
-/// One connection's place in its sandbox's count.
-struct Place(Counts, IpAddr);
-
-impl Place {
-    fn take(counts: &Counts, source: IpAddr) -> Option<Self> {
-        let mut map = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = map.entry(source).or_insert(0);
-        if *count >= PER_SANDBOX {
-            return None;
-        }
-        *count += 1;
-        Some(Self(counts.clone(), source))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = map.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                map.remove(&self.1);
-            }
-        }
-    }
-}
-
 pub(crate) async fn serve(
     listener: TcpListener,
     mirror_address: Ipv4Addr,
     mirrors: Option<Arc<Gateway>>,
     policies: Arc<Policies>,
 ) {
-    let counts = Counts::default();
+    let places = Places::new(PER_SANDBOX, u32::MAX);
     loop {
         let (stream, source) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -67,7 +38,7 @@ pub(crate) async fn serve(
         };
         // Unknown: refused, by closing.
         let Some(mut policy) = policies.of(source.ip()) else { continue };
-        let Some(place) = Place::take(&counts, source.ip()) else { continue };
+        let Some(place) = places.take(source.ip()) else { continue };
         let mirrors = mirrors.clone();
         tokio::spawn(async move {
             let done = async {
