@@ -1,22 +1,28 @@
 //! JWTs of one configured issuer, checked against its published keys.
+//!
+//! Keys are fetched by one request at a time, for which only those wait that
+//! need a key which is not known. An issuer that is away or hangs refuses
+//! nobody whose key is known.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dormouse_jobs::Clock;
 use dormouse_store::{AccountRow, Db};
-use dormouse_types::AccountId;
-use jsonwebtoken::jwk::JwkSet;
+use dormouse_types::{AccountId, Timestamp};
+use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use tokio::sync::Mutex;
 
 use crate::auth::{Identity, PlatformClaims};
 use crate::error::{ApiError, chain};
 
-/// How long fetched keys are believed.
+/// From this age on keys are fetched again.
 const FRESH: Duration = Duration::from_secs(600);
 
-/// An unknown key id asks the issuer again, but not more often than this.
+/// Up to this age keys are believed where they cannot be fetched.
+const BELIEVED: Duration = Duration::from_secs(24 * 3600);
+
+/// The issuer is not asked more often than this, whoever brings unknown keys.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// Whose tokens are accepted.
@@ -39,7 +45,25 @@ pub struct JwtConfig {
 pub struct JwtVerifier {
     config: JwtConfig,
     client: reqwest::Client,
-    keys: Mutex<Option<(Instant, Arc<JwkSet>)>>,
+    known: Mutex<Known>,
+    /// Held by whoever asks the issuer.
+    fetching: tokio::sync::Mutex<()>,
+}
+
+/// What the issuer said last.
+#[derive(Debug, Default)]
+struct Known {
+    keys: Option<(Timestamp, Arc<JwkSet>)>,
+    /// When it was asked last, and whether it answered.
+    asked: Option<(Timestamp, bool)>,
+}
+
+/// What is known of a key.
+enum Found {
+    Fresh(Jwk),
+    /// It should be fetched again.
+    Old(Jwk),
+    Unknown,
 }
 
 #[derive(serde::Deserialize)]
@@ -58,32 +82,68 @@ impl JwtVerifier {
     /// The HTTP client's, when the host has no TLS roots.
     pub fn new(config: JwtConfig) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
-        Ok(Self { config, client, keys: Mutex::new(None) })
+        Ok(Self { config, client, known: Mutex::default(), fetching: tokio::sync::Mutex::default() })
     }
 
-    async fn keys(&self, older_than: Duration) -> Result<Arc<JwkSet>, ApiError> {
-        let mut cached = self.keys.lock().await;
-        if let Some((at, keys)) = cached.as_ref().filter(|(at, _)| at.elapsed() < older_than) {
-            let _ = at;
-            return Ok(keys.clone());
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Each change is one assignment: a panic elsewhere cannot tear it.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, kid: &str, now: Timestamp) -> Found {
+        let known = self.known();
+        let Some((at, keys)) = &known.keys else { return Found::Unknown };
+        let age = now.since(*at);
+        match keys.find(kid) {
+            Some(key) if age < FRESH => Found::Fresh(key.clone()),
+            Some(key) if age < BELIEVED => Found::Old(key.clone()),
+            Some(_) | None => Found::Unknown,
+        }
+    }
+
+    /// The issuer's key of this id; `None`: it has none.
+    async fn key(&self, kid: &str, clock: &Clock) -> Result<Option<Jwk>, ApiError> {
+        match self.find(kid, clock.now()) {
+            Found::Fresh(key) => return Ok(Some(key)),
+            Found::Old(key) => {
+                // One of them waits for the new ones.
+                let Ok(_fetching) = self.fetching.try_lock() else { return Ok(Some(key)) };
+                self.fetch(clock).await;
+            }
+            Found::Unknown => {
+                let _fetching = self.fetching.lock().await;
+                if matches!(self.find(kid, clock.now()), Found::Unknown) {
+                    self.fetch(clock).await;
+                }
+            }
+        }
+        match self.find(kid, clock.now()) {
+            Found::Fresh(key) | Found::Old(key) => Ok(Some(key)),
+            Found::Unknown if self.known().asked.is_some_and(|(_, answered)| answered) => Ok(None),
+            Found::Unknown => {
+                let message = "the token issuer cannot be reached";
+                Err(ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, message))
+            }
+        }
+    }
+
+    /// Asks the issuer, unless that was done just now. The caller holds
+    /// `fetching`.
+    async fn fetch(&self, clock: &Clock) {
+        let now = clock.now();
+        if self.known().asked.is_some_and(|(at, _)| now.since(at) < RETRY) {
+            return;
         }
         let fetch = async {
             let answer = self.client.get(&self.config.jwks_url).send().await?.error_for_status()?;
             answer.json::<JwkSet>().await
         };
-        match fetch.await {
-            Ok(keys) => {
-                let keys = Arc::new(keys);
-                *cached = Some((Instant::now(), keys.clone()));
-                Ok(keys)
-            }
-            Err(error) => {
-                tracing::error!(error = chain(&error), "fetch JWKS");
-                Err(ApiError::new(
-                    axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                    "the token issuer cannot be reached",
-                ))
-            }
+        let fetched = fetch.await;
+        let mut known = self.known();
+        known.asked = Some((clock.now(), fetched.is_ok()));
+        match fetched {
+            Ok(keys) => known.keys = Some((now, Arc::new(keys))),
+            Err(error) => tracing::error!(error = chain(&error), "fetch JWKS"),
         }
     }
 
@@ -95,11 +155,8 @@ impl JwtVerifier {
             return Err(refused());
         }
         let kid = header.kid.ok_or_else(refused)?;
-        let mut keys = self.keys(FRESH).await?;
-        if keys.find(&kid).is_none() {
-            keys = self.keys(RETRY).await?;
-        }
-        let key = DecodingKey::from_jwk(keys.find(&kid).ok_or_else(refused)?).map_err(|_| refused())?;
+        let key = self.key(&kid, clock).await?.ok_or_else(refused)?;
+        let key = DecodingKey::from_jwk(&key).map_err(|_| refused())?;
         let mut validation = Validation::new(header.alg);
         validation.set_issuer(&[&self.config.issuer]);
         validation.set_audience(&self.config.audience);

@@ -1,7 +1,13 @@
 //! Real keys, a real key server, and every way in which a token can be wrong.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use axum::Json;
 use axum::Router;
+use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
 use axum::routing::get;
 use dormouse_jobs::Clock;
 use dormouse_store::Db;
@@ -100,4 +106,92 @@ async fn only_the_right_tokens_get_in() {
     );
     let unknown = token(&key, "k1", |claims| claims["sub"] = json!("u3"));
     assert!(closed.identity(&unknown, &db, &clock).await.map(|found| found.account).is_err());
+}
+
+/// How the issuer answers.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Well,
+    Failing,
+    Hanging,
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_away_refuses_nobody_who_is_known() {
+    let [(key, jwk), (second_key, second)] = ["k1", "k2"].map(signer);
+    let published = Arc::new(Mutex::new(vec![jwk]));
+    let mood = Arc::new(Mutex::new(Mood::Well));
+    let asked = Arc::new(AtomicU32::new(0));
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let jwks_url = format!("http://{}/jwks", server.local_addr().unwrap());
+    let (said, felt, counted) = (published.clone(), mood.clone(), asked.clone());
+    let answer = move || async move {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let mood = *felt.lock().unwrap();
+        match mood {
+            Mood::Well => Json(JwkSet { keys: said.lock().unwrap().clone() }).into_response(),
+            Mood::Failing => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            Mood::Hanging => std::future::pending().await,
+        }
+    };
+    let routes = Router::new().route("/jwks", get(answer));
+    tokio::spawn(async move { axum::serve(server, routes).await });
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(&dir.path().join("db")).await.unwrap();
+    let clock = Clock::fixed(Clock::system().now());
+    let config = JwtConfig {
+        jwks_url,
+        issuer: ISSUER.to_owned(),
+        audience: vec!["dormouse".to_owned()],
+        algorithms: vec![Algorithm::ES256],
+        create_accounts: true,
+    };
+    let verifier = Arc::new(JwtVerifier::new(config).unwrap());
+    let (known, unknown) = (token(&key, "k1", |_| {}), token(&second_key, "k2", |_| {}));
+    let status = async |token: &str| match verifier.identity(token, &db, &clock).await {
+        Ok(_) => StatusCode::OK,
+        Err(error) => error.into_response().status(),
+    };
+
+    *mood.lock().unwrap() = Mood::Failing;
+    assert_eq!(status(&known).await, StatusCode::SERVICE_UNAVAILABLE, "nothing is known yet");
+    *mood.lock().unwrap() = Mood::Well;
+    clock.advance(Duration::from_secs(31));
+    assert_eq!(status(&known).await, StatusCode::OK);
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    for _ in 0..3 {
+        assert_eq!(status(&unknown).await, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "asked again and again");
+
+    // Away for hours.
+    *mood.lock().unwrap() = Mood::Failing;
+    clock.advance(Duration::from_secs(5 * 3600));
+    assert_eq!(status(&known).await, StatusCode::OK);
+    clock.advance(Duration::from_secs(31));
+    assert_eq!(status(&unknown).await, StatusCode::SERVICE_UNAVAILABLE);
+
+    // Whoever needs a new key waits for an issuer that hangs, and nobody else.
+    *mood.lock().unwrap() = Mood::Hanging;
+    clock.advance(Duration::from_secs(31));
+    let before = asked.load(Ordering::SeqCst);
+    let (waiting, held, time) = (verifier.clone(), db.clone(), clock.clone());
+    let waiting = tokio::spawn(async move { waiting.identity(&unknown, &held, &time).await.is_ok() });
+    while asked.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
+    let soon = Duration::from_secs(5);
+    assert_eq!(tokio::time::timeout(soon, status(&known)).await.unwrap(), StatusCode::OK);
+    assert!(!waiting.is_finished());
+    waiting.abort();
+    let _ = waiting.await;
+
+    // A key that is withdrawn counts no more, nor one that is too old to know.
+    *mood.lock().unwrap() = Mood::Failing;
+    clock.advance(Duration::from_secs(20 * 3600));
+    assert_eq!(status(&known).await, StatusCode::SERVICE_UNAVAILABLE);
+    *mood.lock().unwrap() = Mood::Well;
+    *published.lock().unwrap() = vec![second];
+    clock.advance(Duration::from_secs(31));
+    assert_eq!(status(&known).await, StatusCode::UNAUTHORIZED);
 }
