@@ -19,7 +19,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -115,11 +115,12 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn new(mirrors: Vec<Mirror>, state_dir: &Path) -> Result<Self, MirrorError> {
+    pub(crate) fn new(mut mirrors: Vec<Mirror>, state_dir: &Path) -> Result<Self, MirrorError> {
         let mut hosts = Vec::new();
-        for mirror in &mirrors {
+        for mirror in &mut mirrors {
             mirror.check()?;
             hosts.push(mirror.host()?);
+            mirror.from = normal(&mirror.from);
         }
         hosts.sort();
         hosts.dedup();
@@ -161,10 +162,11 @@ impl Gateway {
             .map_err(io::Error::other)
     }
 
-    /// The mirror's URL for what was asked, if a mirror answers it.
-    fn target(&self, host: &str, request: &Request<Incoming>) -> Option<String> {
-        let (path, query) = (request.uri().path(), request.uri().query());
-        if !is_git_request(request.method(), path, query) {
+    /// The mirror's URL for what was asked of `host` (lower case), if a mirror
+    /// answers it.
+    fn target(&self, host: &str, method: &Method, uri: &Uri) -> Option<String> {
+        let (path, query) = (uri.path(), uri.query());
+        if !is_git_request(method, path, query) {
             return None;
         }
         let asked = format!("https://{host}{path}");
@@ -181,7 +183,7 @@ impl Gateway {
         if named.is_none_or(|named| !named.eq_ignore_ascii_case(host)) {
             return plain(StatusCode::MISDIRECTED_REQUEST, "another host was asked for");
         }
-        let Some(target) = self.target(host, &request) else {
+        let Some(target) = self.target(host, request.method(), request.uri()) else {
             return plain(StatusCode::NOT_FOUND, "this mirror serves git over HTTP only");
         };
         let method = request.method().clone();
@@ -240,6 +242,11 @@ impl futures::Stream for SyncStream {
         let stream = self.0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         stream.as_mut().poll_next(context)
     }
+}
+
+/// A prefix as it is compared: its host in lower case, without the usual port.
+fn normal(prefix: &str) -> String {
+    Url::parse(prefix).map_or_else(|_| prefix.to_owned(), String::from)
 }
 
 /// The requests of fetching and pushing (`gitprotocol-http(5)`).
@@ -326,8 +333,23 @@ fn authority_params() -> Result<CertificateParams, rcgen::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mirror, is_git_request};
+    use super::{Gateway, Mirror, is_git_request};
     use hyper::Method;
+
+    #[test]
+    fn hosts_match_in_any_case() {
+        let dir = tempfile::tempdir().unwrap();
+        for from in ["https://GitHub.com/", "https://github.com:443/"] {
+            let mirror = Mirror { from: from.into(), to: "http://10.0.0.1/git/".into() };
+            let gateway = Gateway::new(vec![mirror], dir.path()).unwrap();
+            assert_eq!(gateway.hosts(), ["github.com"]);
+            let uri = "/Acme/r/info/refs?service=git-upload-pack".parse().unwrap();
+            let target = gateway.target("github.com", &Method::GET, &uri);
+            let there = "http://10.0.0.1/git/Acme/r/info/refs?service=git-upload-pack";
+            assert_eq!(target.as_deref(), Some(there), "{from}");
+            assert_eq!(gateway.target("gitlab.com", &Method::GET, &uri), None);
+        }
+    }
 
     #[test]
     fn mirrors_are_checked() {

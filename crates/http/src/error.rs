@@ -67,8 +67,8 @@ impl From<SessionError> for ApiError {
             SessionError::OtherRepository { .. } | SessionError::Archived | SessionError::Contended => {
                 StatusCode::CONFLICT
             }
-            SessionError::NoSandbox("Sandbox not initialized") => StatusCode::BAD_REQUEST,
-            SessionError::NoSandbox(_) => StatusCode::NOT_FOUND,
+            SessionError::NotInitialized => StatusCode::BAD_REQUEST,
+            SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,
             SessionError::Clone { .. } => StatusCode::BAD_GATEWAY,
             SessionError::Provider(ProviderError::Capacity(reason)) => {
                 return Self::new(

@@ -60,19 +60,42 @@ impl ProviderError {
         Self::Internal { operation: operation.into(), source: source.into() }
     }
 
+    /// The same error for another caller. The causes of an internal one become
+    /// one text.
+    #[must_use]
+    pub fn repeated(&self) -> Self {
+        match self {
+            Self::Invalid(message) => Self::Invalid(message.clone()),
+            Self::TimeoutInvalid(message) => Self::TimeoutInvalid(message.clone()),
+            Self::NotFound(subject) => Self::NotFound(subject.clone()),
+            Self::Conflict(subject) => Self::Conflict(subject.clone()),
+            Self::Stopped => Self::Stopped,
+            Self::Stopping => Self::Stopping,
+            Self::SnapshotGone(snapshot) => Self::SnapshotGone(snapshot.clone()),
+            Self::Refused { errno, message } => Self::Refused { errno: *errno, message: message.clone() },
+            Self::Capacity(reason) => Self::Capacity(reason.clone()),
+            Self::Internal { operation, .. } => Self::internal(operation.clone(), self.causes()),
+        }
+    }
+
     /// The chain of causes, for the log.
     #[must_use]
     pub fn detail(&self) -> String {
-        let mut text = match self {
+        let what = match self {
             Self::Internal { operation, .. } => operation.clone(),
             other => other.to_string(),
         };
+        let causes = self.causes();
+        if causes.is_empty() { what } else { format!("{what}: {causes}") }
+    }
+
+    fn causes(&self) -> String {
+        let mut causes = Vec::new();
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            causes.push(error.to_string());
             cause = error.source();
         }
-        text
+        causes.join(": ")
     }
 }

@@ -30,9 +30,15 @@ pub enum SessionError {
     /// The session is archived.
     #[error("this session is archived; set its status to running to use it again")]
     Archived,
-    /// There is no sandbox to act on.
-    #[error("{0}")]
-    NoSandbox(&'static str),
+    /// The session has no sandbox that runs.
+    #[error("Sandbox not initialized")]
+    NotInitialized,
+    /// The session never had a sandbox.
+    #[error("No sandbox available for resume")]
+    NeverInitialized,
+    /// The session's sandbox was deleted behind its back.
+    #[error("Saved sandbox is no longer available. Create a new sandbox.")]
+    SandboxGone,
     /// Somebody changed the session in the same moment, again and again.
     #[error("the session is being changed by others; try again")]
     Contended,

@@ -300,11 +300,10 @@ impl Sessions {
     pub async fn extend(&self, account: &AccountId, id: &SessionId) -> Result<(Timestamp, Duration)> {
         let _slot = self.slots.take(id).await;
         let row = self.owned(account, id).await?;
-        let inactive = SessionError::NoSandbox("Sandbox not initialized");
         if !is_active(&row, self.now()) {
-            return Err(inactive);
+            return Err(SessionError::NotInitialized);
         }
-        let Some(run) = self.live_run(&row).await? else { return Err(inactive) };
+        let Some(run) = self.live_run(&row).await? else { return Err(SessionError::NotInitialized) };
         let expires_at = self.provider.extend(&run, EXTENSION).await?.expires_at();
         let now = self.now();
         self.change(row, |row| {
@@ -330,7 +329,7 @@ impl Sessions {
         let row = match LifecycleState::of(&row) {
             LifecycleState::Hibernated => row,
             _ if row.sandbox_name.is_none() => {
-                return Err(SessionError::NoSandbox("Sandbox not initialized"));
+                return Err(SessionError::NotInitialized);
             }
             _ => self.hibernate(row, StopReason::Requested).await?,
         };
@@ -347,15 +346,13 @@ impl Sessions {
         let (Some(name), Some(repo)) =
             (row.sandbox_name.clone(), row.clone_url.as_deref().and_then(|url| url.parse().ok()))
         else {
-            return Err(SessionError::NoSandbox("No sandbox available for resume"));
+            return Err(SessionError::NeverInitialized);
         };
         if is_active(&row, self.now()) && self.live_run(&row).await?.is_some() {
             return Ok((true, name));
         }
         if let Err(ProviderError::NotFound(_)) = self.provider.get(&Self::key(&row, &name)).await {
-            return Err(SessionError::NoSandbox(
-                "Saved sandbox is no longer available. Create a new sandbox.",
-            ));
+            return Err(SessionError::SandboxGone);
         }
         self.provision(account.clone(), Some(id.clone()), repo).await?;
         Ok((false, name))

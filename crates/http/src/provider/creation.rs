@@ -15,7 +15,7 @@ use tokio::sync::watch;
 /// How long an answer that nobody took is kept: longer than clients repeat.
 const KEPT: Duration = Duration::from_secs(60);
 
-type Outcome = Option<Result<Box<Resumed>, String>>;
+type Outcome = Option<Result<Box<Resumed>, Arc<ProviderError>>>;
 
 #[derive(Debug, Clone)]
 struct Attempt {
@@ -43,6 +43,27 @@ impl Answer {
     }
 }
 
+/// An attempt that has made nothing: once this is dropped, also by a panic, the
+/// next one begins anew.
+struct Unfinished {
+    creations: Creations,
+    key: Option<SandboxKey>,
+}
+
+impl Unfinished {
+    fn finished(mut self) {
+        self.key = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            self.creations.lock().remove(key);
+        }
+    }
+}
+
 impl Creations {
     fn lock(&self) -> MutexGuard<'_, HashMap<SandboxKey, Attempt>> {
         // A map only: a panic elsewhere cannot tear it.
@@ -53,7 +74,8 @@ impl Creations {
     /// took the answer of. `create` goes on when the caller hangs up.
     ///
     /// # Errors
-    /// Those of `create`; whoever joins a failed one creates again.
+    /// Those of `create`, for everybody who joined it; whoever comes later
+    /// creates again.
     pub(crate) async fn create<F>(
         &self,
         key: SandboxKey,
@@ -82,20 +104,20 @@ impl Creations {
             let found = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
             return match found {
                 Ok(Some(Ok(made))) => Ok((*made, answer)),
-                Ok(Some(Err(message))) => Err(ProviderError::Invalid(message)),
+                Ok(Some(Err(error))) => Err(error.repeated()),
                 _ => Err(ProviderError::internal("create", "the creation that this one repeats was lost")),
             };
         }
-        let (creations, at) = (self.clone(), key);
+        let attempt = Unfinished { creations: self.clone(), key: Some(key) };
         let work = tokio::spawn(async move {
             let made = create.await;
             let told = match &made {
                 Ok(made) => Ok(Box::new(made.clone())),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(Arc::new(error.repeated())),
             };
-            if made.is_err() {
-                // Nothing is there: the next one begins anew.
-                creations.lock().remove(&at);
+            match made.is_ok() {
+                true => attempt.finished(),
+                false => drop(attempt),
             }
             // Nobody else waiting is the rule.
             let _ = sender.send(Some(told));
@@ -123,6 +145,33 @@ mod tests {
             assert!(creations.create(key(), [0; 32], failed).await.is_err());
             assert!(creations.lock().is_empty());
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_joins_gets_the_same_error() {
+        let creations = Creations::default();
+        let (fail, failing) = tokio::sync::oneshot::channel();
+        let waiting = creations.clone();
+        let create = async { Err(failing.await.unwrap()) };
+        let first = tokio::spawn(async move { waiting.create(key(), [0; 32], create).await.map(drop) });
+        while creations.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let joined = creations.create(key(), [0; 32], std::future::pending());
+        tokio::pin!(joined);
+        assert!(futures::poll!(&mut joined).is_pending());
+        fail.send(ProviderError::Capacity("full".into())).unwrap();
+        for outcome in [first.await.unwrap(), joined.await.map(drop)] {
+            assert!(matches!(outcome, Err(ProviderError::Capacity(reason)) if reason == "full"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_does_not_keep_the_name() {
+        let creations = Creations::default();
+        let panicking = async { panic!("on purpose") };
+        assert!(creations.create(key(), [0; 32], panicking).await.is_err());
+        assert!(creations.lock().is_empty());
     }
 
     #[tokio::test]
