@@ -206,18 +206,7 @@ impl Machine {
             let _ = tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await;
             self.end(StopReason::Died, None).await?;
         }
-        let newest = self.host.db.newest_run(&self.sandbox).await.map_err(internal("read newest run"))?;
-        if let Some(run) = newest
-            && !RunStatus::from_word(&run.status).is_some_and(RunStatus::is_ended)
-        {
-            // Its end failed half-way, and nobody owns it: finish that first.
-            launch::remove(&self.host, &run.id, None).await;
-            let ending = match Ending::of(&run) {
-                Some(ending) => ending,
-                None => Ending::decide(Some(&self.row().await?), StopReason::Died, None),
-            };
-            finish(&self.host, &run, &ending).await?;
-        }
+        self.finish_left_over(StopReason::Died).await?;
         let sandbox = self.row().await?;
         let config: RunConfig = parse(&sandbox.config)?;
         let image = image(&self.host, &sandbox).await?;
@@ -248,6 +237,21 @@ impl Machine {
             Boot { run, image: image.digest, boots: ground.state.boots, files: ground.files, source: None };
         self.start(boot).await?;
         Ok(true)
+    }
+
+    /// Finishes a run whose end failed half-way, and that nobody owns, if there
+    /// is one: as it was meant, else for this reason.
+    async fn finish_left_over(&self, reason: StopReason) -> Result<()> {
+        let newest = self.host.db.newest_run(&self.sandbox).await.map_err(internal("read newest run"))?;
+        let is_left_over = |run: &RunRow| !RunStatus::from_word(&run.status).is_some_and(RunStatus::is_ended);
+        let Some(run) = newest.filter(is_left_over) else { return Ok(()) };
+        self.host.usable()?;
+        launch::remove(&self.host, &run.id, None).await;
+        let ending = match Ending::of(&run) {
+            Some(ending) => ending,
+            None => Ending::decide(Some(&self.row().await?), reason, None),
+        };
+        finish(&self.host, &run, &ending).await.map(drop)
     }
 
     /// Brings up a pending run. On failure the run has ended, and what is left
@@ -376,7 +380,9 @@ impl Machine {
                 self.host.usable()?;
                 self.end(reason, None).await.map(drop)
             }
-            _ => Ok(()),
+            // Another one: that which was meant has ended.
+            Some(_) => Ok(()),
+            None => self.finish_left_over(reason).await,
         }
     }
 

@@ -408,9 +408,11 @@ impl Engine {
         });
         let mut sandboxes = Vec::with_capacity(rows.len());
         for row in &rows {
-            // Deleted between the two reads: left out.
-            if let Ok(found) = self.present(row, false).await {
-                sandboxes.push(found.sandbox);
+            match self.present(row, false).await {
+                Ok(found) => sandboxes.push(found.sandbox),
+                // Deleted between the two reads.
+                Err(ProviderError::NotFound(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok((sandboxes, next))

@@ -63,7 +63,6 @@ impl From<SessionError> for ApiError {
         let status = match error {
             SessionError::NotFound => StatusCode::NOT_FOUND,
             SessionError::Forbidden => StatusCode::FORBIDDEN,
-            SessionError::Invalid(_) => StatusCode::BAD_REQUEST,
             SessionError::OtherRepository { .. } | SessionError::Archived | SessionError::Contended => {
                 StatusCode::CONFLICT
             }

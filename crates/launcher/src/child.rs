@@ -105,7 +105,7 @@ fn enter(
 
     sys::pivot_into_cwd().context("pivot_root")?;
     limit_privileges(filter)?;
-    sys::prepare_descriptors(listener, agent, &image_run).context("arrange descriptors")?;
+    sys::prepare_process(listener, agent, &image_run).context("arrange descriptors")?;
     sys::exec_agent().context("exec the agent")
 }
 
@@ -144,18 +144,20 @@ fn choose_pids(proc: &OwnedFd, boots: u64) -> Result<(), Error> {
     sys::write_at(proc, c"sys/kernel/ns_last_pid", last.as_bytes()).context_with(|| shown().to_owned())
 }
 
-/// The real directory `name` in the image's root, made if it is missing.
-/// A symbolic link there is refused, never followed.
+/// The real directory `name` in the sandbox's root, made if it is missing. A
+/// file or a symbolic link of the image there gives way, and is never followed:
+/// what is mounted would hide it anyway.
 fn directory(root: &OwnedFd, name: &CStr) -> Result<OwnedFd, Error> {
-    let shown = || format!("the image's /{} is not a plain directory", name.to_string_lossy());
+    let shown = |what: &str| format!("{what} /{}", name.to_string_lossy());
     match sys::open_dir_strict(root, name) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            sys::mkdir_at(root, name, 0o755)
-                .context_with(|| format!("make /{} in the image", name.to_string_lossy()))?;
-            sys::open_dir_strict(root, name).context_with(shown)
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
+            sys::unlink_at(root, name).context_with(|| shown("remove what is no directory at"))?;
         }
-        other => other.context_with(shown),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        other => return other.context_with(|| shown("open")),
     }
+    sys::mkdir_at(root, name, 0o755).context_with(|| shown("make"))?;
+    sys::open_dir_strict(root, name).context_with(|| shown("open"))
 }
 
 fn tmpfs(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
 fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     // A launcher whose server died would finish a sandbox that nobody knows.
     sys::die_with_parent().context("prctl(PR_SET_PDEATHSIG)")?;
+    sys::forget_starter().context("undo what the server's starter has set")?;
     let agent = sys::open_exec(&spec.agent).context_with(|| format!("open agent {}", spec.agent))?;
     let listener = sys::listen_in(&spec.socket_dir)
         .context_with(|| format!("listen on agent.sock in {}", spec.socket_dir))?;

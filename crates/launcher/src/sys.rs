@@ -442,6 +442,11 @@ pub(crate) fn write_at(dir: &OwnedFd, name: &CStr, bytes: &[u8]) -> io::Result<(
     io::Write::write_all(&mut std::fs::File::from(openat2(dir, name, libc::O_WRONLY)?), bytes)
 }
 
+pub(crate) fn unlink_at(dir: &OwnedFd, name: &CStr) -> io::Result<()> {
+    // SAFETY: a live C string.
+    check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }.into()).map(drop)
+}
+
 pub(crate) fn mkdir_at(dir: &OwnedFd, name: &CStr, mode: u32) -> io::Result<()> {
     // SAFETY: live C string.
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }.into()).map(drop)
@@ -588,13 +593,72 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
 /// the server's own number: some programs close all there might be.
 const OPEN_FILES: libc::rlim_t = 65_536;
 
+/// Limits of a sandbox's processes: soft, hard. What a sandbox may take of the
+/// host is bounded by its cgroup and quota, so these are the usual ones.
+const LIMITS: [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 15] = [
+    (libc::RLIMIT_AS, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_CORE, [0; 2]),
+    (libc::RLIMIT_CPU, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_DATA, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_FSIZE, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_LOCKS, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_MEMLOCK, [8 << 20; 2]),
+    (libc::RLIMIT_MSGQUEUE, [819_200; 2]),
+    (libc::RLIMIT_NICE, [0; 2]),
+    (libc::RLIMIT_NPROC, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_RSS, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_RTPRIO, [0; 2]),
+    (libc::RLIMIT_RTTIME, [libc::RLIM_INFINITY; 2]),
+    (libc::RLIMIT_SIGPENDING, [32_768; 2]),
+    (libc::RLIMIT_STACK, [8 << 20, libc::RLIM_INFINITY]),
+];
+
+/// Takes back everything that whoever started the server may have set for its
+/// children (`fork(2)`, `execve(2)`, "attributes preserved"): a shell ignores
+/// SIGINT in what it starts in the background, a unit file may set `Nice=`. Only
+/// the mask of file modes is left to [`prepare_process`]. A server without
+/// `CAP_SYS_RESOURCE` cannot go above the hard limits that it was given, nor below
+/// its `oom_score_adj`.
+pub(crate) fn forget_starter() -> io::Result<()> {
+    // `struct sigaction` of the kernel, of which all zero is the default action.
+    let default = [0_u64; 4];
+    let every_cpu = [u8::MAX; 1024];
+    // SAFETY: arrays that outlive the calls, with their sizes; plain integers.
+    unsafe {
+        for signal in 1..=64 {
+            // Not for SIGKILL and SIGSTOP, which are never anything else.
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<u8>(), 8);
+        }
+        let none = 0_u64;
+        let how = libc::SIG_SETMASK;
+        check(libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, ptr::null::<u8>(), 8))?;
+        for (resource, [soft, hard]) in LIMITS {
+            let mut limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+            if libc::setrlimit(resource, &raw const limit) < 0 {
+                check(libc::getrlimit(resource, &raw mut limit).into())?;
+                limit.rlim_cur = limit.rlim_max.min(soft);
+                check(libc::setrlimit(resource, &raw const limit).into())?;
+            }
+        }
+        let scheduling = libc::sched_param { sched_priority: 0 };
+        check(libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const scheduling).into())?;
+        check(libc::setpriority(libc::PRIO_PROCESS, 0, 0).into())?;
+        check(libc::syscall(libc::SYS_sched_setaffinity, 0, every_cpu.len(), every_cpu.as_ptr()))?;
+        // `IOPRIO_WHO_PROCESS`, this one, no class.
+        check(libc::syscall(libc::SYS_ioprio_set, 1, 0, 0))?;
+        // Nanoseconds, as PID 1 of a host has.
+        check(libc::prctl(libc::PR_SET_TIMERSLACK, 50_000, 0, 0, 0).into())?;
+        check(libc::personality(0).into())?;
+    }
+    match std::fs::write("/proc/self/oom_score_adj", "0") {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
+}
+
 /// Standard streams to /dev/null, the listener and the image's `/run` at their
-/// places, nothing else.
-pub(crate) fn prepare_descriptors(
-    listener: &OwnedFd,
-    agent: &OwnedFd,
-    image_run: &OwnedFd,
-) -> io::Result<()> {
+/// places, nothing else; how many there may be, and the mask of file modes.
+pub(crate) fn prepare_process(listener: &OwnedFd, agent: &OwnedFd, image_run: &OwnedFd) -> io::Result<()> {
     let null = open("/dev/null", libc::O_RDWR)?;
     // Copies out of the way first, so that no dup2 closes what a later needs.
     let high = |fd: BorrowedFd<'_>| -> io::Result<OwnedFd> {
@@ -603,8 +667,7 @@ pub(crate) fn prepare_descriptors(
     };
     let (null, listener, agent) = (high(null.as_fd())?, high(listener.as_fd())?, high(agent.as_fd())?);
     let image_run = high(image_run.as_fd())?;
-    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    let mut files = no_core;
+    let mut files = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `files` outlives the call.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) }.into())?;
     files.rlim_cur = files.rlim_max.min(OPEN_FILES);
@@ -617,7 +680,6 @@ pub(crate) fn prepare_descriptors(
         check(libc::dup2(image_run.as_raw_fd(), IMAGE_RUN).into())?;
         check(libc::dup3(agent.as_raw_fd(), AGENT, libc::O_CLOEXEC).into())?;
         check(libc::syscall(libc::SYS_close_range, AGENT + 1, c_uint::MAX, 4 /* CLOEXEC */))?;
-        check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core).into())?;
         check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files).into())?;
         libc::umask(0o022);
         check(libc::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0).into())?;

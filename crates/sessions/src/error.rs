@@ -16,9 +16,6 @@ pub enum SessionError {
     /// It is somebody else's.
     #[error("Forbidden")]
     Forbidden,
-    /// The request is wrong; the message names the field.
-    #[error("{0}")]
-    Invalid(String),
     /// The session is bound to another repository.
     #[error("this session is bound to {bound}; use another session for {asked}")]
     OtherRepository {

@@ -271,8 +271,12 @@ impl Db {
 
     /// The newest run of a sandbox.
     pub async fn newest_run(&self, sandbox: &SandboxId) -> crate::Result<Option<RunRow>> {
+        // The live one is the newest also where the host's clock was set back.
         let sql = format!(
-            "SELECT {COLUMNS} FROM runs WHERE sandbox_id = $1 ORDER BY requested_at DESC, id DESC LIMIT 1"
+            "SELECT {COLUMNS} FROM runs WHERE id = COALESCE(
+               (SELECT id FROM runs WHERE sandbox_id = $1
+                AND status IN ('pending', 'running', 'stopping', 'snapshotting')),
+               (SELECT id FROM runs WHERE sandbox_id = $1 ORDER BY requested_at DESC, id DESC LIMIT 1))"
         );
         sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(sandbox.as_str())

@@ -268,6 +268,24 @@ async fn a_sandbox_has_one_live_run() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_back_does_not_hide_the_live_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        end(&db, &first, None, None, Volume::Kept).await;
+        let earlier = RunRow { requested_at: Timestamp(NOW.0 - 5), ..run(&sandbox) };
+        add_run(&db, &earlier).await;
+        assert_eq!(db.newest_run(&sandbox.id).await.unwrap().unwrap().id, earlier.id);
+        let later = RunRow { requested_at: Timestamp(NOW.0 + 5), ..run(&sandbox) };
+        end(&db, &earlier, None, None, Volume::Kept).await;
+        add_run(&db, &later).await;
+        end(&db, &later, None, None, Volume::Kept).await;
+        assert_eq!(db.newest_run(&sandbox.id).await.unwrap().unwrap().id, later.id);
+    }
+}
+
+#[tokio::test]
 async fn a_volume_lives_as_long_as_its_sandbox() {
     let dir = tempfile::tempdir().unwrap();
     for db in databases(&dir).await {

@@ -79,6 +79,48 @@ pub(crate) fn timeout_and_signals(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// What whoever started the server has set for its children reaches nobody
+/// inside: signals that it ignores or blocks, limits, priority, processors, mask.
+pub(crate) fn nothing_of_the_starter(w: &World) -> anyhow::Result<()> {
+    const STARTER: &str = "
+import os, resource, signal, sys
+for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, 40):
+    signal.signal(ignored, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTSTP})
+gib = 1 << 30
+for limit, soft in ((resource.RLIMIT_FSIZE, 64 * gib), (resource.RLIMIT_DATA, 64 * gib), (resource.RLIMIT_STACK, gib),
+                    (resource.RLIMIT_CPU, 10**6), (resource.RLIMIT_MEMLOCK, 4096), (resource.RLIMIT_NPROC, 30000),
+                    (resource.RLIMIT_CORE, gib), (11, 999), (12, 999)):
+    resource.setrlimit(limit, (soft, resource.getrlimit(limit)[1]))
+os.nice(5)
+os.sched_setaffinity(0, {0})
+os.umask(0o77)
+os.execv(sys.argv[1], sys.argv[1:])";
+    const LOOK: &str = "grep -E '^(Sig(Blk|Ign)|Cpus_allowed)' /proc/self/status; \
+         cut -d' ' -f19 /proc/self/stat; umask; cat /proc/self/limits";
+    let look = |w: &World| -> anyhow::Result<String> {
+        let (_, name) = w.sandbox()?;
+        let seen = w.ok(&name, LOOK)?;
+        // It ends by the signals that are sent to end it. (bash itself ignores SIGQUIT.)
+        for (signal, number) in [("INT", 2), ("QUIT", 3), ("HUP", 1), ("USR2", 12)] {
+            let (code, ..) = w.shell(&name, &format!("sh -c 'kill -{signal} $$; sleep 1; echo lived'"))?;
+            ensure!(code == 128 + number, "SIG{signal}: {code}");
+        }
+        w.delete(&name)?;
+        Ok(seen)
+    };
+    let usual = look(w)?;
+    ensure!(usual.contains("SigIgn:\t0000000000000000"), "{usual}");
+    w.end_server("-TERM")?;
+    w.serve_under(&["python3", "-c", STARTER])?;
+    let found = look(w);
+    w.end_server("-TERM")?;
+    w.serve()?;
+    let found = found?;
+    ensure!(found == usual, "{found}\nand usually\n{usual}");
+    Ok(())
+}
+
 pub(crate) fn files(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
     let local = w.dir.join("blob");

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::load::{Cut, Dice, Load};
+use crate::load::{Cut, Dice, Load, held};
 use crate::world::{Footprint, REPO, World, cgroups, eventually};
 
 /// Where the random moments start; `TEST_SEED` repeats a run.
@@ -37,6 +38,8 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
         w.post(&kept)?;
         w.ok(&kept_name, &format!("echo {round} > /tmp/acknowledged; sync /tmp/acknowledged"))?;
         let pause = Duration::from_micros(u64::from(dice.below(400_000)));
+        let refused = Mutex::new(Vec::new());
+        let refused = &refused;
         w.block_on(async {
             let load =
                 futures::future::join_all(sessions.iter().enumerate().map(|(n, session)| async move {
@@ -46,9 +49,12 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
                             0 | 1 => (Method::POST, "/api/sandbox"),
                             _ => (Method::POST, "/api/sandbox/snapshot"),
                         };
-                        // Errors are what a killed server gives.
-                        if w.ask(method, path, Some(&w.key), Some(body)).await.is_err() {
+                        // No connection is what a killed server gives.
+                        let Ok((status, reply)) = w.ask(method, path, Some(&w.key), Some(body)).await else {
                             return;
+                        };
+                        if status.is_server_error() {
+                            held(refused).push(format!("{path}: {status} {reply}"));
                         }
                     }
                 }));
@@ -61,6 +67,7 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
             let (killed, _, _) = tokio::join!(kill, load, stop);
             killed
         })?;
+        ensure!(held(refused).is_empty(), "round {round}: {:?}", held(refused));
         w.serve()?;
         w.post(&kept)?;
         let read = w.ok(&kept_name, "cat /tmp/acknowledged")?;

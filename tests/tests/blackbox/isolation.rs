@@ -1,68 +1,67 @@
 //! What must not be possible from inside. Every probe has a control: the same
 //! thing without the sandbox, or a neighbour of it that is allowed, succeeds.
 
+use std::collections::BTreeMap;
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
 
+use crate::files::inside;
 use crate::world::World;
 
-/// Calls made with `python3 -c`: name and code that exits 0 if it worked.
-const FORBIDDEN: &[(&str, &str)] = &[
-    ("unshare user", "c.unshare(0x10000000)"),
-    ("unshare net", "c.unshare(0x40000000)"),
-    ("unshare mount", "c.unshare(0x20000)"),
-    ("clone user", "c.syscall(56, 0x10000011, 0, 0, 0, 0)"),
-    ("clone3", "c.syscall(435, 0, 0)"),
-    ("mount tmpfs", "c.mount(b't', b'/mnt', b'tmpfs', 0, None)"),
-    ("bind mount", "c.mount(b'/', b'/mnt', None, 4096, None)"),
-    ("remount /proc/sys", "c.mount(None, b'/proc/sys', None, 32, None)"),
-    ("umount /proc/sys", "c.umount2(b'/proc/sys', 2)"),
-    ("fsopen", "c.syscall(430, b'tmpfs', 0)"),
-    ("open_tree", "c.syscall(428, -100, b'/', 1)"),
-    ("setns", "c.setns(c.open(b'/proc/self/ns/net', 0), 0)"),
-    ("bpf", "c.syscall(321, 0, 0, 0)"),
-    ("perf_event_open", "c.syscall(298, 0, 0, -1, -1, 0)"),
-    ("userfaultfd", "c.syscall(323, 1)"),
-    ("io_uring", "c.syscall(425, 1, 0)"),
-    ("keyctl", "c.syscall(250, 0, -3, 0)"),
-    ("add_key", "c.syscall(248, b'user', b'k', b'v', 1, -3)"),
-    ("init_module", "c.syscall(175, 0, 0, b'')"),
-    ("kexec", "c.syscall(246, 0, 0, 0, 0)"),
-    ("swapon", "c.syscall(167, b'/tmp', 0)"),
-    ("reboot", "c.syscall(169, 0xfee1dead, 672274793, 0, 0)"),
-    ("settimeofday", "c.settimeofday(b'0'*16, None)"),
-    ("open_by_handle_at", "c.syscall(304, -100, b'0'*32, 0)"),
-    ("mknod", "c.mknod(b'/tmp/sda', 0o60600, 0x800)"),
-    ("packet socket", "c.socket(17, 3, 0)"),
-    ("raw socket", "c.socket(2, 3, 1)"),
-    ("vsock", "c.socket(40, 1, 0)"),
-    ("alg socket", "c.socket(38, 5, 0)"),
-    ("netfilter netlink", "c.socket(16, 3, 12)"),
-    ("ptrace PID 1", "c.ptrace(16, 1, 0, 0)"),
-    ("process_vm_readv", "c.syscall(310, 1, 0, 0, 0, 0, 0)"),
-    ("open PID 1's memory", "c.open(b'/proc/1/mem', 0)"),
-    ("write core_pattern", "c.open(b'/proc/sys/kernel/core_pattern', 1)"),
-    ("write sysrq", "c.open(b'/proc/sysrq-trigger', 1)"),
-    ("overlay xattr", "c.setxattr(b'/tmp', b'trusted.overlay.opaque', b'y', 1, 0)"),
+/// What is refused inside: name, what is said there, and the call, as an
+/// expression of Python on the C library. A host's root gets another answer.
+const FORBIDDEN: &[(&str, &[&str], &str)] = &[
+    ("unshare user", &["EPERM"], "c.unshare(0x10000000)"),
+    ("unshare net", &["EPERM"], "c.unshare(0x40000000)"),
+    ("unshare mount", &["EPERM"], "c.unshare(0x20000)"),
+    ("clone user", &["EPERM"], "c.syscall(56, 0x10000011, 0, 0, 0, 0)"),
+    ("clone3", &["ENOSYS"], "c.syscall(435, 0, 0)"),
+    ("mount tmpfs", &["EPERM"], "c.mount(b't', b'/mnt', b'tmpfs', 0, None)"),
+    ("bind mount", &["EPERM"], "c.mount(b'/', b'/mnt', None, 4096, None)"),
+    ("remount /proc/sys", &["EPERM"], "c.mount(None, b'/proc/sys', None, 32, None)"),
+    ("umount /proc/sys", &["EPERM"], "c.umount2(b'/proc/sys', 2)"),
+    ("fsopen", &["EPERM"], "c.syscall(430, b'tmpfs', 0)"),
+    ("open_tree", &["EPERM"], "c.syscall(428, -100, b'/', 1)"),
+    ("setns", &["EPERM"], "c.setns(c.open(b'/proc/self/ns/net', 0), 0)"),
+    ("bpf", &["EPERM"], "c.syscall(321, 0, 0, 0)"),
+    ("perf_event_open", &["EPERM"], "c.syscall(298, 0, 0, -1, -1, 0)"),
+    ("userfaultfd", &["EPERM"], "c.syscall(323, 1)"),
+    ("io_uring", &["ENOSYS"], "c.syscall(425, 1, 0)"),
+    ("keyctl", &["EPERM"], "c.syscall(250, 0, -3, 0)"),
+    ("add_key", &["EPERM"], "c.syscall(248, b'user', b'k', b'v', 1, -3)"),
+    ("init_module", &["EPERM"], "c.syscall(175, 0, 0, b'')"),
+    ("kexec", &["EPERM"], "c.syscall(246, 0, 0, 0, 0)"),
+    ("swapon", &["EPERM"], "c.syscall(167, b'/tmp', 0)"),
+    ("reboot", &["EPERM"], "c.syscall(169, 0xfee1dead, 672274793, 0, 0)"),
+    ("settimeofday", &["EPERM"], "c.syscall(164, 0, 0)"),
+    ("open_by_handle_at", &["EPERM"], "c.syscall(304, -100, b'0'*32, 0)"),
+    ("mknod", &["EPERM"], "c.mknod(b'/tmp/sda', 0o60600, 0x800)"),
+    ("packet socket", &["EAFNOSUPPORT"], "c.socket(17, 3, 0)"),
+    ("raw socket", &["EPERM"], "c.socket(2, 3, 1)"),
+    ("vsock", &["EAFNOSUPPORT"], "c.socket(40, 1, 0)"),
+    ("alg socket", &["EAFNOSUPPORT"], "c.socket(38, 5, 0)"),
+    ("netfilter netlink", &["EPROTONOSUPPORT"], "c.socket(16, 3, 12)"),
+    ("ptrace PID 1", &["EPERM"], "c.ptrace(0x4206, 1, 0, 0)"),
+    ("process_vm_readv", &["EPERM"], "c.syscall(310, 1, 0, 0, 0, 0, 0)"),
+    ("open PID 1's memory", &["EACCES"], "c.open(b'/proc/1/mem', 0)"),
+    ("write core_pattern", &["EACCES", "EROFS"], "c.open(b'/proc/sys/kernel/core_pattern', 1)"),
+    ("write sysrq", &["EACCES", "EROFS", "ENOENT"], "c.open(b'/proc/sysrq-trigger', 1)"),
+    ("overlay xattr", &["EPERM"], "c.setxattr(b'/tmp', b'trusted.overlay.opaque', b'y', 1, 0)"),
 ];
 
-const ALLOWED: &[(&str, &str)] = &[
-    ("socket", "c.socket(2, 1, 0)"),
-    ("unix socket", "c.socket(1, 1, 0)"),
-    ("route netlink", "c.socket(16, 3, 0)"),
-    ("open", "c.open(b'/etc/passwd', 0)"),
-    ("unshare files", "c.unshare(0x400)"),
-    ("xattr", "c.setxattr(b'/tmp/x', b'user.a', b'y', 1, 0)"),
+/// What has to work inside.
+const ALLOWED: &[(&str, &[&str], &str)] = &[
+    ("socket", &["done"], "c.socket(2, 1, 0)"),
+    ("unix socket", &["done"], "c.socket(1, 1, 0)"),
+    ("route netlink", &["done"], "c.socket(16, 3, 0)"),
+    ("open", &["done"], "c.open(b'/etc/passwd', 0)"),
+    ("unshare files", &["done"], "c.unshare(0x400)"),
+    ("xattr", &["done"], "c.setxattr(b'/tmp/x', b'user.a', b'y', 1, 0)"),
 ];
-
-fn probe(code: &str) -> String {
-    format!(
-        "import ctypes,sys,os; open('/tmp/x','w').close(); c=ctypes.CDLL(None,use_errno=True)\n\
-         r={code}\nsys.exit(0 if r>=0 else 1)"
-    )
-}
 
 pub(crate) fn identity(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
@@ -86,17 +85,45 @@ pub(crate) fn identity(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// What the prober printed: name and answer.
+fn answers(output: &str) -> BTreeMap<String, String> {
+    let lines = output.lines().filter_map(|line| line.split_once('\t'));
+    lines.map(|(name, answer)| (name.to_owned(), answer.to_owned())).collect()
+}
+
 pub(crate) fn syscalls(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
+    let calls: Vec<_> = FORBIDDEN.iter().chain(ALLOWED).collect();
+    let asked: Vec<_> = calls.iter().map(|(name, _, code)| (name, code)).collect();
+    let asked = serde_json::to_string(&asked)?;
+    let script = std::fs::read_to_string(inside("probe.py"))?;
     for sudo in [&[][..], &["--sudo"][..]] {
-        for (what, code) in ALLOWED {
-            let (exit, out, err) = w.exec(&name, sudo, &["python3", "-c", &probe(code)])?;
-            ensure!(exit == 0, "control {what} {sudo:?}: {exit} {out}{err}");
-        }
-        for (what, code) in FORBIDDEN {
-            let (exit, out, err) = w.exec(&name, sudo, &["python3", "-c", &probe(code)])?;
-            ensure!(exit == 1 && err.is_empty(), "{what} {sudo:?} was not refused: {exit} {out}{err}");
-        }
+        let (exit, out, err) = w.exec(&name, sudo, &["python3", "-c", &script, &asked])?;
+        ensure!(exit == 0, "{exit} {out}{err}");
+        let found = answers(&out);
+        let wrong: Vec<_> = calls
+            .iter()
+            .map(|(call, wanted, _)| (call, wanted, found.get(*call)))
+            .filter(|(_, wanted, got)| !got.is_some_and(|got| wanted.contains(&got.as_str())))
+            .collect();
+        ensure!(wrong.is_empty(), "{sudo:?}: call, wanted, found: {wrong:?}");
+    }
+    // The control: without the sandbox each does something else. In namespaces
+    // of its own, since much of it works there.
+    let around = "mount -t tmpfs tmpfs /mnt && mount -t tmpfs tmpfs /tmp && python3 -c \"$1\" \"$2\"; exit";
+    let mut control = Command::new("unshare");
+    control
+        .args(["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"])
+        .args(["sh", "-c", around, "sh", &script, &asked]);
+    let output = control.output()?;
+    let found = answers(&String::from_utf8_lossy(&output.stdout));
+    ensure!(output.status.success(), "control: {}", String::from_utf8_lossy(&output.stderr));
+    for (call, wanted, _) in FORBIDDEN {
+        let got = found.get(*call).with_context(|| format!("control: no answer to {call}"))?;
+        // What this kernel does not have.
+        let absent = [("alg socket", "EAFNOSUPPORT"), ("vsock", "EAFNOSUPPORT"), ("write sysrq", "ENOENT")];
+        let absent = absent.contains(&(*call, got));
+        ensure!(absent || !wanted.contains(&got.as_str()), "control: {call} is {got} without a sandbox too");
     }
     ensure!(w.root_shell(&name, "useradd -m eve && su eve -c 'id -un'")?.1.trim() == "eve", "useradd works");
     w.delete(&name)
@@ -230,27 +257,43 @@ pub(crate) fn two_sandboxes(w: &World) -> anyhow::Result<()> {
     w.delete(&fresh)
 }
 
-/// A session whose sandbox replaces the directories that the launcher mounts
-/// over by links to a canary on the host.
+/// Sandboxes of images that have links to a canary on the host where the
+/// launcher mounts, the agent writes and commands start. Each starts, or says why
+/// it does not, and the host stays as it is.
 pub(crate) fn hostile_image(w: &World) -> anyhow::Result<()> {
     let canary = w.dir.join("canary");
     std::fs::create_dir_all(&canary)?;
     std::fs::write(canary.join("file"), "untouched")?;
     let target = canary.to_string_lossy().into_owned();
     let tar = w.dir.join("hostile.tar");
-    for dir in ["dev", "proc", "sys", "etc", "vercel"] {
+    let local = w.dir.join("hostile-local");
+    std::fs::write(&local, "changed")?;
+    for dir in ["dev", "proc", "sys", "run", "etc", "tmp", "vercel", "usr"] {
         let root = w.dir.join("hostile");
         std::fs::create_dir_all(&root)?;
         std::os::unix::fs::symlink(&target, root.join(dir))?;
+        // The control: followed from outside, the link leads to the canary.
+        ensure!(std::fs::read_to_string(root.join(dir).join("file"))? == "untouched");
         let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(dir).status()?;
         ensure!(packed.success());
         std::fs::remove_dir_all(&root)?;
-        // Building or starting may fail; the host must not change.
-        let built =
-            w.cli(&["image", "build", "--name", &format!("hostile-{dir}"), "--tar", &tar.to_string_lossy()]);
-        if let Err(error) = built {
-            ensure!(!format!("{error:#}").is_empty());
+        let (image, name) = (format!("hostile-{dir}"), format!("of-hostile-{dir}"));
+        w.cli(&["image", "build", "--name", &image, "--tar", &tar.to_string_lossy()])?;
+        let path = "/api/v2/sandboxes";
+        let (status, reply) =
+            w.call(Method::POST, path, Some(&w.key), Some(json!({"name": name, "image": image})))?;
+        ensure!(status == StatusCode::OK, "{dir}: {status} {reply}");
+        // Through the link: into the sandbox's own tree, or refused.
+        for file in ["file", "new"] {
+            let _ = w.cli(&["sandbox", "cp", &local.to_string_lossy(), &format!("{name}:/{dir}/{file}")]);
         }
+        let read = w.read(&name, &format!("/{dir}/file"));
+        let read = read.unwrap_or_else(|refused| Some(refused.to_string()));
+        ensure!(read.as_deref() != Some("untouched"), "{dir}: the host's file was read");
+        w.stop(&name)?;
+        let woken = w.good(Method::GET, &format!("{path}/{name}?resume=true"), None)?;
+        ensure!(woken["session"]["status"] == "running", "{dir}: {woken}");
+        w.delete(&name)?;
         let entries: Vec<_> = std::fs::read_dir(&canary)?.flatten().map(|entry| entry.file_name()).collect();
         ensure!(
             entries == ["file"] && std::fs::read_to_string(canary.join("file"))? == "untouched",

@@ -45,21 +45,41 @@ pub(crate) fn restart_keeps_sandboxes(w: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Changes one row of the server's database behind its back.
+fn change_row(w: &World, sql: &str) -> anyhow::Result<()> {
+    let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
+                  print(db.execute(sys.argv[2]).rowcount); db.commit()";
+    let database = w.dir.join("data/dormouse.db");
+    let output = Command::new("python3").args(["-c", script]).arg(database).arg(sql).output()?;
+    ensure!(output.stdout == b"1\n", "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A run whose end was cut off is not ended because nobody here runs it: a stop
+/// finishes it.
+pub(crate) fn a_stop_finishes_what_was_left(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    w.ok(&name, "echo kept > /tmp/kept")?;
+    let run = w.run(&name)?;
+    w.stop(&name)?;
+    change_row(w, &format!("UPDATE runs SET status = 'running', ending = NULL WHERE id = '{run}'"))?;
+    let path = format!("/api/v2/sandboxes/{name}");
+    let status = || anyhow::Ok(w.good(Method::GET, &path, None)?["session"]["status"].clone());
+    ensure!(status()? == "running", "control");
+    w.good(Method::POST, &format!("/api/v2/sandboxes/sessions/{run}/stop"), Some(json!({})))?;
+    ensure!(status()? == "stopped", "{}", status()?);
+    ensure!(w.ok(&name, "cat /tmp/kept")? == "kept");
+    w.delete(&name)
+}
+
 /// A server that died while it put a session to sleep, or woke it: whoever uses
 /// its sandbox before the next one has a look at it keeps it awake.
 pub(crate) fn used_after_a_crash(w: &World) -> anyhow::Result<()> {
     for cut_off in ["hibernating", "restoring"] {
         let (session, name) = w.sandbox()?;
         w.end_server("-KILL")?;
-        let sql = format!(
-            "UPDATE sessions SET lifecycle_state = '{cut_off}', lifecycle_version = lifecycle_version + 1 \
-             WHERE id = '{session}'"
-        );
-        let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
-                      print(db.execute(sys.argv[2]).rowcount); db.commit()";
-        let database = w.dir.join("data/dormouse.db");
-        let output = Command::new("python3").args(["-c", script]).arg(database).arg(&sql).output()?;
-        ensure!(output.stdout == b"1\n", "{}", String::from_utf8_lossy(&output.stderr));
+        let changed = format!("lifecycle_state = '{cut_off}', lifecycle_version = lifecycle_version + 1");
+        change_row(w, &format!("UPDATE sessions SET {changed} WHERE id = '{session}'"))?;
         w.serve()?;
         let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}?resume=true"), None)?;
         let run = found["session"]["id"].as_str().context("id")?;

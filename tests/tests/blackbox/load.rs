@@ -283,7 +283,7 @@ impl Load {
     }
 }
 
-fn held<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn held<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -53,6 +53,7 @@ const SHARED: &[Scenario] = &[
     ("commands::exit_codes", commands::exit_codes),
     ("commands::streams", commands::streams),
     ("commands::timeout_and_signals", commands::timeout_and_signals),
+    ("commands::nothing_of_the_starter", commands::nothing_of_the_starter),
     ("commands::files", commands::files),
     ("isolation::identity", isolation::identity),
     ("isolation::syscalls", isolation::syscalls),
@@ -82,6 +83,7 @@ const SHARED: &[Scenario] = &[
     ("lifecycle::death_is_noticed", lifecycle::death_is_noticed),
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
     ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
+    ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
 ];
 
 /// Scenarios of a world whose sandboxes fall asleep after two seconds.

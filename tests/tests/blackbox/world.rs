@@ -229,9 +229,25 @@ impl World {
 
     /// [`World::serve`] with these in its environment.
     pub(crate) fn serve_with(&self, env: &[(&str, &str)]) -> anyhow::Result<()> {
+        let mut command = self.command(&["serve"]);
+        command.envs(env.iter().copied());
+        self.serve_by(&mut command)
+    }
+
+    /// [`World::serve`] by a program that execs the server, which follows its
+    /// own arguments.
+    pub(crate) fn serve_under(&self, starter: &[&str]) -> anyhow::Result<()> {
+        let serve = self.command(&["serve"]);
+        let (program, args) = starter.split_first().context("no starter")?;
+        let mut command = Command::new(program);
+        command.args(args).arg(serve.get_program()).args(serve.get_args());
+        command.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.serve_by(&mut command)
+    }
+
+    fn serve_by(&self, command: &mut Command) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("server.log"))?;
-        let child =
-            self.command(&["serve"]).envs(env.iter().copied()).stdin(Stdio::null()).stderr(log).spawn()?;
+        let child = command.stdin(Stdio::null()).stderr(log).spawn()?;
         *self.server.borrow_mut() = Some(child);
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.call(Method::GET, "/healthz", None, None).is_err() {

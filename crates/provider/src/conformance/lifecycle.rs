@@ -258,8 +258,8 @@ pub(super) async fn policies_are_reported_and_kept(bench: &Bench) -> Outcome {
     bench.provider.stop(&bench.run_ref(&made.run), StopReason::Requested).await?;
     let resumed = bench.provider.resume(&key).await?;
     check!(resumed.run.network == NetworkPolicy::DenyAll, "a resume forgot it: {:?}", resumed.run.network);
-    let ran = bench.sh(&resumed.run, "timeout 3 git ls-remote https://192.0.2.1/x.git").await?;
-    check!(ran.code != 0, "deny-all let a connection out");
+    // Whether it is enforced shows only with somebody outside who answers: that
+    // is for each provider's own tests.
     let networks = CustomPolicy {
         allowed_networks: vec!["192.0.2.0/24".parse().map_err(|_| Failure("a network".to_owned()))?],
         ..CustomPolicy::default()
