@@ -110,7 +110,8 @@ pub(crate) fn syscalls(w: &World) -> anyhow::Result<()> {
     }
     // The control: without the sandbox each does something else. In namespaces
     // of its own, since much of it works there.
-    let around = "mount -t tmpfs tmpfs /mnt && mount -t tmpfs tmpfs /tmp && python3 -c \"$1\" \"$2\"; exit";
+    let around =
+        "cd / && mount -t tmpfs tmpfs /mnt && mount -t tmpfs tmpfs /tmp && python3 -c \"$1\" \"$2\"; exit";
     let mut control = Command::new("unshare");
     control
         .args(["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc"])
