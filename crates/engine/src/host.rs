@@ -1,6 +1,6 @@
 //! What every machine of this host shares.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -113,7 +113,7 @@ impl Host {
     }
 
     pub(crate) fn sockets(&self) -> PathBuf {
-        sockets(self.config.data_dir())
+        sockets(self.config.instance)
     }
 
     pub(crate) fn socket_dir(&self, run: &str) -> PathBuf {
@@ -153,9 +153,10 @@ pub(crate) async fn pool<T: Send + 'static>(
     })
 }
 
-/// Directory of the agents' sockets.
-pub(crate) fn sockets(data_dir: &Path) -> PathBuf {
-    data_dir.join("sockets")
+/// Directory of the agents' sockets. Not in the data directory: whoever sleeps
+/// wakes also where that one's disk has no free block.
+pub(crate) fn sockets(instance: u8) -> PathBuf {
+    PathBuf::from(format!("/run/dormouse-{instance}"))
 }
 
 /// Which boot of this host it is.

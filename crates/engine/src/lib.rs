@@ -36,6 +36,7 @@ mod sys;
 mod terminal;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,8 +132,9 @@ impl Engine {
         let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
         let binaries =
             Binaries::install(&config.data_dir().join("bin")).map_err(host("install the agent"))?;
-        std::fs::create_dir_all(host::sockets(config.data_dir()))
-            .map_err(host("make the socket directory"))?;
+        let sockets = host::sockets(config.instance);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(sockets);
+        made.map_err(host("make the socket directory"))?;
 
         Network::prepare_host(numbering).map_err(host("add the listeners' address"))?;
         let egress = dormouse_egress::Egress::start(dormouse_egress::EgressConfig {
@@ -225,6 +227,12 @@ impl Engine {
         }
         recovery::settle(&self.registry).await;
         self.detach();
+        match std::fs::remove_dir(self.host.sockets()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "remove the socket directory");
+            }
+            _ => {}
+        }
         let (storage, numbering) = (self.host.storage.clone(), self.host.numbering);
         self.host.cgroups.close();
         drop(self);

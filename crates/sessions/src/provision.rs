@@ -15,9 +15,6 @@ use crate::{LifecycleState, SessionError, Sessions};
 /// Words of git that are kept for an error message, in bytes.
 const MAX_WORDS: usize = 4096;
 
-/// Tries against others who write the same row in the same moment.
-const TRIES: usize = 5;
-
 /// Checks the repository out in the working directory, tells git who commits,
 /// prints the branch. `$1` URL, `$2` name, `$3` e-mail.
 ///
@@ -271,19 +268,25 @@ impl Sessions {
         mut row: SessionRow,
         change: impl Fn(&mut SessionRow),
     ) -> Result<SessionRow> {
-        for _ in 0..TRIES {
-            change(&mut row);
-            match self.write(row.clone()).await {
-                Err(SessionError::Contended) => {
-                    row = self.db.session(&row.id).await?.ok_or(SessionError::NotFound)?;
-                    if row.status == "archived" {
-                        return Err(SessionError::Archived);
-                    }
-                }
-                other => return other,
-            }
+        let id = row.id.clone();
+        change(&mut row);
+        match self.write(row).await {
+            Err(SessionError::Contended) => {}
+            other => return other,
         }
-        Err(SessionError::Contended)
+        // It was used meanwhile.
+        let (now, mut archived) = (self.now(), false);
+        let changed = self.db.change_session(&id, |row| {
+            archived = row.status == "archived";
+            change(row);
+            row.updated_at = now;
+            !archived
+        });
+        match changed.await? {
+            Some(row) => Ok(row),
+            None if archived => Err(SessionError::Archived),
+            None => Err(SessionError::NotFound),
+        }
     }
 
     async fn note_failure(&self, row: SessionRow, before: LifecycleState, error: &SessionError) {

@@ -5,7 +5,7 @@ use dormouse_types::{AccountId, SandboxName, SessionId, Timestamp};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
-use crate::db::{Db, StoreError, commit, typed};
+use crate::db::{Db, StoreError, Tx, commit, typed};
 
 /// One agent session.
 #[derive(Debug, Clone)]
@@ -210,36 +210,32 @@ impl Db {
     /// `None` when the row has changed since: read again and decide anew.
     pub async fn update_session(&self, change: &SessionRow) -> crate::Result<Option<SessionRow>> {
         let mut tx = self.write().await?;
-        let done = sqlx::query(
-            "UPDATE sessions SET title = $1, status = $2, clone_url = $3, branch = $4,
-             sandbox_name = $5, lifecycle_state = $6, lifecycle_version = lifecycle_version + 1,
-             lifecycle_error = $7, last_activity_at = $8, hibernate_after = $9,
-             sandbox_expires_at = $10, lines_added = $11, lines_removed = $12, updated_at = $13
-             WHERE id = $14 AND lifecycle_version = $15",
-        )
-        .bind(&change.title)
-        .bind(&change.status)
-        .bind(&change.clone_url)
-        .bind(&change.branch)
-        .bind(change.sandbox_name.as_ref().map(SandboxName::as_str))
-        .bind(&change.lifecycle_state)
-        .bind(&change.lifecycle_error)
-        .bind(change.last_activity_at.map(|t| t.0))
-        .bind(change.hibernate_after.map(|t| t.0))
-        .bind(change.sandbox_expires_at.map(|t| t.0))
-        .bind(change.lines_added)
-        .bind(change.lines_removed)
-        .bind(change.updated_at.0)
-        .bind(change.id.as_str())
-        .bind(change.lifecycle_version)
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("update session {}", change.id)))?;
-        if done.rows_affected() == 0 {
+        let written = write_over(&mut tx, change).await?;
+        if written.is_some() {
+            commit(tx, "update session").await?;
+        }
+        Ok(written)
+    }
+
+    /// Changes a session, whoever else writes: nobody does between the read and
+    /// the write. `None` where there is none, or `change` answers `false`, which
+    /// leaves it as it is.
+    pub async fn change_session(
+        &self,
+        id: &SessionId,
+        change: impl FnOnce(&mut SessionRow) -> bool,
+    ) -> crate::Result<Option<SessionRow>> {
+        let mut tx = self.write().await?;
+        let sql = format!("SELECT {COLUMNS} FROM sessions WHERE id = $1");
+        let found = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(&mut *tx).await;
+        let found = found.map_err(StoreError::database(format!("read session {id}")))?;
+        let Some(mut session) = found.as_ref().map(row).transpose()? else { return Ok(None) };
+        if !change(&mut session) {
             return Ok(None);
         }
-        commit(tx, "update session").await?;
-        Ok(Some(SessionRow { lifecycle_version: change.lifecycle_version + 1, ..change.clone() }))
+        let written = write_over(&mut tx, &session).await?;
+        commit(tx, "change session").await?;
+        Ok(written)
     }
 
     /// Moves the idle deadline of an active session. `false` when it is not
@@ -278,4 +274,35 @@ impl Db {
         commit(tx, "delete session").await?;
         Ok(done.rows_affected() > 0)
     }
+}
+
+/// Writes a row over the version that it carries, unless that is gone.
+async fn write_over(tx: &mut Tx<'_>, change: &SessionRow) -> crate::Result<Option<SessionRow>> {
+    let done = sqlx::query(
+        "UPDATE sessions SET title = $1, status = $2, clone_url = $3, branch = $4,
+         sandbox_name = $5, lifecycle_state = $6, lifecycle_version = lifecycle_version + 1,
+         lifecycle_error = $7, last_activity_at = $8, hibernate_after = $9,
+         sandbox_expires_at = $10, lines_added = $11, lines_removed = $12, updated_at = $13
+         WHERE id = $14 AND lifecycle_version = $15",
+    )
+    .bind(&change.title)
+    .bind(&change.status)
+    .bind(&change.clone_url)
+    .bind(&change.branch)
+    .bind(change.sandbox_name.as_ref().map(SandboxName::as_str))
+    .bind(&change.lifecycle_state)
+    .bind(&change.lifecycle_error)
+    .bind(change.last_activity_at.map(|t| t.0))
+    .bind(change.hibernate_after.map(|t| t.0))
+    .bind(change.sandbox_expires_at.map(|t| t.0))
+    .bind(change.lines_added)
+    .bind(change.lines_removed)
+    .bind(change.updated_at.0)
+    .bind(change.id.as_str())
+    .bind(change.lifecycle_version)
+    .execute(&mut **tx)
+    .await
+    .map_err(StoreError::database(format!("update session {}", change.id)))?;
+    Ok((done.rows_affected() > 0)
+        .then(|| SessionRow { lifecycle_version: change.lifecycle_version + 1, ..change.clone() }))
 }

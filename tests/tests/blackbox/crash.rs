@@ -231,7 +231,8 @@ fn nothing_is_left(w: &World) -> anyhow::Result<()> {
         Ok(cgroups(w.instance).is_empty() && Footprint::look(w.instance).live() == (0, 0))
     });
     gone.with_context(|| format!("{:?}", cgroups(w.instance)))?;
-    let parts = ["pool/volumes", "pool/snapshots", "pool/scratch", "sockets"];
+    let sockets = format!("/run/dormouse-{}", w.instance);
+    let parts = ["pool/volumes", "pool/snapshots", "pool/scratch", &sockets];
     let left = || -> anyhow::Result<Vec<String>> {
         let names =
             parts.iter().map(|dir| Ok(entries(w, dir)?.into_iter().map(move |name| format!("{dir}/{name}"))));

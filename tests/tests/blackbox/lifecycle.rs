@@ -198,11 +198,13 @@ pub(crate) fn changes_under_use(w: &World) -> anyhow::Result<()> {
         w.ask(method, &path, Some(&w.key), Some(body)).await
     };
     w.block_on(async {
-        let used = async {
+        let used = futures::future::try_join_all((0..4).map(|_| async {
             loop {
                 ask(Method::POST, "/api/sandbox/activity".into(), json!({"sessionId": session})).await?;
             }
-        };
+            #[expect(unreachable_code, reason = "the type of an error")]
+            anyhow::Ok(())
+        }));
         let changed = async {
             for round in 0..40 {
                 let title = json!({"title": format!("round {round}")});
@@ -222,7 +224,7 @@ pub(crate) fn changes_under_use(w: &World) -> anyhow::Result<()> {
             Ok(())
         };
         tokio::select! {
-            ended = used => ended,
+            ended = used => ended.map(drop),
             done = changed => done,
         }
     })?;

@@ -187,6 +187,9 @@ impl Drop for Ballast {
 pub(crate) fn others_fill_the_disk(w: &World) -> anyhow::Result<()> {
     let (session, name) = filler(w)?;
     let (_, other) = w.sandbox()?;
+    let (asleep_session, asleep) = w.sandbox()?;
+    w.ok(&asleep, "echo small > /tmp/small")?;
+    w.stop(&asleep)?;
     w.ok(&name, "echo small > /tmp/small")?;
     let ballast = Ballast::load(w)?;
     eventually("health says so", Duration::from_secs(10), || {
@@ -200,6 +203,9 @@ pub(crate) fn others_fill_the_disk(w: &World) -> anyhow::Result<()> {
         w.post(&session)?;
     }
     verify(w, &name, "/tmp/some", &acknowledged)?;
+    // One more runs than before.
+    w.post(&asleep_session)?;
+    ensure!(w.ok(&asleep, "cat /tmp/small")? == "small");
     for _ in 0..200 {
         w.new_session()?;
     }
@@ -214,8 +220,10 @@ pub(crate) fn others_fill_the_disk(w: &World) -> anyhow::Result<()> {
     w.post(&session)?;
     verify(w, &name, "/tmp/some", &acknowledged)?;
     let (_, new) = w.sandbox()?;
-    w.delete(&new)?;
-    w.delete(&name)
+    for name in [&new, &asleep, &name] {
+        w.delete(name)?;
+    }
+    Ok(())
 }
 
 /// A server that cannot look at its pool knows nothing of it: sandboxes go on.
