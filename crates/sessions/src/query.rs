@@ -241,7 +241,7 @@ impl Sessions {
     /// What was done in a sandbox is use of the session that it belongs to, if
     /// it does. One that was woken without the session is awake for it too, also
     /// where a server that died was putting it to sleep. A session that is going
-    /// to sleep now is waited for.
+    /// to sleep or coming back now is waited for.
     pub async fn note_use(&self, namespace: &Namespace, sandbox: &SandboxName) -> Result<()> {
         let Some(id) = sandbox.session() else { return Ok(()) };
         let Some(row) = self.db.session(&id).await? else { return Ok(()) };
@@ -255,12 +255,8 @@ impl Sessions {
         let _slot = match LifecycleState::of(&row) {
             LifecycleState::Active if self.touch(&id).await? => return Ok(()),
             LifecycleState::Provisioning | LifecycleState::Archived => return Ok(()),
-            // Whoever restores it may be cloning, and notes the use itself.
-            LifecycleState::Restoring => match self.slots.try_take(&id) {
-                Some(slot) => slot,
-                None => return Ok(()),
-            },
             LifecycleState::Active
+            | LifecycleState::Restoring
             | LifecycleState::Hibernating
             | LifecycleState::Hibernated
             | LifecycleState::Failed => self.slots.take(&id).await,
