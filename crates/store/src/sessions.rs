@@ -132,14 +132,7 @@ impl Db {
 
     /// The session with this id.
     pub async fn session(&self, id: &SessionId) -> crate::Result<Option<SessionRow>> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM sessions WHERE id = $1")))
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(StoreError::database(format!("read session {id}")))?
-            .as_ref()
-            .map(row)
-            .transpose()
+        by_id(&self.readers, id).await
     }
 
     /// Sessions of an account, newest first.
@@ -226,10 +219,7 @@ impl Db {
         change: impl FnOnce(&mut SessionRow) -> bool,
     ) -> crate::Result<Option<SessionRow>> {
         let mut tx = self.write().await?;
-        let sql = format!("SELECT {COLUMNS} FROM sessions WHERE id = $1");
-        let found = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(&mut *tx).await;
-        let found = found.map_err(StoreError::database(format!("read session {id}")))?;
-        let Some(mut session) = found.as_ref().map(row).transpose()? else { return Ok(None) };
+        let Some(mut session) = by_id(&mut *tx, id).await? else { return Ok(None) };
         if !change(&mut session) {
             return Ok(None);
         }
@@ -305,4 +295,10 @@ async fn write_over(tx: &mut Tx<'_>, change: &SessionRow) -> crate::Result<Optio
     .map_err(StoreError::database(format!("update session {}", change.id)))?;
     Ok((done.rows_affected() > 0)
         .then(|| SessionRow { lifecycle_version: change.lifecycle_version + 1, ..change.clone() }))
+}
+
+async fn by_id(on: impl sqlx::SqliteExecutor<'_>, id: &SessionId) -> crate::Result<Option<SessionRow>> {
+    let sql = format!("SELECT {COLUMNS} FROM sessions WHERE id = $1");
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(on).await;
+    found.map_err(StoreError::database(format!("read session {id}")))?.as_ref().map(row).transpose()
 }
