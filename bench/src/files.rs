@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use dormouse_engine::Engine;
+use dormouse_control::Control;
 use dormouse_provider::{
     CommandSpec, CreateSandbox, ForkSandbox, LogEvent, RunRef, SandboxKey, SandboxProvider, SnapshotRequest,
     Source, StopReason, UpdateSandbox,
@@ -45,7 +45,7 @@ fn make_files(count: usize) -> String {
 }
 
 /// What a command prints, as root.
-async fn output(engine: &Engine, run: &RunRef, argv: Vec<String>) -> anyhow::Result<String> {
+async fn output(engine: &Control, run: &RunRef, argv: Vec<String>) -> anyhow::Result<String> {
     let spec = CommandSpec { sudo: true, ..CommandSpec::new(argv) };
     let mut events = engine.exec(run, CommandId::generate(), spec).await?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -66,7 +66,7 @@ fn script(text: impl Into<String>) -> Vec<String> {
     vec!["bash".to_owned(), "-c".to_owned(), text.into()]
 }
 
-async fn resume(engine: &Engine, key: &SandboxKey) -> anyhow::Result<RunRef> {
+async fn resume(engine: &Control, key: &SandboxKey) -> anyhow::Result<RunRef> {
     let resumed = engine.resume(key).await?;
     Ok(RunRef { namespace: key.namespace.clone(), id: resumed.run.id })
 }
@@ -86,7 +86,7 @@ async fn kept<T>(
 /// Operations over trees of every size; `peers`: podman's too, in a directory,
 /// on an image's tree.
 pub(crate) async fn operations(
-    engine: &Engine,
+    engine: &Control,
     launches: &Launches,
     peers: Option<(&Path, &Path)>,
 ) -> anyhow::Result<()> {
@@ -118,6 +118,7 @@ pub(crate) async fn operations(
                 env: None,
                 live,
                 changes: UpdateSandbox::default(),
+                retry_key: None,
             };
             let request = fork(&key_of_fork, false);
             kept(&mut times, "fork", async { Ok(engine.fork(request).await?) }).await?;
@@ -186,7 +187,7 @@ async fn podman(dir: &Path, count: usize, ours: &BTreeMap<&'static str, Duration
 /// The speed of a disk inside, of the pool's file system without a sandbox, and
 /// of the host's own under `dir`: the first ratio is what a sandbox adds, the
 /// second is all.
-pub(crate) async fn speed(engine: &Engine, dir: &Path) -> anyhow::Result<()> {
+pub(crate) async fn speed(engine: &Control, dir: &Path) -> anyhow::Result<()> {
     println!(
         "{:<34} {:>8} {:>8} {:>8} {:>8} {:>8}",
         "disk, medians in ms", "inside", "pool", "host", "to pool", "to host"
@@ -241,7 +242,7 @@ fn cached() -> anyhow::Result<u64> {
 }
 
 /// What reading the image in one sandbox caches, and in a thousand.
-pub(crate) async fn page_cache(engine: &Engine) -> anyhow::Result<()> {
+pub(crate) async fn page_cache(engine: &Control) -> anyhow::Result<()> {
     // What is cached of the image now would hide what reading it caches.
     std::fs::write("/proc/sys/vm/drop_caches", "3")?;
     let read = || script("find /usr -xdev -type f -print0 | xargs -0 cat > /dev/null");

@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use dormouse_control::{Control, ControlConfig, Limits};
 use dormouse_egress::Mirror;
-use dormouse_engine::{Engine, EngineConfig, ImageSource, Images, Recipe, StorageConfig, StorageKind};
 use dormouse_jobs::Clock;
+use dormouse_node::{ImageSource, Images, Node, NodeConfig, Recipe, StorageConfig, StorageKind, host_id};
 use dormouse_provider::{
     CommandSpec, CreateSandbox, LogEvent, Namespace, Resources, RunRef, SandboxKey, SandboxProvider,
     StopReason,
@@ -90,7 +91,7 @@ async fn run() -> anyhow::Result<()> {
     }
     let launches = Launches::default();
     let filter = tracing_subscriber::filter::Targets::new()
-        .with_target("dormouse_engine::launch", tracing::Level::DEBUG);
+        .with_target("dormouse_node::launch", tracing::Level::DEBUG);
     tracing_subscriber::registry().with(launches.clone().with_filter(filter)).init();
     let measured = measure(&dir, url.trim(), &launches, &chosen).await;
     git.kill()?;
@@ -103,17 +104,28 @@ async fn measure(dir: &Path, url: &str, launches: &Launches, chosen: &Chosen) ->
     let data = dir.join("data");
     // Makes the data directory.
     api::text(&data, url, &["image", "list"])?;
-    let db = Db::open(&data.join("dormouse.db")).await?;
+    let db = Db::open_file(&data.join("dormouse.db")).await?;
     let clock = Clock::system();
     let cache = std::env::var("DORMOUSE_IMAGES__CACHE").map_or_else(|_| data.join("cache"), PathBuf::from);
     let images = Images::open(pool(&data), &cache, db.clone())?;
     images.build("default", ImageSource::Recipe(Recipe::DEFAULT), clock.now(), |_| {}).await?;
     // It holds the pool open.
     drop(images);
-    let engine = Arc::new(Engine::start(config(&data, url), db.clone(), clock.clone()).await?);
+    let (host, limits) = (host_id(&data)?, limits());
+    let node = config(&data, url, limits.clone())?;
+    let node = Arc::new(Node::start(node, db.clone(), clock.clone()).await?);
+    let recorded = ControlConfig {
+        host: host.clone(),
+        default_image: "default".to_owned(),
+        recipes: Vec::new(),
+        limits,
+        creation_timeout: Duration::from_secs(120),
+        history: Duration::from_secs(86_400),
+    };
+    let engine = Arc::new(Control::new(db.clone(), clock.clone(), node.clone(), recorded));
     timing::head();
     let done = async {
-        let image = db.image("default").await?.context("image")?;
+        let image = db.image(&host, "default").await?.context("image")?;
         let root = data.join("images").join(&image.digest[..32]);
         if chosen.has("speed") {
             // First: see `files.py` about removals.
@@ -141,7 +153,8 @@ async fn measure(dir: &Path, url: &str, launches: &Launches, chosen: &Chosen) ->
         anyhow::Ok(())
     };
     let measured = done.await;
-    Arc::into_inner(engine).context("the engine is still in use")?.evacuate().await?;
+    drop(engine);
+    Arc::into_inner(node).context("the engine is still in use")?.evacuate().await?;
     measured?;
     if chosen.has("api") {
         api::measure(&data, url).await?;
@@ -159,35 +172,41 @@ fn pool(data: &Path) -> StorageConfig {
     }
 }
 
-fn config(data: &Path, url: &str) -> EngineConfig {
-    EngineConfig {
-        instance: 12,
-        storage: pool(data),
-        default_image: "default".to_owned(),
+fn limits() -> Limits {
+    Limits {
         default_resources: Resources { vcpus: 2, memory_mib: 2048, pids: 512, disk_mib: None },
         max_vcpus: 8,
         default_timeout: Duration::from_secs(3600),
         max_timeout: Duration::from_secs(7200),
+    }
+}
+
+fn config(data: &Path, url: &str, limits: Limits) -> anyhow::Result<NodeConfig> {
+    Ok(NodeConfig {
+        host: host_id(data)?,
+        instance: 12,
+        storage: pool(data),
+        limits,
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 32,
         dns_upstream: None,
         mirrors: vec![Mirror { from: "https://github.com/".to_owned(), to: url.to_owned() }],
-    }
+    })
 }
 
 fn key(name: &str, number: usize) -> anyhow::Result<SandboxKey> {
     let name: SandboxName = format!("{name}-{number}").parse()?;
-    Ok(SandboxKey { namespace: Namespace("bench/default".to_owned()), name })
+    Ok(SandboxKey { namespace: Namespace::default_of("bench"), name })
 }
 
-async fn create(engine: &Engine, key: &SandboxKey) -> anyhow::Result<RunRef> {
+async fn create(engine: &Control, key: &SandboxKey) -> anyhow::Result<RunRef> {
     let request = CreateSandbox::new(key.clone());
     let made = engine.create(request).await?;
     Ok(RunRef { namespace: key.namespace.clone(), id: made.run.id })
 }
 
-async fn round_trip(engine: &Engine, run: &RunRef) -> anyhow::Result<()> {
+async fn round_trip(engine: &Control, run: &RunRef) -> anyhow::Result<()> {
     let mut events = engine.exec(run, CommandId::generate(), CommandSpec::new(["true"])).await?;
     while let Some(event) = events.next().await {
         if let LogEvent::Exited(command) = event? {
@@ -255,7 +274,7 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Launches {
     }
 }
 
-async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Result<Ours> {
+async fn engine_operations(engine: &Control, launches: &Launches) -> anyhow::Result<Ours> {
     let mut ours = Ours::default();
     for width in WIDTHS {
         launches.take();
@@ -292,7 +311,13 @@ async fn engine_operations(engine: &Engine, launches: &Launches) -> anyhow::Resu
     Ok(ours)
 }
 
-async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: &Path) -> anyhow::Result<()> {
+async fn main_job(
+    engine: &Arc<Control>,
+    db: &Db,
+    clock: &Clock,
+    url: &str,
+    dir: &Path,
+) -> anyhow::Result<()> {
     let lifecycle = LifecycleConfig {
         idle_timeout: Duration::from_secs(1800),
         max_lifetime: Duration::from_secs(3600),
@@ -306,7 +331,9 @@ async fn main_job(engine: &Arc<Engine>, db: &Db, clock: &Clock, url: &str, dir: 
     };
     db.insert_account(&account).await?;
     let provider: Arc<dyn SandboxProvider> = engine.clone();
-    let sessions = Arc::new(Sessions::new(db.clone(), provider, clock.clone(), lifecycle));
+    let host = host_id(&dir.join("data"))?;
+    let sessions = Sessions::new(db.clone(), provider, clock.clone(), lifecycle, host, true);
+    let sessions = Arc::new(sessions);
     let repo: GithubRepo = "https://github.com/dormouse/dormouse".parse()?;
     for width in WIDTHS {
         let count = 32;
@@ -351,7 +378,7 @@ fn available_kib() -> anyhow::Result<u64> {
     Ok(line.split_whitespace().nth(1).context("MemAvailable")?.parse()?)
 }
 
-async fn idle_memory(engine: &Engine) -> anyhow::Result<()> {
+async fn idle_memory(engine: &Control) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = available_kib()?;
     let mut keys = Vec::new();

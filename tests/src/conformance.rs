@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use dormouse_engine::{Engine, EngineConfig, StorageConfig, StorageKind};
+use dormouse_control::{Control, ControlConfig, Limits};
 use dormouse_jobs::Clock;
+use dormouse_node::{Node, NodeConfig, StorageConfig, StorageKind, host_id};
 use dormouse_provider::{Namespace, Resources, SandboxProvider, conformance};
 use dormouse_provider_vercel::{Vercel, VercelConfig};
 use dormouse_store::Db;
@@ -54,9 +55,17 @@ enum Provider {
     },
 }
 
-async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<Engine> {
-    let db = Db::open(&data_dir.join("dormouse.db")).await.context("open the database")?;
-    let config = EngineConfig {
+async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<(Arc<Node>, Control)> {
+    let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+    let host = host_id(&data_dir).context("read the host's id")?;
+    let limits = Limits {
+        default_resources: Resources { vcpus: 2, memory_mib: 1024, pids: 512, disk_mib: Some(1024) },
+        max_vcpus: 8,
+        default_timeout: Duration::from_secs(600),
+        max_timeout: Duration::from_secs(36_000),
+    };
+    let config = NodeConfig {
+        host: host.clone(),
         instance,
         storage: StorageConfig {
             kind: StorageKind::Btrfs,
@@ -65,22 +74,28 @@ async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<Engine> {
             pool_size: 8 << 30,
             keep_free: None,
         },
-        default_image: "default".to_owned(),
-        default_resources: Resources { vcpus: 2, memory_mib: 1024, pids: 512, disk_mib: Some(1024) },
-        max_vcpus: 8,
-        default_timeout: Duration::from_secs(600),
-        max_timeout: Duration::from_secs(36_000),
+        limits: limits.clone(),
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 8,
         dns_upstream: None,
         mirrors: Vec::new(),
     };
-    Engine::start(config, db, Clock::system()).await.context("start the engine")
+    let node = Arc::new(Node::start(config, db.clone(), Clock::system()).await.context("start the engine")?);
+    let config = ControlConfig {
+        host,
+        default_image: "default".to_owned(),
+        recipes: Vec::new(),
+        limits,
+        creation_timeout: Duration::from_secs(120),
+        history: Duration::from_secs(86_400),
+    };
+    let control = Control::new(db, Clock::system(), node.clone(), config);
+    Ok((node, control))
 }
 
 async fn suite(provider: Arc<dyn SandboxProvider>, namespace: &str, only: Option<&str>) -> bool {
-    let suite = conformance::Suite::new(provider, Namespace(namespace.to_owned()));
+    let suite = conformance::Suite::new(provider, Namespace::default_of(namespace));
     let (mut passed, mut failed) = (0, 0);
     for case in conformance::CASES.iter().filter(|case| only.is_none_or(|word| case.name.contains(word))) {
         let started = Instant::now();
@@ -107,14 +122,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     let only = args.only.as_deref();
     let good = match args.provider {
         Provider::Engine { data_dir, instance } => {
-            let engine = Arc::new(engine(data_dir, instance).await?);
-            let good = suite(engine.clone(), "acc_conformance/default", only).await;
-            engine.detach();
+            let (node, control) = engine(data_dir, instance).await?;
+            let good = suite(Arc::new(control), "acc_conformance", only).await;
+            node.detach();
             good
         }
         Provider::Http { base_url, token, team, project, runtime } => {
             let config = VercelConfig { team, project, runtime, ..VercelConfig::new(base_url, token) };
-            suite(Arc::new(Vercel::new(&config)?), "default", only).await
+            suite(Arc::new(Vercel::new(&config)?), "any", only).await
         }
     };
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use dormouse_control::{ControlConfig, Limits};
 use dormouse_egress::Mirror;
-use dormouse_engine::{EngineConfig, INSTANCES, StorageConfig, StorageKind};
+use dormouse_node::{INSTANCES, NodeConfig, Recipe, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
-use dormouse_types::{Cidr, format_duration, parse_duration};
+use dormouse_store::Address;
+use dormouse_types::{Cidr, HostId, format_duration, parse_duration};
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -20,13 +22,22 @@ use crate::cli::{DataArgs, ServeArgs};
 const NOT_CONFIGURATION: [&str; 5] = ["server", "key", "team", "project", "log"];
 
 /// The configuration in force.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// Where everything is kept.
     pub(crate) data_dir: PathBuf,
+    /// `postgres://…`, a database that several servers may share; absent: a
+    /// SQLite file in the data directory. Better given as
+    /// `DORMOUSE_DATABASE_URL`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) database_url: Option<String>,
     /// Where to listen.
     pub(crate) listen: String,
+    /// Where other servers of the same database tell callers to reach this one;
+    /// absent: `http://` and `listen`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) public_url: Option<String>,
     /// Which of the instances that share this host: 0 to 15. It decides
     /// address ranges, link names and id ranges.
     pub(crate) instance: u8,
@@ -44,6 +55,13 @@ pub(crate) struct Config {
     /// Foreign tokens; absent: none are accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwt: Option<Jwt>,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The database's URL may hold a password.
+        f.debug_struct("Config").field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
 }
 
 /// Who runs the sandboxes of sessions.
@@ -144,6 +162,9 @@ pub(crate) struct Lifecycle {
     pub(crate) max_lifetime: String,
     /// A clone may take this long.
     pub(crate) clone_timeout: String,
+    /// How long records stay of runs that a newer one followed, of snapshots that
+    /// were deleted, and of jobs that ended.
+    pub(crate) history: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -245,7 +266,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/dormouse"),
+            database_url: None,
             listen: "127.0.0.1:7700".to_owned(),
+            public_url: None,
             instance: 0,
             provider: ProviderKind::default(),
             vercel: VercelAccount::default(),
@@ -287,6 +310,7 @@ impl Default for Lifecycle {
             idle_timeout: "30m".to_owned(),
             max_lifetime: "5h".to_owned(),
             clone_timeout: "10m".to_owned(),
+            history: "30d".to_owned(),
         }
     }
 }
@@ -339,6 +363,14 @@ impl Config {
             "sandbox.disk_mib: the plain storage driver cannot limit disks; use btrfs or 0"
         );
         self.lifecycle_durations()?;
+        self.history()?;
+        self.database()?;
+        if let Some(url) = &self.public_url {
+            anyhow::ensure!(
+                url.starts_with("https://") || url.starts_with("http://"),
+                "public_url: {url:?} is no http or https URL"
+            );
+        }
         for mirror in self.mirrors() {
             mirror.check()?;
         }
@@ -404,8 +436,28 @@ impl Config {
         }))
     }
 
-    pub(crate) fn database(&self) -> PathBuf {
-        self.data_dir.join("dormouse.db")
+    /// Where the database is.
+    pub(crate) fn database(&self) -> anyhow::Result<Address> {
+        match &self.database_url {
+            Some(url) => url.parse().context("database_url"),
+            None => Ok(Address::Sqlite(self.data_dir.join("dormouse.db"))),
+        }
+    }
+
+    /// Where a server that listens on `address` is reached by callers of others.
+    pub(crate) fn public_url(&self, address: SocketAddr) -> String {
+        let given = self.public_url.as_deref().map(|url| url.trim_end_matches('/').to_owned());
+        given.unwrap_or_else(|| format!("http://{address}"))
+    }
+
+    fn history(&self) -> anyhow::Result<Duration> {
+        let history = parse_duration(&self.lifecycle.history).context("lifecycle.history")?;
+        anyhow::ensure!(
+            history >= Duration::from_secs(60),
+            "lifecycle.history: must be at least {}",
+            format_duration(Duration::from_secs(60))
+        );
+        Ok(history)
     }
 
     pub(crate) fn image_cache(&self) -> PathBuf {
@@ -453,16 +505,14 @@ impl Config {
         })
     }
 
-    pub(crate) fn engine(&self) -> anyhow::Result<EngineConfig> {
+    /// What may be asked for.
+    fn limits(&self) -> anyhow::Result<Limits> {
         let lifecycle = self.lifecycle_durations()?;
         let disk = self.sandbox.disk_mib.unwrap_or(match self.storage.driver {
             StorageKind::Btrfs => DEFAULT_DISK_MIB,
             StorageKind::Plain => 0,
         });
-        Ok(EngineConfig {
-            instance: self.instance,
-            storage: self.pool(),
-            default_image: self.sandbox.image.clone(),
+        Ok(Limits {
             default_resources: Resources {
                 vcpus: self.sandbox.vcpus,
                 memory_mib: self.sandbox.memory_mib,
@@ -472,8 +522,35 @@ impl Config {
             max_vcpus: self.sandbox.max_vcpus,
             default_timeout: lifecycle.max_lifetime,
             max_timeout: lifecycle.max_lifetime * 2,
-            // Clients of the provider API wait five minutes for an answer to begin.
-            source_timeout: lifecycle.clone_timeout.min(Duration::from_secs(280)),
+        })
+    }
+
+    /// How long what a new sandbox is made from may take.
+    fn source_timeout(&self) -> anyhow::Result<Duration> {
+        // Clients of the provider API wait five minutes for an answer to begin.
+        Ok(self.lifecycle_durations()?.clone_timeout.min(Duration::from_secs(280)))
+    }
+
+    /// What is recorded, of the host that is `host`.
+    pub(crate) fn control(&self, host: HostId) -> anyhow::Result<ControlConfig> {
+        Ok(ControlConfig {
+            host,
+            default_image: self.sandbox.image.clone(),
+            recipes: Recipe::names(),
+            limits: self.limits()?,
+            creation_timeout: self.source_timeout()? + Duration::from_secs(60),
+            history: self.history()?,
+        })
+    }
+
+    /// What runs on the host that is `host`.
+    pub(crate) fn node(&self, host: HostId) -> anyhow::Result<NodeConfig> {
+        Ok(NodeConfig {
+            host,
+            instance: self.instance,
+            storage: self.pool(),
+            limits: self.limits()?,
+            source_timeout: self.source_timeout()?,
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
             network_pool: self.network.pool,
             dns_upstream: self.network.dns,
@@ -483,7 +560,7 @@ impl Config {
 }
 
 /// What a data directory of this version says in its `format` file.
-const FORMAT: &str = "dormouse 2\n";
+const FORMAT: &str = "dormouse 3\n";
 
 /// Makes the data directory, which only root may enter.
 ///
@@ -512,7 +589,7 @@ pub(crate) fn prepare_data_dir(dir: &Path) -> anyhow::Result<()> {
          and start anew",
         dir.display()
     );
-    dormouse_engine::write_durably(&path, FORMAT).with_context(|| format!("write {}", path.display()))
+    dormouse_node::write_durably(&path, FORMAT).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -525,8 +602,8 @@ mod tests {
         prepare_data_dir(dir.path()).unwrap();
         std::fs::write(dir.path().join("dormouse.db"), "").unwrap();
         prepare_data_dir(dir.path()).unwrap();
-        std::fs::write(dir.path().join("format"), "dormouse 3\n").unwrap();
-        assert!(prepare_data_dir(dir.path()).unwrap_err().to_string().contains("dormouse 3"));
+        std::fs::write(dir.path().join("format"), "dormouse 4\n").unwrap();
+        assert!(prepare_data_dir(dir.path()).unwrap_err().to_string().contains("dormouse 4"));
         std::fs::remove_file(dir.path().join("format")).unwrap();
         let error = prepare_data_dir(dir.path()).unwrap_err().to_string();
         assert!(error.contains("before its first release"), "{error}");
@@ -535,5 +612,16 @@ mod tests {
     #[test]
     fn the_defaults_are_right() {
         Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn a_password_in_the_databases_url_is_not_shown() {
+        let url = Some("postgres://me:s3cret@db/x".to_owned());
+        let config = Config { database_url: url, ..Config::default() };
+        config.check().unwrap();
+        assert!(!format!("{config:?}").contains("s3cret"));
+        let wrong = Config { database_url: Some("mysql://me:s3cret@db/x".to_owned()), ..Config::default() };
+        let error = format!("{:#}", wrong.check().unwrap_err());
+        assert!(error.starts_with("database_url:") && !error.contains("s3cret"), "{error}");
     }
 }

@@ -75,6 +75,9 @@ impl From<SessionError> for ApiError {
                     format!("No room for another sandbox now: {reason}"),
                 );
             }
+            SessionError::Provider(error @ ProviderError::Elsewhere { .. }) => {
+                return Self::new(StatusCode::MISDIRECTED_REQUEST, error.to_string());
+            }
             SessionError::Provider(error) => {
                 tracing::error!(error = error.detail(), "provider");
                 StatusCode::BAD_GATEWAY

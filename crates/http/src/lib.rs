@@ -65,8 +65,6 @@ pub(crate) struct App {
     ports: Arc<PortsConfig>,
     clock: Clock,
     jwt: Option<Arc<JwtVerifier>>,
-    creations: provider::Creations,
-    tickets: provider::Tickets,
     noted: ports::Noted,
 }
 
@@ -82,8 +80,6 @@ pub fn router(parts: Parts) -> Router {
         ports: Arc::new(ports),
         clock,
         jwt,
-        creations: provider::Creations::default(),
-        tickets: provider::Tickets::default(),
         noted: ports::Noted::default(),
     };
     let (session_routes, _) = session::router().split_for_parts();

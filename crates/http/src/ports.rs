@@ -203,7 +203,9 @@ const NOTED: Duration = Duration::from_secs(10);
 
 /// When use was last noted, by sandbox.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Noted(Arc<Mutex<HashMap<(String, String), Instant>>>);
+pub(crate) struct Noted(
+    Arc<Mutex<HashMap<(dormouse_provider::Namespace, dormouse_types::SandboxName), Instant>>>,
+);
 
 impl Activity {
     fn note(&self) {
@@ -215,7 +217,7 @@ impl Activity {
             let often = NOTED.min(self.app.sessions.idle_timeout() / 4);
             let mut noted = self.app.noted.0.lock().unwrap_or_else(PoisonError::into_inner);
             noted.retain(|_, at| at.elapsed() < often);
-            let key = (self.namespace.0.clone(), self.sandbox.to_string());
+            let key = (self.namespace.clone(), self.sandbox.clone());
             if noted.contains_key(&key) {
                 return;
             }

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use dormouse_provider::{ProviderError, Result, Resumed, RunStatus, SandboxKey};
+use dormouse_provider::{ProviderError, Result, RunStatus, SandboxKey, SandboxView};
 use dormouse_wire as wire;
 use reqwest::{Method, StatusCode};
 
@@ -38,7 +38,12 @@ pub(crate) fn mark(tags: &mut std::collections::BTreeMap<String, String>) -> Res
 
 impl Vercel {
     /// Sends a creation until it is known what became of it.
-    pub(crate) async fn make(&self, call: Call, key: &SandboxKey, mark: Option<String>) -> Result<Resumed> {
+    pub(crate) async fn make(
+        &self,
+        call: Call,
+        key: &SandboxKey,
+        mark: Option<String>,
+    ) -> Result<SandboxView> {
         let call = call.method(Method::POST).patient();
         let mut unknown = false;
         let mut attempt = 0;
@@ -89,7 +94,7 @@ impl Vercel {
         key: &SandboxKey,
         mark: Option<&str>,
         unseen: Duration,
-    ) -> Result<Option<Resumed>> {
+    ) -> Result<Option<SandboxView>> {
         let began = Instant::now();
         let deadline = began + self.long_timeout;
         loop {

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Environment, Expiration, ForkSandbox, ListOf,
-    ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, Order, Page, ProviderError, Result,
-    Resumed, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxProvider, Snapshot, SnapshotRequest,
-    SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream,
-    UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, Environment, Expiration,
+    ForkSandbox, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, Page,
+    ProviderError, Result, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxProvider, SandboxView,
+    Snapshot, SnapshotRequest, SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalOutput,
+    TerminalSize, TerminalStream, UpdateSandbox,
 };
 use dormouse_types::{CommandId, SnapshotId};
 use dormouse_wire as wire;
@@ -119,7 +119,7 @@ fn paged(call: Call, page: &Page) -> Call {
 
 #[async_trait]
 impl SandboxProvider for Vercel {
-    async fn create(&self, request: CreateSandbox) -> Result<Resumed> {
+    async fn create(&self, request: CreateSandbox) -> Result<SandboxView> {
         let key = request.key;
         let clones = match &request.source {
             Some(Source::Git(git)) => Some(git.directory),
@@ -165,11 +165,11 @@ impl SandboxProvider for Vercel {
         self.make(call, &key, mark).await
     }
 
-    async fn get(&self, key: &SandboxKey) -> Result<Resumed> {
+    async fn get(&self, key: &SandboxKey) -> Result<SandboxView> {
         replies::found(self.transport.json(&self.lookup(key, false)).await?)
     }
 
-    async fn resume(&self, key: &SandboxKey) -> Result<Resumed> {
+    async fn resume(&self, key: &SandboxKey) -> Result<SandboxView> {
         replies::found(self.transport.json(&self.lookup(key, true)).await?)
     }
 
@@ -189,14 +189,14 @@ impl SandboxProvider for Vercel {
         Ok((sandboxes, page.pagination.next))
     }
 
-    async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<Resumed> {
+    async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<SandboxView> {
         let body = requests::changes(changes)?;
         let call = self.named(key, "").method(Method::PATCH).json(&body)?;
         self.transport.json::<wire::ChangeReply>(&call).await?;
         self.get(key).await
     }
 
-    async fn fork(&self, request: ForkSandbox) -> Result<Resumed> {
+    async fn fork(&self, request: ForkSandbox) -> Result<SandboxView> {
         let key = request.key;
         let source = SandboxKey { namespace: key.namespace.clone(), name: request.source };
         if request.live {
@@ -300,7 +300,7 @@ impl SandboxProvider for Vercel {
         &self,
         _: &Namespace,
         id: &SnapshotId,
-        order: Order,
+        order: Direction,
         limit: u32,
     ) -> Result<SnapshotTree> {
         let call = Call::get("/v2/sandboxes/snapshots/tree", format!("snapshot {id}"))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dormouse_provider::{
     Action, Command, CustomPolicy, DiskUse, DomainPolicy, Expiration, KeepLast, NetworkPolicy, ProviderError,
-    Resources, Result, Resumed, Retention, Route, Rule, Run, RunStatus, Sandbox, Snapshot, SnapshotKind,
+    Resources, Result, Retention, Route, Rule, Run, RunStatus, Sandbox, SandboxView, Snapshot, SnapshotKind,
     SnapshotNode, SnapshotStatus, SnapshotTree,
 };
 use dormouse_types::Timestamp;
@@ -25,7 +25,7 @@ fn id<T: std::str::FromStr>(field: &str, value: &str) -> Result<T> {
 }
 
 fn status(word: &str) -> Result<RunStatus> {
-    RunStatus::from_word(word).ok_or_else(|| wrong("status", word))
+    word.parse().map_err(|_| wrong("status", word))
 }
 
 fn expiration(ms: u64) -> Expiration {
@@ -149,9 +149,9 @@ pub(crate) fn routes(routes: Vec<wire::Route>) -> Vec<Route> {
         .collect()
 }
 
-pub(crate) fn found(reply: wire::SandboxReply) -> Result<Resumed> {
+pub(crate) fn found(reply: wire::SandboxReply) -> Result<SandboxView> {
     let name = reply.sandbox.name.clone();
-    Ok(Resumed {
+    Ok(SandboxView {
         run: run(reply.session, Some(&name))?,
         sandbox: sandbox(reply.sandbox)?,
         routes: routes(reply.routes),

@@ -1,7 +1,7 @@
 //! From domain types to the wire.
 
 use dormouse_provider::{
-    Action, CommandSpec, CustomPolicy, Expiration, KeepLast, NetworkPolicy, Order, ProviderError,
+    Action, CommandSpec, CustomPolicy, Direction, Expiration, KeepLast, NetworkPolicy, ProviderError,
     ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StdinSource, UpdateSandbox,
 };
 use dormouse_wire as wire;
@@ -10,10 +10,10 @@ pub(crate) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-pub(crate) fn order(order: Order) -> &'static str {
+pub(crate) fn order(order: Direction) -> &'static str {
     match order {
-        Order::Ascending => "asc",
-        Order::Descending => "desc",
+        Direction::Ascending => "asc",
+        Direction::Descending => "desc",
     }
 }
 

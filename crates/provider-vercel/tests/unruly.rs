@@ -268,11 +268,11 @@ impl Setup {
 }
 
 fn key() -> SandboxKey {
-    SandboxKey { namespace: Namespace("any".into()), name: "one".parse().unwrap() }
+    SandboxKey { namespace: Namespace::default_of("any"), name: "one".parse().unwrap() }
 }
 
 fn run() -> RunRef {
-    RunRef { namespace: Namespace("any".into()), id: "sbx_3fT9kQ2mZ8wLrV5n".parse().unwrap() }
+    RunRef { namespace: Namespace::default_of("any"), id: "sbx_3fT9kQ2mZ8wLrV5n".parse().unwrap() }
 }
 
 fn spec() -> CommandSpec {

@@ -37,6 +37,15 @@ pub enum ProviderError {
         /// Operation, path and reason.
         message: String,
     },
+    /// The sandbox lives on another server of the same service; calls that need
+    /// its host go there.
+    #[error("{subject} lives on another server: {url}")]
+    Elsewhere {
+        /// The sandbox, the run or the snapshot.
+        subject: String,
+        /// Where that server's API is.
+        url: String,
+    },
     /// This host has no room for another run now.
     #[error("no capacity: {0}")]
     Capacity(String),
@@ -73,6 +82,9 @@ impl ProviderError {
             Self::Stopping => Self::Stopping,
             Self::SnapshotGone(snapshot) => Self::SnapshotGone(snapshot.clone()),
             Self::Refused { errno, message } => Self::Refused { errno: *errno, message: message.clone() },
+            Self::Elsewhere { subject, url } => {
+                Self::Elsewhere { subject: subject.clone(), url: url.clone() }
+            }
             Self::Capacity(reason) => Self::Capacity(reason.clone()),
             Self::Internal { operation, .. } => Self::internal(operation.clone(), self.causes()),
         }

@@ -17,17 +17,18 @@ use std::pin::Pin;
 pub use error::{ProviderError, Result};
 pub use health::{HealthCheck, HealthSource, HealthState};
 pub use model::{
-    CloneDirectory, Command, CommandSpec, CreateSandbox, DiskUse, Environment, Expiration, ForkSandbox,
-    GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, Order, Page, Resources,
-    ResourcesRequest, Resumed, Retention, Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxSort,
-    Snapshot, SnapshotKind, SnapshotNode, SnapshotRequest, SnapshotStatus, SnapshotTree, Source, StdinSource,
-    StopReason, Stopped, TerminalInput, TerminalOutput, TerminalSize, UpdateSandbox,
+    CloneDirectory, Command, CommandSpec, CreateSandbox, Direction, DiskUse, Environment, Expiration,
+    ForkSandbox, GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page, ResourcesRequest,
+    Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxSort, SandboxView, Snapshot, SnapshotNode,
+    SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput, TerminalSize,
+    UpdateSandbox,
 };
 pub use policy::{
     Action, CustomPolicy, DirectResponse, DomainPolicy, KeyValueMatcher, Matcher, NetworkPolicy,
     RequestMatch, Rule,
 };
 
+pub use dormouse_types::{Namespace, Resources, RunStatus, SnapshotKind, SnapshotStatus, StopReason};
 pub use ports::{PortConnection, PortError, PortGateway, PortStream};
 
 use async_trait::async_trait;
@@ -53,17 +54,35 @@ pub type TerminalStream = Pin<Box<dyn Stream<Item = TerminalInput> + Send>>;
 pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// Makes a named sandbox and its first run; returns when commands can run.
     ///
+    /// Safe to retry with [`CreateSandbox::retry_key`]; without one the name is
+    /// taken.
+    ///
     /// # Errors
     /// [`ProviderError::Conflict`] when the name is taken. On any failure
     /// nothing is left behind.
-    async fn create(&self, request: CreateSandbox) -> Result<Resumed>;
+    async fn create(&self, request: CreateSandbox) -> Result<SandboxView>;
+
+    /// Whoever created the sandbox has the answer: from now on its name is taken
+    /// for a creation with the same [`CreateSandbox::retry_key`] too.
+    async fn taken(&self, _key: &SandboxKey) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether calls that need the sandbox's host can be made here; a provider
+    /// that is one place needs not say so.
+    ///
+    /// # Errors
+    /// [`ProviderError::Elsewhere`] where they cannot.
+    async fn reachable(&self, _key: &SandboxKey) -> Result<()> {
+        Ok(())
+    }
 
     /// The sandbox as it stands; never wakes it.
-    async fn get(&self, key: &SandboxKey) -> Result<Resumed>;
+    async fn get(&self, key: &SandboxKey) -> Result<SandboxView>;
 
     /// The sandbox with a live run: the current one, or a new one with the
     /// files of the last stop. Waits for a stop in progress.
-    async fn resume(&self, key: &SandboxKey) -> Result<Resumed>;
+    async fn resume(&self, key: &SandboxKey) -> Result<SandboxView>;
 
     /// Sandboxes of a namespace, and the cursor of the next page.
     async fn list(
@@ -73,7 +92,7 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<(Vec<Sandbox>, Option<String>)>;
 
     /// Changes a sandbox, whatever its state.
-    async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<Resumed>;
+    async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<SandboxView>;
 
     /// Makes a sandbox from the files and the configuration of another. The
     /// files are those of its last snapshot; of one that keeps no snapshots
@@ -81,7 +100,7 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     ///
     /// # Errors
     /// As [`SandboxProvider::create`].
-    async fn fork(&self, request: ForkSandbox) -> Result<Resumed>;
+    async fn fork(&self, request: ForkSandbox) -> Result<SandboxView>;
 
     /// Ends the run, if any, and forgets the sandbox. Legal in every state.
     /// Manual snapshots stay unless `with_snapshots`.
@@ -118,13 +137,13 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// start; runs that stand on it go on.
     async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot>;
 
-    /// What a snapshot was made on top of ([`Order::Descending`]), or what was
+    /// What a snapshot was made on top of ([`Direction::Descending`]), or what was
     /// made on top of it.
     async fn snapshot_tree(
         &self,
         namespace: &Namespace,
         id: &SnapshotId,
-        order: Order,
+        order: Direction,
         limit: u32,
     ) -> Result<SnapshotTree>;
 
@@ -141,10 +160,10 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
         input: TerminalStream,
     ) -> Result<BoxStream<TerminalOutput>>;
 
-    /// Moves the run's hard end later.
+    /// Moves the run's hard end later. Not safe to repeat: each call adds.
     async fn extend(&self, run: &RunRef, by: std::time::Duration) -> Result<Run>;
 
-    /// Starts a command. `id` makes a retry harmless.
+    /// Starts a command. A retry with the same `id` gets the same command.
     async fn start(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<Command>;
 
     /// Where a command stands.

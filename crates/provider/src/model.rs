@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_types::{CommandId, RunId, SandboxName, SnapshotId, Timestamp};
+use dormouse_types::{
+    CommandId, Namespace, Resources, RunId, RunStatus, SandboxName, SnapshotId, SnapshotKind, SnapshotStatus,
+    Timestamp,
+};
 
 use crate::NetworkPolicy;
-
-/// Owner and project of a sandbox, as one opaque word. The provider keeps
-/// namespaces apart and knows nothing else about them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Namespace(pub String);
 
 /// A sandbox in its namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,19 +27,6 @@ pub struct RunRef {
     pub namespace: Namespace,
     /// Which run.
     pub id: RunId,
-}
-
-/// What a sandbox may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Resources {
-    /// CPUs' worth of time.
-    pub vcpus: u32,
-    /// Memory in MiB, page cache and tmpfs included.
-    pub memory_mib: u64,
-    /// Processes and threads.
-    pub pids: u64,
-    /// Disk in MiB on top of the base image; `None`: not limited.
-    pub disk_mib: Option<u64>,
 }
 
 /// Limits that a caller asks for; the rest is the host's default.
@@ -185,6 +170,10 @@ pub struct CreateSandbox {
     pub retention: Retention,
     /// Forget the sandbox when its run ends.
     pub ephemeral: bool,
+    /// Makes the creation safe to repeat: another one with this key and name,
+    /// while nobody has taken the answer ([`crate::SandboxProvider::taken`]),
+    /// waits for the first and gets the same sandbox.
+    pub retry_key: Option<String>,
 }
 
 impl CreateSandbox {
@@ -205,6 +194,7 @@ impl CreateSandbox {
             snapshot_expiration: None,
             retention: Retention::Current,
             ephemeral: false,
+            retry_key: None,
         }
     }
 }
@@ -248,6 +238,8 @@ pub struct ForkSandbox {
     pub live: bool,
     /// Everything else.
     pub changes: UpdateSandbox,
+    /// See [`CreateSandbox::retry_key`].
+    pub retry_key: Option<String>,
 }
 
 /// A snapshot to make.
@@ -290,108 +282,6 @@ pub struct Route {
     pub subdomain: String,
     /// Whole URL, where the provider knows it.
     pub url: Option<String>,
-}
-
-/// State of one run.
-///
-/// ```text
-/// pending ─► running ─► stopping ─► snapshotting ─► stopped
-///    │          │                                     ▲
-///    └► failed  └───── died, host restarted ──────────┴► aborted (nothing kept)
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RunStatus {
-    /// Being made.
-    Pending,
-    /// Takes commands.
-    Running,
-    /// Processes are being ended.
-    Stopping,
-    /// Its files are being kept.
-    Snapshotting,
-    /// Ended.
-    Stopped,
-    /// Never came up.
-    Failed,
-    /// Ended without keeping its files.
-    Aborted,
-}
-
-impl RunStatus {
-    /// Word of the wire and of the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Snapshotting => "snapshotting",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-            Self::Aborted => "aborted",
-        }
-    }
-
-    /// The status that `word` names.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        [
-            Self::Pending,
-            Self::Running,
-            Self::Stopping,
-            Self::Snapshotting,
-            Self::Stopped,
-            Self::Failed,
-            Self::Aborted,
-        ]
-        .into_iter()
-        .find(|status| status.as_str() == word)
-    }
-
-    /// The run has ended for good.
-    #[must_use]
-    pub fn is_ended(self) -> bool {
-        matches!(self, Self::Stopped | Self::Failed | Self::Aborted)
-    }
-}
-
-/// Why a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// Somebody asked.
-    Requested,
-    /// Its files were kept by hand.
-    Snapshot,
-    /// Nobody used it for its idle timeout.
-    Idle,
-    /// Its hard lifetime passed.
-    Lifetime,
-    /// Its processes ended by themselves or were killed.
-    Died,
-    /// The host was restarted.
-    HostRestart,
-    /// The sandbox was deleted.
-    Deleted,
-    /// It never came up.
-    StartFailed,
-}
-
-impl StopReason {
-    /// Word in the database and the log.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Requested => "requested",
-            Self::Snapshot => "snapshot",
-            Self::Idle => "idle",
-            Self::Lifetime => "lifetime",
-            Self::Died => "died",
-            Self::HostRestart => "host_restart",
-            Self::Deleted => "deleted",
-            Self::StartFailed => "start_failed",
-        }
-    }
 }
 
 /// A sandbox as it stands.
@@ -486,7 +376,7 @@ impl Run {
 
 /// A sandbox with its newest run.
 #[derive(Debug, Clone)]
-pub struct Resumed {
+pub struct SandboxView {
     /// The sandbox.
     pub sandbox: Sandbox,
     /// Its newest run.
@@ -495,46 +385,6 @@ pub struct Resumed {
     pub routes: Vec<Route>,
     /// This call started that run.
     pub resumed: bool,
-}
-
-/// Who made a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SnapshotKind {
-    /// Somebody asked.
-    Manual,
-    /// The stop of a persistent sandbox.
-    Automatic,
-}
-
-impl SnapshotKind {
-    /// Word of the wire and of the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Manual => "manual",
-            Self::Automatic => "automatic",
-        }
-    }
-}
-
-/// State of a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SnapshotStatus {
-    /// Sandboxes can start from it.
-    Created,
-    /// Its files are gone; the record stays.
-    Deleted,
-}
-
-impl SnapshotStatus {
-    /// Word of the wire and of the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Deleted => "deleted",
-        }
-    }
 }
 
 /// An immutable root file system.
@@ -682,7 +532,7 @@ pub struct Page {
 
 /// Which way a list runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Order {
+pub enum Direction {
     /// Oldest, or first by name, first.
     Ascending,
     /// The other way.
@@ -710,7 +560,7 @@ pub struct ListSandboxes {
     /// By what.
     pub sort: SandboxSort,
     /// Which way.
-    pub order: Order,
+    pub order: Direction,
     /// Only names that begin so.
     pub name_prefix: Option<String>,
     /// Only with all of these labels.
@@ -723,7 +573,7 @@ pub struct ListOf {
     /// How many, from where.
     pub page: Page,
     /// Which way, by age.
-    pub order: Order,
+    pub order: Direction,
     /// Only those of this sandbox.
     pub sandbox: Option<String>,
 }

@@ -19,6 +19,23 @@ pub enum NetworkPolicy {
     Custom(CustomPolicy),
 }
 
+impl NetworkPolicy {
+    /// The policy as it may be shown: which headers are set, without their
+    /// values.
+    #[must_use]
+    pub fn without_values(&self) -> Self {
+        let mut shown = self.clone();
+        if let Self::Custom(custom) = &mut shown {
+            for rule in custom.domains.iter_mut().flat_map(|domain| &mut domain.rules) {
+                if let Action::SetHeaders(headers) = &mut rule.action {
+                    headers.values_mut().for_each(|value| *value = None);
+                }
+            }
+        }
+        shown
+    }
+}
+
 /// Rules. A denied network wins over an allowed one, and that over domains.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct CustomPolicy {
@@ -148,5 +165,9 @@ mod tests {
         assert!(!format!("{rule:?}").contains("s3cret"));
         let stored = serde_json::to_string(&rule).unwrap();
         assert_eq!(serde_json::from_str::<Rule>(&stored).unwrap(), rule);
+        let domain = DomainPolicy { domain: "github.com".to_owned(), rules: vec![rule] };
+        let policy = NetworkPolicy::Custom(CustomPolicy { domains: vec![domain], ..CustomPolicy::default() });
+        let shown = serde_json::to_string(&policy.without_values()).unwrap();
+        assert!(!shown.contains("s3cret") && shown.contains("authorization"), "{shown}");
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use dormouse_provider::{Action, CustomPolicy, DomainPolicy, NetworkPolicy, Resumed, Rule, RunRef};
+use dormouse_provider::{Action, CustomPolicy, DomainPolicy, NetworkPolicy, Rule, RunRef, SandboxView};
 use dormouse_types::{AccountId, GithubRepo};
 
 use crate::Sessions;
@@ -85,7 +85,7 @@ impl Sessions {
     /// somebody else chose stays.
     pub(crate) async fn refresh_credentials(
         &self,
-        found: &Resumed,
+        found: &SandboxView,
         run: &RunRef,
         account: &AccountId,
         repo: &GithubRepo,

@@ -4,38 +4,32 @@
 //! [`Sessions`] is the whole interface. It knows a provider, a store and a
 //! clock; it knows nothing of namespaces, overlays or HTTP.
 //!
-//! ```text
-//!  create ─► provisioning ──provision──► restoring ──ready──► active
-//!                  ▲                      │   ▲                 │ idle, lifetime, pause
-//!                  └── failure, crash ────┘   │                 ▼
-//!                      (nothing is left)      └─provision── hibernated ◄── hibernating
-//!
-//!  failed: the last change failed; the next provision heals it
-//!  any ──archive──► archived ──unarchive──► hibernated, or provisioning without a sandbox
-//! ```
+//! What is done in which state of a session is decided in [`decide`], with its
+//! diagram; the other modules do it.
 
 mod credentials;
+mod decide;
 mod error;
 mod lifecycle;
+mod locks;
 mod provision;
 mod query;
-mod slots;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_jobs::Clock;
-use dormouse_provider::{Namespace, SandboxProvider};
+use dormouse_provider::{Namespace, ProviderError, SandboxProvider};
 use dormouse_store::{Db, SessionRow};
-use dormouse_types::{AccountId, SessionId, Timestamp};
+use dormouse_types::{AccountId, HostId, SandboxName, SessionId, Timestamp};
+pub use dormouse_types::{LifecycleState, SessionStatus};
 
 pub use credentials::GitToken;
 pub use error::{Result, SessionError};
-pub use lifecycle::LifecycleState;
 pub use provision::Provisioned;
 pub use query::{NewSession, Probe, SessionPatch, Status};
 
-use slots::Slots;
+use locks::{Lock, Locks};
 
 /// Options of the lifecycle.
 #[derive(Debug, Clone, Copy)]
@@ -56,16 +50,29 @@ pub struct Sessions {
     clock: Clock,
     config: LifecycleConfig,
     git_token: Option<GitToken>,
-    slots: Slots,
+    locks: Locks,
+    /// Where its sandboxes live, if that is here.
+    host: Option<HostId>,
     wake: Arc<tokio::sync::Notify>,
 }
 
 impl Sessions {
-    /// Sessions over a provider.
+    /// Sessions over a provider, on the server that is `host`. `here`: their
+    /// sandboxes live on it, and no other server can deal with them.
     #[must_use]
-    pub fn new(db: Db, provider: Arc<dyn SandboxProvider>, clock: Clock, config: LifecycleConfig) -> Self {
-        let (slots, wake) = (Slots::default(), Arc::default());
-        Self { db, provider, clock, config, git_token: None, slots, wake }
+    pub fn new(
+        db: Db,
+        provider: Arc<dyn SandboxProvider>,
+        clock: Clock,
+        config: LifecycleConfig,
+        host: HostId,
+        here: bool,
+    ) -> Self {
+        // A clone, and what comes before and after it.
+        let patience = config.clone_timeout + Duration::from_secs(60);
+        let locks = Locks::new(db.clone(), clock.clone(), host.clone(), patience);
+        let (host, wake) = (here.then_some(host), Arc::default());
+        Self { db, provider, clock, config, git_token: None, locks, host, wake }
     }
 
     /// With a token for repositories that an organization of the caller claims.
@@ -84,13 +91,37 @@ impl Sessions {
     /// Where an account's sandboxes live: its default project.
     #[must_use]
     pub fn namespace(account: &AccountId) -> Namespace {
-        Namespace(format!("{account}/default"))
+        Namespace::default_of(account.as_str())
     }
 
     /// The session, if it is `account`'s.
     async fn owned(&self, account: &AccountId, id: &SessionId) -> Result<SessionRow> {
         let row = self.db.session(id).await?.ok_or(SessionError::NotFound)?;
         if &row.account_id == account { Ok(row) } else { Err(SessionError::Forbidden) }
+    }
+
+    /// The session and its lock, if it is `account`'s and its sandbox can be
+    /// dealt with here.
+    async fn locked(&self, account: &AccountId, id: &SessionId) -> Result<(Lock, SessionRow)> {
+        // Before the lock: whoever may not come in does not wait.
+        self.owned(account, id).await?;
+        let lock = self.locks.take(id).await?;
+        let row = self.owned(account, id).await?;
+        self.at_hand(&row).await?;
+        Ok((lock, row))
+    }
+
+    /// Refuses what needs a sandbox of another server.
+    async fn at_hand(&self, row: &SessionRow) -> Result<()> {
+        if row.host_id == self.host || row.host_id.is_none() {
+            return Ok(());
+        }
+        let key = Self::key(row, &SandboxName::for_session(&row.id));
+        match self.provider.reachable(&key).await {
+            // Nothing is left of it there.
+            Ok(()) | Err(ProviderError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn now(&self) -> Timestamp {

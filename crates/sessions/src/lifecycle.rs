@@ -1,4 +1,4 @@
-//! States, and the reconciler that puts to sleep what nobody uses.
+//! The reconciler that puts to sleep what nobody uses, and sleep itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use dormouse_store::SessionRow;
 use dormouse_types::SandboxName;
 use futures::{StreamExt as _, stream};
 
+use crate::decide::{Action, Due, Event, View, decide};
 use crate::error::Result;
 use crate::{SessionError, Sessions};
 
@@ -20,64 +21,6 @@ const ROUND: i64 = 64;
 /// Of these, so many at once: a stop may take as long as its processes are
 /// given.
 const AT_ONCE: usize = 8;
-
-/// State of a session's sandbox. The diagram is in the crate's first lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LifecycleState {
-    /// No sandbox yet.
-    Provisioning,
-    /// A live sandbox.
-    Active,
-    /// On its way to sleep.
-    Hibernating,
-    /// Asleep; everything is kept.
-    Hibernated,
-    /// Being made, or on its way back.
-    Restoring,
-    /// Put away by its owner.
-    Archived,
-    /// The last change failed.
-    Failed,
-}
-
-impl LifecycleState {
-    /// Word of the wire and of the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Provisioning => "provisioning",
-            Self::Active => "active",
-            Self::Hibernating => "hibernating",
-            Self::Hibernated => "hibernated",
-            Self::Restoring => "restoring",
-            Self::Archived => "archived",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// The state of a row.
-    #[must_use]
-    pub fn of(row: &SessionRow) -> Self {
-        let word = row.lifecycle_state.as_deref().unwrap_or("provisioning");
-        [
-            Self::Provisioning,
-            Self::Active,
-            Self::Hibernating,
-            Self::Hibernated,
-            Self::Restoring,
-            Self::Archived,
-            Self::Failed,
-        ]
-        .into_iter()
-        .find(|state| state.as_str() == word)
-        .unwrap_or(Self::Failed)
-    }
-
-    /// Writes the state into a row.
-    pub(crate) fn put(self, row: &mut SessionRow) {
-        row.lifecycle_state = Some(self.as_str().to_owned());
-    }
-}
 
 impl Sessions {
     /// Runs the reconciler for ever.
@@ -92,7 +35,7 @@ impl Sessions {
 
     /// Deals with everything that is due now.
     pub async fn reconcile_once(&self) {
-        let due = match self.db.sessions_due(self.now(), ROUND).await {
+        let due = match self.db.sessions_due(self.host.as_ref(), self.now(), ROUND).await {
             Ok(due) => due,
             Err(error) => {
                 tracing::error!(%error, "read due sessions");
@@ -113,39 +56,25 @@ impl Sessions {
     async fn settle(&self, seen: SessionRow) -> Result<()> {
         // Somebody is at it, perhaps for as long as a clone takes: nobody else's
         // sleep waits for that.
-        let Some(_slot) = self.slots.try_take(&seen.id) else { return Ok(()) };
-        // What was read before the slot was taken may be past.
+        let Some(_lock) = self.locks.try_take(&seen.id).await? else { return Ok(()) };
+        // What was read before the lock was taken may be past.
         let Some(row) = self.db.session(&seen.id).await? else { return Ok(()) };
         if row.lifecycle_version != seen.lifecycle_version {
             return Ok(());
         }
-        match LifecycleState::of(&row) {
-            LifecycleState::Restoring if row.sandbox_name.is_none() => {
-                // A crash cut the first provisioning off: what it made was
-                // never acknowledged.
+        let (view, now) = (View::of(&row), Due::of(&row, self.now()));
+        let mut action = decide(view, Event::Look { now, busy: None });
+        if action == Action::Ask {
+            action = decide(view, Event::Look { now, busy: Some(self.is_busy(&row).await) });
+        }
+        match action {
+            Action::Hibernate(reason) => self.hibernate(row, reason).await.map(drop),
+            Action::Touch => self.touch(&row.id).await.map(drop),
+            Action::DiscardAndPut(state) => {
                 self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
-                let mut row = row;
-                LifecycleState::Provisioning.put(&mut row);
-                self.write(row).await.map(drop)
+                self.write(SessionRow { lifecycle_state: state, ..row }).await.map(drop)
             }
-            LifecycleState::Restoring => {
-                // A crash cut the resume off: whatever runs is found by the
-                // next provision; until then it sleeps.
-                self.hibernate(row, StopReason::Requested).await.map(drop)
-            }
-            LifecycleState::Hibernating => self.hibernate(row, StopReason::Idle).await.map(drop),
-            LifecycleState::Active => {
-                let now = self.now();
-                let lifetime_over = row.sandbox_expires_at.is_some_and(|end| end <= now);
-                if !lifetime_over && self.is_busy(&row).await {
-                    let later = now.plus(self.config.idle_timeout);
-                    self.db.touch_session(&row.id, now, later).await?;
-                    return Ok(());
-                }
-                let reason = if lifetime_over { StopReason::Lifetime } else { StopReason::Idle };
-                self.hibernate(row, reason).await.map(drop)
-            }
-            _ => Ok(()),
+            Action::Put(_) | Action::Nothing | Action::Ask | Action::Refuse => Ok(()),
         }
     }
 
@@ -188,12 +117,12 @@ impl Sessions {
         }
     }
 
-    /// Puts the session's sandbox to sleep. The caller holds the slot. Use of the
+    /// Puts the session's sandbox to sleep. The caller holds the lock. Use of the
     /// session since its row was read keeps an idle one awake; somebody who asks
     /// for its sleep gets it.
     pub(crate) async fn hibernate(&self, mut row: SessionRow, reason: StopReason) -> Result<SessionRow> {
         let begin = |row: &mut SessionRow| {
-            LifecycleState::Hibernating.put(row);
+            put(row, Event::Sleep);
             row.lifecycle_error = None;
         };
         let row = match reason {
@@ -203,20 +132,19 @@ impl Sessions {
             }
             _ => self.change(row, begin).await?,
         };
-        match self.stop_sandbox(&row, reason).await {
+        let stopped = self.stop_sandbox(&row, reason).await;
+        let mut row = row;
+        match stopped {
             Ok(()) => {
-                let mut asleep = row;
-                let kept = asleep.sandbox_name.is_some();
-                if kept { LifecycleState::Hibernated } else { LifecycleState::Provisioning }.put(&mut asleep);
-                asleep.sandbox_expires_at = None;
-                asleep.hibernate_after = None;
-                self.write(asleep).await
+                put(&mut row, Event::Asleep);
+                row.sandbox_expires_at = None;
+                row.hibernate_after = None;
+                self.write(row).await
             }
             Err(error) => {
-                let mut failed = row;
-                LifecycleState::Failed.put(&mut failed);
-                failed.lifecycle_error = Some("the sandbox could not be stopped".to_owned());
-                self.write(failed).await?;
+                put(&mut row, Event::SleepFailed);
+                row.lifecycle_error = Some("the sandbox could not be stopped".to_owned());
+                self.write(row).await?;
                 Err(error.into())
             }
         }
@@ -245,5 +173,12 @@ impl Sessions {
     pub(crate) async fn write(&self, mut row: SessionRow) -> Result<SessionRow> {
         row.updated_at = self.now();
         self.db.update_session(&row).await?.ok_or(SessionError::Contended)
+    }
+}
+
+/// Gives a row the state that it has after an event.
+pub(crate) fn put(row: &mut SessionRow, event: Event) {
+    if let Action::Put(state) = decide(View::of(row), event) {
+        row.lifecycle_state = state;
     }
 }

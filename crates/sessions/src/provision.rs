@@ -9,8 +9,10 @@ use dormouse_store::SessionRow;
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
 
+use crate::decide::Event;
 use crate::error::Result;
-use crate::{LifecycleState, SessionError, Sessions};
+use crate::lifecycle::put;
+use crate::{LifecycleState, SessionError, SessionStatus, Sessions};
 
 /// Words of git that are kept for an error message, in bytes.
 const MAX_WORDS: usize = 4096;
@@ -89,17 +91,20 @@ impl Sessions {
         session: &SessionId,
         repo: &GithubRepo,
     ) -> Result<Provisioned> {
-        // Before the slot: whoever may not come in does not wait.
+        // Before the lock: whoever may not come in does not wait.
         check(&self.owned(account, session).await?, repo)?;
-        let _slot = self.slots.take(session).await;
-        let mut row = self.owned(account, session).await?;
+        let (_lock, mut row) = self.locked(account, session).await?;
         check(&row, repo)?;
         let name = SandboxName::for_session(session);
         let key = Self::key(&row, &name);
-        let before = LifecycleState::of(&row);
+        let before = row.lifecycle_state;
         if row.sandbox_name.is_none() || before != LifecycleState::Active {
-            // A crash from here on leaves a trace that the reconciler finds.
-            row = self.change(row, |row| LifecycleState::Restoring.put(row)).await?;
+            row = self
+                .change(row, |row| {
+                    put(row, Event::Provision);
+                    row.host_id.clone_from(&self.host);
+                })
+                .await?;
         }
         let ready = match self.bring_up(&key, &row, account, repo).await {
             Ok(ready) => ready,
@@ -112,8 +117,9 @@ impl Sessions {
         let now = self.now();
         let bound = self
             .change(row, |row| {
-                LifecycleState::Active.put(row);
+                put(row, Event::Ready);
                 row.sandbox_name = Some(name.clone());
+                row.host_id.clone_from(&self.host);
                 row.clone_url = Some(repo.url());
                 row.branch = Some(branch.clone());
                 row.lifecycle_error = None;
@@ -277,7 +283,7 @@ impl Sessions {
         // It was used meanwhile.
         let (now, mut archived) = (self.now(), false);
         let changed = self.db.change_session(&id, |row| {
-            archived = row.status == "archived";
+            archived = row.status == SessionStatus::Archived;
             change(row);
             row.updated_at = now;
             !archived
@@ -290,11 +296,9 @@ impl Sessions {
     }
 
     async fn note_failure(&self, row: SessionRow, before: LifecycleState, error: &SessionError) {
-        // Without a sandbox it is as new; with one the failure shows.
-        let state = if row.sandbox_name.is_some() { LifecycleState::Failed } else { before };
         let message = error.to_string();
         let noted = self.change(row, |row| {
-            state.put(row);
+            put(row, Event::ProvisionFailed { before });
             row.lifecycle_error = Some(message.clone());
         });
         if let Err(error) = noted.await {
@@ -304,7 +308,7 @@ impl Sessions {
 }
 
 fn check(row: &SessionRow, repo: &GithubRepo) -> Result<()> {
-    if row.status == "archived" {
+    if row.status == SessionStatus::Archived {
         return Err(SessionError::Archived);
     }
     if let Some(bound) = row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok())

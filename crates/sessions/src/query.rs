@@ -11,8 +11,10 @@ use dormouse_store::{SessionFilter, SessionRow};
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
 
+use crate::decide::{Action, Event, View, decide};
 use crate::error::Result;
-use crate::{LifecycleState, SessionError, Sessions};
+use crate::lifecycle::put;
+use crate::{LifecycleState, SessionError, SessionStatus, Sessions};
 
 /// A sandbox counts as gone this long before its hard end (session contract,
 /// section 9).
@@ -27,7 +29,7 @@ const EXTENSION: Duration = Duration::from_secs(20 * 60);
 /// A session to make.
 #[derive(Debug, Clone)]
 pub struct NewSession {
-    /// For people.
+    /// Shown to users; never interpreted.
     pub title: Option<String>,
     /// Repository that it is bound to from the start.
     pub repo: Option<GithubRepo>,
@@ -42,11 +44,12 @@ impl NewSession {
             id: SessionId::generate(),
             account_id: account.clone(),
             title: title.unwrap_or_else(|| "New session".to_owned()),
-            status: "running".to_owned(),
+            status: SessionStatus::Running,
             clone_url: self.repo.map(|repo| repo.url()),
             branch: None,
             sandbox_name: None,
-            lifecycle_state: Some(LifecycleState::Provisioning.as_str().to_owned()),
+            host_id: None,
+            lifecycle_state: LifecycleState::Provisioning,
             lifecycle_version: 0,
             lifecycle_error: None,
             last_activity_at: None,
@@ -63,13 +66,13 @@ impl NewSession {
 /// What may change in a session.
 #[derive(Debug, Clone, Default)]
 pub struct SessionPatch {
-    /// For people.
+    /// Shown to users; never interpreted.
     pub title: Option<String>,
-    /// `running`, `completed`, `failed` or `archived`.
-    pub status: Option<String>,
-    /// For people.
+    /// What its owner says of it.
+    pub status: Option<SessionStatus>,
+    /// Shown to users; never interpreted.
     pub lines_added: Option<i64>,
-    /// For people.
+    /// Shown to users; never interpreted.
     pub lines_removed: Option<i64>,
 }
 
@@ -105,7 +108,7 @@ impl Sessions {
         Ok(row)
     }
 
-    /// One of the account's sessions.
+    /// Get a session of the account.
     pub async fn get(&self, account: &AccountId, id: &SessionId) -> Result<SessionRow> {
         self.owned(account, id).await
     }
@@ -129,28 +132,28 @@ impl Sessions {
         id: &SessionId,
         patch: SessionPatch,
     ) -> Result<SessionRow> {
-        let _slot = self.slots.take(id).await;
+        self.owned(account, id).await?;
+        let _lock = self.locks.take(id).await?;
         let mut row = self.owned(account, id).await?;
-        let archives = patch.status.as_deref() == Some("archived") && row.status != "archived";
-        let unarchives = row.status == "archived" && patch.status.as_deref().is_some_and(|s| s != "archived");
+        let was_archived = row.status == SessionStatus::Archived;
+        let is_archived = patch.status.map_or(was_archived, |status| status == SessionStatus::Archived);
+        let (archives, unarchives) = (is_archived && !was_archived, was_archived && !is_archived);
         if archives {
+            self.at_hand(&row).await?;
             row = self.hibernate(row, StopReason::Requested).await?;
         }
         self.change(row, |row| {
             if archives {
-                LifecycleState::Archived.put(row);
+                put(row, Event::Archive);
                 row.lifecycle_error = None;
             }
             if unarchives {
-                let asleep = row.sandbox_name.is_some();
-                if asleep { LifecycleState::Hibernated } else { LifecycleState::Provisioning }.put(row);
+                put(row, Event::Unarchive);
             }
             if let Some(title) = &patch.title {
                 row.title.clone_from(title);
             }
-            if let Some(status) = &patch.status {
-                row.status.clone_from(status);
-            }
+            row.status = patch.status.unwrap_or(row.status);
             row.lines_added = patch.lines_added.or(row.lines_added);
             row.lines_removed = patch.lines_removed.or(row.lines_removed);
         })
@@ -159,8 +162,7 @@ impl Sessions {
 
     /// Forgets a session with its sandbox and everything in it.
     pub async fn delete(&self, account: &AccountId, id: &SessionId) -> Result<()> {
-        let _slot = self.slots.take(id).await;
-        let row = self.owned(account, id).await?;
+        let (_lock, row) = self.locked(account, id).await?;
         let key = Self::key(&row, &SandboxName::for_session(id));
         self.delete_sandbox(&key).await?;
         self.db.delete_session(id).await?;
@@ -206,9 +208,8 @@ impl Sessions {
             None => Probe::Expired,
         };
         if probe == Probe::Expired {
-            let _slot = self.slots.take(id).await;
-            let row = self.owned(account, id).await?;
-            if LifecycleState::of(&row) == LifecycleState::Active && self.live_run(&row).await?.is_none() {
+            let (_lock, row) = self.locked(account, id).await?;
+            if row.lifecycle_state == LifecycleState::Active && self.live_run(&row).await?.is_none() {
                 self.hibernate(row, StopReason::Died).await?;
             }
         }
@@ -248,54 +249,44 @@ impl Sessions {
         // Whoever may name a sandbox may not speak for another's session.
         if row.sandbox_name.as_ref() != Some(sandbox)
             || &Self::namespace(&row.account_id) != namespace
-            || row.status == "archived"
+            || row.status == SessionStatus::Archived
         {
             return Ok(());
         }
-        let _slot = match LifecycleState::of(&row) {
-            LifecycleState::Active if self.touch(&id).await? => return Ok(()),
-            LifecycleState::Provisioning | LifecycleState::Archived => return Ok(()),
-            LifecycleState::Active
-            | LifecycleState::Restoring
-            | LifecycleState::Hibernating
-            | LifecycleState::Hibernated
-            | LifecycleState::Failed => self.slots.take(&id).await,
-        };
-        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
-        match LifecycleState::of(&row) {
-            LifecycleState::Active => self.touch(&id).await.map(drop),
-            LifecycleState::Provisioning | LifecycleState::Archived => Ok(()),
-            // Nobody is at it: asleep, or what a crash left.
-            LifecycleState::Restoring
-            | LifecycleState::Hibernating
-            | LifecycleState::Hibernated
-            | LifecycleState::Failed => {
-                if row.sandbox_name.as_ref() != Some(sandbox) {
-                    return Ok(());
-                }
-                let found = self.provider.get(&Self::key(&row, sandbox)).await?;
-                if found.run.status != RunStatus::Running {
-                    return Ok(());
-                }
-                let now = self.now();
-                let idle = self.config.idle_timeout;
-                self.change(row, |row| {
-                    LifecycleState::Active.put(row);
-                    row.lifecycle_error = None;
-                    row.last_activity_at = Some(now);
-                    row.hibernate_after = Some(now.plus(idle));
-                    row.sandbox_expires_at = Some(found.run.expires_at());
-                })
-                .await
-                .map(drop)
-            }
+        let used = |row: &SessionRow, running| decide(View::of(row), Event::Used { running });
+        match used(&row, None) {
+            Action::Touch if self.touch(&id).await? => return Ok(()),
+            // Not any more: it is going to sleep in this moment.
+            Action::Touch | Action::Ask => {}
+            _ => return Ok(()),
         }
+        let _lock = self.locks.take(&id).await?;
+        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
+        match used(&row, None) {
+            Action::Touch => return self.touch(&id).await.map(drop),
+            Action::Ask if row.sandbox_name.as_ref() == Some(sandbox) => {}
+            _ => return Ok(()),
+        }
+        let found = self.provider.get(&Self::key(&row, sandbox)).await?;
+        let running = found.run.status == RunStatus::Running;
+        if !matches!(used(&row, Some(running)), Action::Put(_)) {
+            return Ok(());
+        }
+        let (now, idle) = (self.now(), self.config.idle_timeout);
+        self.change(row, |row| {
+            put(row, Event::Used { running: Some(running) });
+            row.lifecycle_error = None;
+            row.last_activity_at = Some(now);
+            row.hibernate_after = Some(now.plus(idle));
+            row.sandbox_expires_at = Some(found.run.expires_at());
+        })
+        .await
+        .map(drop)
     }
 
     /// Moves the hard end of the sandbox 20 minutes later. Returns the new end.
     pub async fn extend(&self, account: &AccountId, id: &SessionId) -> Result<(Timestamp, Duration)> {
-        let _slot = self.slots.take(id).await;
-        let row = self.owned(account, id).await?;
+        let (_lock, row) = self.locked(account, id).await?;
         if !is_active(&row, self.now()) {
             return Err(SessionError::NotInitialized);
         }
@@ -317,12 +308,11 @@ impl Sessions {
         account: &AccountId,
         id: &SessionId,
     ) -> Result<(Option<SandboxName>, Timestamp)> {
-        let _slot = self.slots.take(id).await;
-        let row = self.owned(account, id).await?;
-        if row.status == "archived" {
+        let (_lock, row) = self.locked(account, id).await?;
+        if row.status == SessionStatus::Archived {
             return Err(SessionError::Archived);
         }
-        let row = match LifecycleState::of(&row) {
+        let row = match row.lifecycle_state {
             LifecycleState::Hibernated => row,
             _ if row.sandbox_name.is_none() => {
                 return Err(SessionError::NotInitialized);
@@ -356,9 +346,8 @@ impl Sessions {
 
     /// Stops the sandbox, as [`Sessions::pause`]. `false`: nothing ran.
     pub async fn stop(&self, account: &AccountId, id: &SessionId) -> Result<bool> {
-        let _slot = self.slots.take(id).await;
-        let row = self.owned(account, id).await?;
-        if row.status == "archived" || self.live_run(&row).await?.is_none() {
+        let (_lock, row) = self.locked(account, id).await?;
+        if row.status == SessionStatus::Archived || self.live_run(&row).await?.is_none() {
             return Ok(false);
         }
         self.hibernate(row, StopReason::Requested).await?;
@@ -367,11 +356,11 @@ impl Sessions {
 }
 
 fn is_active(row: &SessionRow, now: Timestamp) -> bool {
-    LifecycleState::of(row) == LifecycleState::Active
+    row.lifecycle_state == LifecycleState::Active
         && row.sandbox_name.is_some()
         && row.sandbox_expires_at.is_none_or(|end| now.plus(EXPIRY_BUFFER) < end)
 }
 
 fn has_snapshot(row: &SessionRow) -> bool {
-    LifecycleState::of(row) == LifecycleState::Hibernated && row.sandbox_name.is_some()
+    row.lifecycle_state == LifecycleState::Hibernated && row.sandbox_name.is_some()
 }

@@ -2,7 +2,8 @@
 
 use dormouse_types::{AccountId, Timestamp};
 
-use crate::db::{Db, StoreError, Tx, commit, typed};
+use crate::db::{Db, Tx};
+use crate::error::Result;
 
 /// One account.
 #[derive(Debug, Clone)]
@@ -17,53 +18,57 @@ pub struct AccountRow {
     pub created_at: Timestamp,
 }
 
-type Raw = (String, String, Option<String>, i64);
-
-fn row((id, name, email, created_at): Raw) -> crate::Result<AccountRow> {
-    Ok(AccountRow { id: typed(&id, "accounts", "id")?, name, email, created_at: Timestamp(created_at) })
+async fn insert(tx: &mut Tx, account: &AccountRow) -> Result<()> {
+    tx.sql(
+        format!("insert account {}", account.id),
+        "INSERT INTO accounts (id, name, email, created_at) VALUES ($1, $2, $3, $4)",
+    )
+    .bind(&account.id)
+    .bind(&account.name)
+    .bind(&account.email)
+    .bind(account.created_at)
+    .execute()
+    .await
+    .map(drop)
+    .map_err(|error| error.unique(format!("account {}", account.id)))
 }
 
-async fn insert(tx: &mut Tx<'_>, account: &AccountRow) -> crate::Result<()> {
-    sqlx::query("INSERT INTO accounts (id, name, email, created_at) VALUES ($1, $2, $3, $4)")
-        .bind(account.id.as_str())
-        .bind(&account.name)
-        .bind(&account.email)
-        .bind(account.created_at.0)
-        .execute(&mut **tx)
-        .await
-        .map(drop)
-        .map_err(StoreError::unique("insert account", format!("account {}", account.id)))
-}
+const OF_IDENTITY: &str = "SELECT account_id FROM identities WHERE issuer = $1 AND subject = $2";
 
 impl Db {
     /// Adds an account.
-    pub async fn insert_account(&self, account: &AccountRow) -> crate::Result<()> {
+    pub async fn insert_account(&self, account: &AccountRow) -> Result<()> {
         let mut tx = self.write().await?;
         insert(&mut tx, account).await?;
-        commit(tx, "insert account").await
+        tx.commit("insert account").await
     }
 
     /// The account with this id.
-    pub async fn account(&self, id: &AccountId) -> crate::Result<Option<AccountRow>> {
-        sqlx::query_as::<_, Raw>("SELECT id, name, email, created_at FROM accounts WHERE id = $1")
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(StoreError::database(format!("read account {id}")))?
-            .map(row)
-            .transpose()
+    pub async fn account(&self, id: &AccountId) -> Result<Option<AccountRow>> {
+        self.sql(
+            format!("read account {id}"),
+            "SELECT id, name, email, created_at FROM accounts WHERE id = $1",
+        )
+        .bind(id)
+        .one(|row| {
+            let row = row.of("accounts", "");
+            Ok(AccountRow {
+                id: row.get("id")?,
+                name: row.get("name")?,
+                email: row.get("email")?,
+                created_at: row.get("created_at")?,
+            })
+        })
+        .await
     }
 
     /// The account behind a token issuer's subject.
-    pub async fn account_of_identity(&self, issuer: &str, subject: &str) -> crate::Result<Option<AccountId>> {
-        let found: Option<(String,)> =
-            sqlx::query_as("SELECT account_id FROM identities WHERE issuer = $1 AND subject = $2")
-                .bind(issuer)
-                .bind(subject)
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(StoreError::database("read identity"))?;
-        found.map(|(id,)| typed(&id, "identities", "account_id")).transpose()
+    pub async fn account_of_identity(&self, issuer: &str, subject: &str) -> Result<Option<AccountId>> {
+        self.sql("read identity", OF_IDENTITY)
+            .bind(issuer.to_owned())
+            .bind(subject.to_owned())
+            .one(|row| row.of("identities", "").get("account_id"))
+            .await
     }
 
     /// The account of an identity, made as `account` if there is none. Two
@@ -73,27 +78,31 @@ impl Db {
         issuer: &str,
         subject: &str,
         account: &AccountRow,
-    ) -> crate::Result<AccountId> {
+    ) -> Result<AccountId> {
         let mut tx = self.write().await?;
-        let found: Option<(String,)> =
-            sqlx::query_as("SELECT account_id FROM identities WHERE issuer = $1 AND subject = $2")
-                .bind(issuer)
-                .bind(subject)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(StoreError::database("read identity"))?;
-        if let Some((id,)) = found {
-            return typed(&id, "identities", "account_id");
-        }
         insert(&mut tx, account).await?;
-        sqlx::query("INSERT INTO identities (issuer, subject, account_id) VALUES ($1, $2, $3)")
-            .bind(issuer)
-            .bind(subject)
-            .bind(account.id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::database("insert identity"))?;
-        commit(tx, "insert identity").await?;
-        Ok(account.id.clone())
+        let ours = tx
+            .sql(
+                "insert identity",
+                "INSERT INTO identities (issuer, subject, account_id) VALUES ($1, $2, $3)
+                 ON CONFLICT (issuer, subject) DO NOTHING",
+            )
+            .bind(issuer.to_owned())
+            .bind(subject.to_owned())
+            .bind(&account.id)
+            .execute()
+            .await?;
+        if ours > 0 {
+            tx.commit("insert identity").await?;
+            return Ok(account.id.clone());
+        }
+        // Somebody else's is there; the account is not needed.
+        let theirs = tx
+            .sql("read identity", OF_IDENTITY)
+            .bind(issuer.to_owned())
+            .bind(subject.to_owned())
+            .one(|row| row.of("identities", "").get("account_id"))
+            .await?;
+        theirs.ok_or(crate::StoreError::Corrupt { table: "identities", column: "account_id" })
     }
 }

@@ -1,156 +1,208 @@
-//! Connections, transactions and the error type.
+//! Connections and transactions.
 //!
-//! One writer and a few readers over a write-ahead log. Every write
+//! SQLite: one writer and a few readers over a write-ahead log. Every write
 //! transaction is `BEGIN IMMEDIATE`: a deferred one that reads first fails
-//! under load instead of waiting.
+//! under load instead of waiting. Postgres: one pool, `READ COMMITTED`. Where a
+//! transaction reads what it then changes, it locks those rows
+//! ([`Tx::locking`]), always in the order sandbox, runs, snapshots, so that two
+//! of them never wait for each other.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, PgPool, SqlitePool};
 
+use crate::error::{Result, StoreError};
 use crate::room::Room;
 
-/// A write transaction.
-pub type Tx<'a> = sqlx::Transaction<'a, sqlx::Sqlite>;
+/// Connections to Postgres: more than the work of one server keeps busy, and
+/// few enough for several servers below the default `max_connections` of 100.
+const POSTGRES_CONNECTIONS: u32 = 16;
 
-/// Why a store call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A row with this key exists already.
-    #[error("{0} exists already")]
-    Conflict(String),
-    /// A row holds what this version cannot read.
-    #[error("unreadable {column} in {table}")]
-    Corrupt {
-        /// Table.
-        table: &'static str,
-        /// Column.
-        column: &'static str,
-    },
-    /// The schema could not be brought up to date.
-    #[error("migrate the database")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
-    /// The database failed.
-    #[error("{operation}")]
-    Database {
-        /// What was done, on what.
-        operation: String,
-        /// The driver's error.
-        #[source]
-        source: sqlx::Error,
-    },
+/// How long a call waits for a connection or for the writer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A file of this server's own.
+    Sqlite(PathBuf),
+    /// A Postgres, 15 or newer, that several servers may share.
+    Postgres(Box<PostgresAddress>),
 }
 
-impl StoreError {
-    pub(crate) fn database(operation: impl Into<String>) -> impl FnOnce(sqlx::Error) -> Self {
-        let operation = operation.into();
-        move |source| Self::Database { operation, source }
-    }
+/// A `postgres://` URL. It may hold a password, so it is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresAddress(String);
 
-    /// Like [`StoreError::database`], with a broken unique key as a conflict
-    /// over `subject`.
-    pub(crate) fn unique(
-        operation: impl Into<String>,
-        subject: impl Into<String>,
-    ) -> impl FnOnce(sqlx::Error) -> Self {
-        let (operation, subject) = (operation.into(), subject.into());
-        move |source| match source.as_database_error() {
-            Some(error) if error.is_unique_violation() => Self::Conflict(subject),
-            _ => Self::Database { operation, source },
+impl std::fmt::Debug for PostgresAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PostgresAddress")
+    }
+}
+
+impl std::str::FromStr for Address {
+    type Err = StoreError;
+
+    /// `postgres://…` (or `postgresql://…`), or `sqlite:PATH`.
+    fn from_str(text: &str) -> Result<Self> {
+        // The text of an address that is none may hold a password too.
+        let scheme = || text.split(':').next().unwrap_or_default().to_owned();
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => {
+                Ok(Self::Sqlite(PathBuf::from(path.strip_prefix("//").unwrap_or(path))))
+            }
+            Some(("postgres" | "postgresql", _)) => match PgConnectOptions::from_str(text) {
+                Ok(_) => Ok(Self::Postgres(Box::new(PostgresAddress(text.to_owned())))),
+                Err(_) => Err(StoreError::Address(format!("{}:…", scheme()))),
+            },
+            _ => Err(StoreError::Address(format!("{}:…", scheme()))),
         }
     }
+}
+
+#[derive(Debug)]
+pub(crate) enum Pool {
+    Sqlite { writer: SqlitePool, readers: SqlitePool, log: PathBuf, room: Room },
+    Postgres(PgPool),
+}
+
+/// How often the database was asked since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Queries outside of transactions.
+    pub reads: u64,
+    /// Write transactions that were begun.
+    pub writes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    reads: AtomicU64,
+    writes: AtomicU64,
 }
 
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Db {
-    writer: SqlitePool,
-    pub(crate) readers: SqlitePool,
-    wal: PathBuf,
-    room: Arc<Room>,
+    pool: Arc<Pool>,
+    counters: Arc<Counters>,
+}
+
+/// A write transaction; dropped without [`Tx::commit`] it changes nothing.
+#[derive(Debug)]
+pub struct Tx(pub(crate) Transaction);
+
+#[derive(Debug)]
+pub(crate) enum Transaction {
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
 }
 
 impl Db {
-    /// Opens (and makes, and migrates) the SQLite database at `path`.
+    /// Opens the database at `address` and brings its schema up to date; a
+    /// SQLite file is made where there is none.
     ///
     /// # Errors
-    /// [`StoreError`] when the file cannot be opened or is newer than this
-    /// build.
-    pub async fn open(path: &Path) -> crate::Result<Self> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // Commits survive the death of this process. Where a commit must
-            // survive the death of the host, `sync` follows it.
-            .synchronous(SqliteSynchronous::Normal)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10));
-        let open = |error| StoreError::database(format!("open {}", path.display()))(error);
-        let writer =
-            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
-        sqlx::migrate!("migrations/sqlite").run(&writer).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options.read_only(true))
-            .await
-            .map_err(open)?;
-        let wal = PathBuf::from(format!("{}-wal", path.display()));
-        let room = Room::new(path, wal.clone()).map_err(|error| open(sqlx::Error::Io(error)))?;
-        Ok(Self { writer, readers, wal, room: Arc::new(room) })
+    /// [`StoreError`] when it cannot be reached, or is newer than this build.
+    pub async fn open(address: &Address) -> Result<Self> {
+        let pool = match address {
+            Address::Sqlite(path) => open_sqlite(path).await?,
+            Address::Postgres(address) => open_postgres(address).await?,
+        };
+        Ok(Self { pool: Arc::new(pool), counters: Arc::default() })
+    }
+
+    /// [`Db::open`] of a SQLite file.
+    ///
+    /// # Errors
+    /// Those of [`Db::open`].
+    pub async fn open_file(path: &Path) -> Result<Self> {
+        Self::open(&Address::Sqlite(path.to_owned())).await
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn count_read(&self) {
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was asked so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            reads: self.counters.reads.load(Ordering::Relaxed),
+            writes: self.counters.writes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether other servers may use it at the same time.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(*self.pool, Pool::Postgres(_))
     }
 
     /// Takes room on the disk for what is written later, where it has not got
-    /// it yet; whether it has it then. Blocks for as long as the disk does.
+    /// it yet; whether it has it then. Blocks for as long as the disk does. A
+    /// Postgres looks after its own disk.
     ///
     /// # Errors
     /// What the file system says, a full disk aside.
     pub fn keep_room(&self) -> std::io::Result<bool> {
-        self.room.keep()
+        match &*self.pool {
+            Pool::Sqlite { room, .. } => room.keep(),
+            Pool::Postgres(_) => Ok(true),
+        }
     }
 
-    /// Begins a write transaction; dropped without commit it changes nothing.
+    /// Begins a write transaction.
     ///
     /// # Errors
     /// [`StoreError::Database`] when the writer is not to be had in time.
-    pub async fn write(&self) -> crate::Result<Tx<'static>> {
+    pub async fn write(&self) -> Result<Tx> {
         const BEGIN: &str = "BEGIN IMMEDIATE";
-        let begun = match self.writer.begin_with(BEGIN).await {
-            // On a full disk SQLite rolls back by itself ("Automatic rollback",
-            // its documentation of transactions), and the driver, whose own
-            // rollback fails then, takes the transaction for open for ever.
-            Err(sqlx::Error::InvalidSavePointStatement) => {
-                self.replace_writer().await?;
-                self.writer.begin_with(BEGIN).await
-            }
-            begun => begun,
+        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        let failed = StoreError::database("begin a write transaction");
+        let begun = match &*self.pool {
+            Pool::Sqlite { writer, .. } => match writer.begin_with(BEGIN).await {
+                // On a full disk SQLite rolls back by itself ("Automatic
+                // rollback", its documentation of transactions), and the driver,
+                // whose own rollback fails then, takes the transaction for open
+                // for ever.
+                Err(sqlx::Error::InvalidSavePointStatement) => {
+                    replace(writer).await?;
+                    writer.begin_with(BEGIN).await.map(Transaction::Sqlite)
+                }
+                begun => begun.map(Transaction::Sqlite),
+            },
+            Pool::Postgres(pool) => pool.begin_with("BEGIN").await.map(Transaction::Postgres),
         };
-        begun.map_err(StoreError::database("begin a write transaction"))
-    }
-
-    async fn replace_writer(&self) -> crate::Result<()> {
-        let replace = "replace the writing connection";
-        let writer = self.writer.acquire().await.map_err(StoreError::database(replace))?;
-        writer.close().await.map_err(StoreError::database(replace))
+        begun.map(Tx).map_err(failed)
     }
 
     /// Returns once everything committed so far survives the death of the
-    /// host.
+    /// host. Postgres does not answer a commit before that
+    /// (`synchronous_commit`).
     ///
     /// # Errors
     /// The error of `fdatasync(2)` on the write-ahead log.
     pub async fn sync(&self) -> std::io::Result<()> {
-        let wal = self.wal.clone();
-        let synced = tokio::task::spawn_blocking(move || std::fs::File::open(wal)?.sync_data());
+        let Pool::Sqlite { log, .. } = &*self.pool else { return Ok(()) };
+        let log = log.clone();
+        let synced = tokio::task::spawn_blocking(move || std::fs::File::open(log)?.sync_data());
         synced.await.map_err(std::io::Error::other)?
     }
 
     /// [`Db::sync`] after what nobody may have forgotten when the host is back,
     /// such as the end of a key.
-    pub(crate) async fn last(&self, operation: &'static str) -> crate::Result<()> {
+    pub(crate) async fn last(&self, operation: &'static str) -> Result<()> {
         self.sync().await.map_err(|error| StoreError::database(operation)(error.into()))
     }
 
@@ -158,37 +210,108 @@ impl Db {
     ///
     /// # Errors
     /// [`StoreError::Database`] when it does not.
-    pub async fn ping(&self) -> crate::Result<()> {
-        let answered = sqlx::query("SELECT 1").execute(&self.readers).await;
-        answered.map(drop).map_err(StoreError::database("ping"))
+    pub async fn ping(&self) -> Result<()> {
+        self.sql("ping", "SELECT 1").exists().await.map(drop)
     }
 
     /// Ends all connections.
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        match &*self.pool {
+            Pool::Sqlite { readers, writer, .. } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Pool::Postgres(pool) => pool.close().await,
+        }
     }
 }
 
-/// Commits `tx`.
-pub(crate) async fn commit(tx: Tx<'_>, operation: &str) -> crate::Result<()> {
-    tx.commit().await.map_err(StoreError::database(operation))
+impl Tx {
+    /// Makes it so.
+    pub(crate) async fn commit(self, operation: &str) -> Result<()> {
+        let committed = match self.0 {
+            Transaction::Sqlite(tx) => tx.commit().await,
+            Transaction::Postgres(tx) => tx.commit().await,
+        };
+        committed.map_err(StoreError::database(operation))
+    }
 }
 
-/// Reads a typed value out of a text column.
-pub(crate) fn typed<T: std::str::FromStr>(
-    value: &str,
-    table: &'static str,
-    column: &'static str,
-) -> crate::Result<T> {
-    value.parse().map_err(|_| StoreError::Corrupt { table, column })
+async fn open_sqlite(path: &Path) -> Result<Pool> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // Commits survive the death of this process. Where a commit must
+        // survive the death of the host, `sync` follows it.
+        .synchronous(SqliteSynchronous::Normal)
+        .foreign_keys(true)
+        .busy_timeout(PATIENCE);
+    let open = |error| StoreError::database(format!("open {}", path.display()))(error);
+    let writer =
+        SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.map_err(open)?;
+    sqlx::migrate!("migrations/sqlite").run(&writer).await?;
+    let readers = SqlitePoolOptions::new().max_connections(4).connect_with(options.read_only(true)).await;
+    let readers = readers.map_err(open)?;
+    let log = PathBuf::from(format!("{}-wal", path.display()));
+    let room = Room::new(path, log.clone()).map_err(|error| open(sqlx::Error::Io(error)))?;
+    Ok(Pool::Sqlite { writer, readers, log, room })
 }
 
-/// Reads JSON out of a text column.
-pub(crate) fn json<T: serde::de::DeserializeOwned>(
-    value: &str,
-    table: &'static str,
-    column: &'static str,
-) -> crate::Result<T> {
-    serde_json::from_str(value).map_err(|_| StoreError::Corrupt { table, column })
+async fn open_postgres(address: &PostgresAddress) -> Result<Pool> {
+    let operation = "connect to the Postgres database";
+    let options = PgConnectOptions::from_str(&address.0).map_err(StoreError::database(operation))?;
+    // What is slow is told by the server's own log.
+    let options = options.application_name("dormouse").disable_statement_logging();
+    let pool = PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS)
+        .acquire_timeout(PATIENCE)
+        .connect_with(options)
+        .await
+        .map_err(StoreError::database(operation))?;
+    // Under an advisory lock: two servers may start at once.
+    sqlx::migrate!("migrations/postgres").run(&pool).await?;
+    Ok(Pool::Postgres(pool))
+}
+
+async fn replace(writer: &SqlitePool) -> Result<()> {
+    let operation = "replace the writing connection";
+    let writer = writer.acquire().await.map_err(StoreError::database(operation))?;
+    writer.close().await.map_err(StoreError::database(operation))
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_types::{AccountId, Timestamp};
+
+    use super::{Db, Transaction};
+    use crate::AccountRow;
+
+    fn account() -> AccountRow {
+        let (id, name) = (AccountId::generate(), "Ada".to_owned());
+        AccountRow { id, name, email: None, created_at: Timestamp(1) }
+    }
+
+    /// A write that runs into a full disk harms itself only.
+    #[tokio::test]
+    async fn writes_go_on_after_a_full_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open_file(&dir.path().join("dormouse.db")).await.unwrap();
+        db.insert_account(&account()).await.unwrap();
+        let mut tx = db.write().await.unwrap();
+        let Transaction::Sqlite(inner) = &mut tx.0 else { panic!("another database") };
+        // Has SQLite roll back by itself, as a full disk does.
+        let again = "INSERT OR ROLLBACK INTO accounts SELECT * FROM accounts";
+        sqlx::query(again).execute(&mut **inner).await.unwrap_err();
+        drop(tx);
+        db.insert_account(&account()).await.unwrap();
+        db.insert_account(&account()).await.unwrap();
+        assert!(db.keep_room().unwrap());
+        for file in ["dormouse.db", "dormouse.db-wal"] {
+            use std::os::unix::fs::MetadataExt as _;
+            let found = std::fs::metadata(dir.path().join(file)).unwrap();
+            assert!(found.blocks() * 512 >= found.len() + (8 << 20), "{file} has no room");
+        }
+        db.insert_account(&account()).await.unwrap();
+    }
 }

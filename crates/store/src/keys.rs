@@ -2,7 +2,9 @@
 
 use dormouse_types::{AccountId, KeyId, Timestamp};
 
-use crate::db::{Db, StoreError, commit, typed};
+use crate::db::Db;
+use crate::error::Result;
+use crate::sql::Row;
 
 /// One key, without the key.
 #[derive(Debug, Clone)]
@@ -11,7 +13,7 @@ pub struct KeyRow {
     pub id: KeyId,
     /// Whose it is.
     pub account_id: AccountId,
-    /// For people.
+    /// Shown to users; never interpreted.
     pub name: String,
     /// When it was made.
     pub created_at: Timestamp,
@@ -21,95 +23,83 @@ pub struct KeyRow {
     pub revoked_at: Option<Timestamp>,
 }
 
-type Raw = (String, String, String, i64, Option<i64>, Option<i64>);
+const COLUMNS: &str = "id, account_id, name, created_at, expires_at, revoked_at";
 
-fn row((id, account, name, created, expires, revoked): Raw) -> crate::Result<KeyRow> {
+fn read(row: &Row) -> Result<KeyRow> {
+    let row = row.of("api_keys", "");
     Ok(KeyRow {
-        id: typed(&id, "api_keys", "id")?,
-        account_id: typed(&account, "api_keys", "account_id")?,
-        name,
-        created_at: Timestamp(created),
-        expires_at: expires.map(Timestamp),
-        revoked_at: revoked.map(Timestamp),
+        id: row.get("id")?,
+        account_id: row.get("account_id")?,
+        name: row.get("name")?,
+        created_at: row.get("created_at")?,
+        expires_at: row.get("expires_at")?,
+        revoked_at: row.get("revoked_at")?,
     })
 }
 
 impl Db {
     /// Adds a key under the hash of its secret.
-    pub async fn insert_key(&self, key: &KeyRow, hash: &str) -> crate::Result<()> {
+    pub async fn insert_key(&self, key: &KeyRow, hash: &str) -> Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query(
-            "INSERT INTO api_keys (id, account_id, name, hash, created_at, expires_at, revoked_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        tx.sql(
+            format!("insert key {}", key.id),
+            format!("INSERT INTO api_keys ({COLUMNS}, hash) VALUES ($1, $2, $3, $4, $5, $6, $7)"),
         )
-        .bind(key.id.as_str())
-        .bind(key.account_id.as_str())
+        .bind(&key.id)
+        .bind(&key.account_id)
         .bind(&key.name)
-        .bind(hash)
-        .bind(key.created_at.0)
-        .bind(key.expires_at.map(|t| t.0))
-        .bind(key.revoked_at.map(|t| t.0))
-        .execute(&mut *tx)
+        .bind(key.created_at)
+        .bind(key.expires_at)
+        .bind(key.revoked_at)
+        .bind(hash.to_owned())
+        .execute()
         .await
-        .map_err(StoreError::unique("insert key", format!("key {}", key.id)))?;
-        commit(tx, "insert key").await?;
+        .map_err(|error| error.unique(format!("key {}", key.id)))?;
+        tx.commit("insert key").await?;
         self.last("insert key").await
     }
 
     /// The key whose secret hashes to `hash`: one look-up in a unique index.
-    pub async fn key_by_hash(&self, hash: &str) -> crate::Result<Option<KeyRow>> {
-        sqlx::query_as::<_, Raw>(
-            "SELECT id, account_id, name, created_at, expires_at, revoked_at
-             FROM api_keys WHERE hash = $1",
-        )
-        .bind(hash)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(StoreError::database("read key"))?
-        .map(row)
-        .transpose()
+    pub async fn key_by_hash(&self, hash: &str) -> Result<Option<KeyRow>> {
+        self.sql("read key", format!("SELECT {COLUMNS} FROM api_keys WHERE hash = $1"))
+            .bind(hash.to_owned())
+            .one(read)
+            .await
     }
 
     /// The key with this id.
-    pub async fn key(&self, id: &KeyId) -> crate::Result<Option<KeyRow>> {
-        sqlx::query_as::<_, Raw>(
-            "SELECT id, account_id, name, created_at, expires_at, revoked_at
-             FROM api_keys WHERE id = $1",
-        )
-        .bind(id.as_str())
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(StoreError::database(format!("read key {id}")))?
-        .map(row)
-        .transpose()
+    pub async fn key(&self, id: &KeyId) -> Result<Option<KeyRow>> {
+        self.sql(format!("read key {id}"), format!("SELECT {COLUMNS} FROM api_keys WHERE id = $1"))
+            .bind(id)
+            .one(read)
+            .await
     }
 
     /// Keys of an account, newest first, revoked ones included.
-    pub async fn keys_of(&self, account: &AccountId) -> crate::Result<Vec<KeyRow>> {
-        sqlx::query_as::<_, Raw>(
-            "SELECT id, account_id, name, created_at, expires_at, revoked_at
-             FROM api_keys WHERE account_id = $1 ORDER BY created_at DESC, id DESC",
+    pub async fn keys_of(&self, account: &AccountId) -> Result<Vec<KeyRow>> {
+        self.sql(
+            format!("list keys of {account}"),
+            format!("SELECT {COLUMNS} FROM api_keys WHERE account_id = $1 ORDER BY created_at DESC, id DESC"),
         )
-        .bind(account.as_str())
-        .fetch_all(&self.readers)
+        .bind(account)
+        .all(read)
         .await
-        .map_err(StoreError::database(format!("list keys of {account}")))?
-        .into_iter()
-        .map(row)
-        .collect()
     }
 
     /// Ends a key. `false` when it had ended or never was.
-    pub async fn revoke_key(&self, id: &KeyId, now: Timestamp) -> crate::Result<bool> {
+    pub async fn revoke_key(&self, id: &KeyId, now: Timestamp) -> Result<bool> {
         let mut tx = self.write().await?;
-        let done = sqlx::query("UPDATE api_keys SET revoked_at = $1 WHERE id = $2 AND revoked_at IS NULL")
-            .bind(now.0)
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::database(format!("revoke key {id}")))?;
-        commit(tx, "revoke key").await?;
+        let revoked = tx
+            .sql(
+                format!("revoke key {id}"),
+                "UPDATE api_keys SET revoked_at = $1 WHERE id = $2 AND revoked_at IS NULL",
+            )
+            .bind(now)
+            .bind(id)
+            .execute()
+            .await?;
+        tx.commit("revoke key").await?;
         self.last("revoke key").await?;
-        Ok(done.rows_affected() > 0)
+        Ok(revoked > 0)
     }
 }

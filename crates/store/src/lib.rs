@@ -2,34 +2,45 @@
 //! writes rows and holds no rule: who may do what, and what follows from what,
 //! is decided above.
 //!
-//! SQLite is embedded and the default. The SQL keeps to what SQLite and
-//! Postgres share, so that the second can join under the same suite
-//! (`tests/store.rs`).
+//! SQLite is embedded and the default; a Postgres may be shared by several
+//! servers. Each statement is written once, in the SQL that both understand
+//! (`sql`), and one suite runs on both (`tests/store.rs`).
 
 mod accounts;
 mod db;
+mod error;
 mod garbage;
+mod hosts;
 mod images;
+mod jobs;
 mod keys;
+mod leases;
 mod organizations;
 mod room;
+mod routes;
 mod runs;
 mod sandboxes;
 mod secret;
 mod sessions;
 mod snapshots;
+mod sql;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod tickets;
 
 pub use accounts::AccountRow;
-pub use db::{Db, StoreError, Tx};
+pub use db::{Address, Db, PostgresAddress, Traffic, Tx};
+pub use error::{Result, StoreError};
 pub use garbage::{Garbage, GarbageKind};
+pub use hosts::HostRow;
 pub use images::ImageRow;
+pub use jobs::{JobRow, JobState, Move};
 pub use keys::KeyRow;
 pub use organizations::OrgRow;
-pub use runs::{RunEnd, RunProcess, RunRow, Volume, VolumeState};
-pub use sandboxes::{RouteRow, SandboxFilter, SandboxOrder, SandboxRow, SnapshotsOfDeleted};
+pub use routes::RouteRow;
+pub use runs::{RunProcess, RunRow, VolumeState};
+pub use sandboxes::{SandboxFilter, SandboxOrder, SandboxRow, SandboxWithRun, SnapshotsOfDeleted};
 pub use secret::{ApiKey, hash_secret};
 pub use sessions::{SessionFilter, SessionRow};
-pub use snapshots::{Retire, SnapshotRow};
-
-/// Result of a store call.
-pub type Result<T> = std::result::Result<T, StoreError>;
+pub use snapshots::{Retire, RunEnd, SnapshotRow, Volume};
+pub use tickets::TicketRow;

@@ -1,13 +1,15 @@
 //! Table `runs`.
 
-use dormouse_types::{RunId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId};
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use dormouse_types::{
+    HostId, Namespace, Resources, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, StopReason,
+    Timestamp, VolumeId,
+};
 
-use crate::db::{Db, StoreError, Tx, commit, json, typed};
+use crate::db::{Db, Tx};
+use crate::error::Result;
 use crate::garbage::{self, GarbageKind};
-use crate::sandboxes::{SandboxRow, SnapshotsOfDeleted};
-use crate::snapshots::{Retire, SnapshotRow};
+use crate::sandboxes::{self, SandboxRow};
+use crate::sql::{Row, placeholders};
 
 /// One boot of a sandbox.
 #[derive(Debug, Clone)]
@@ -16,18 +18,30 @@ pub struct RunRow {
     pub id: RunId,
     /// Whose boot it is.
     pub sandbox_id: SandboxId,
+    /// Where it runs, or ran, and where its files are.
+    pub host_id: HostId,
     /// Namespace of that sandbox.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// Name of that sandbox.
     pub sandbox_name: SandboxName,
-    /// Status word.
-    pub status: String,
-    /// Configuration as JSON; only the engine reads it.
-    pub config: String,
+    /// State.
+    pub status: RunStatus,
+    /// 1 for the sandbox's first run.
+    pub number: i64,
+    /// What it may use.
+    pub resources: Resources,
+    /// Default working directory.
+    pub cwd: String,
+    /// Runtime that its sandbox was asked for by, else its image.
+    pub runtime: String,
+    /// Policy in force, as JSON, without the values of headers.
+    pub network: String,
     /// What it started from.
     pub source_snapshot: Option<SnapshotId>,
     /// Its files.
     pub volume_id: VolumeId,
+    /// The volume was made for this run.
+    pub made_volume: bool,
     /// The host process, once it exists.
     pub process: Option<RunProcess>,
     /// Hard lifetime in milliseconds.
@@ -43,9 +57,8 @@ pub struct RunRow {
     /// When it had ended.
     pub stopped_at: Option<Timestamp>,
     /// Why it ended.
-    pub stop_reason: Option<String>,
-    /// What becomes of its files, as JSON, decided before its processes end;
-    /// only the engine reads it.
+    pub stop_reason: Option<StopReason>,
+    /// How it is to end, as JSON, decided before its processes do.
     pub ending: Option<String>,
     /// What did not go as it should and did not keep it from starting.
     pub warnings: Vec<String>,
@@ -53,7 +66,7 @@ pub struct RunRow {
     pub updated_at: Timestamp,
 }
 
-/// A process of this host, named for good.
+/// A process of a host, named for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunProcess {
     /// Process id.
@@ -66,40 +79,8 @@ pub struct RunProcess {
     pub slot: u32,
 }
 
-/// The end of a run.
-#[derive(Debug, Clone, Copy)]
-pub struct RunEnd<'a> {
-    /// Which run.
-    pub run: &'a RunRow,
-    /// Its last status.
-    pub status: &'a str,
-    /// Why it ended.
-    pub reason: &'a str,
-    /// The snapshot that was made of its files.
-    pub snapshot: Option<&'a SnapshotRow>,
-    /// Which older snapshots go.
-    pub retire: Option<Retire>,
-    /// What becomes of its volume.
-    pub volume: Volume,
-    /// The sandbox goes with it: what becomes of its snapshots.
-    pub forget: Option<SnapshotsOfDeleted>,
-    /// When that is.
-    pub now: Timestamp,
-}
-
-/// What becomes of the volume of a run that ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Volume {
-    /// The sandbox's next run continues with it.
-    Kept,
-    /// It goes.
-    Dropped,
-    /// It goes, since the sandbox's next run was told to start from a snapshot.
-    RolledBack,
-}
-
 /// What is below a sandbox's volume, and how old its files are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeState {
     /// The last snapshot whose files it continues.
     pub descends_from: Option<SnapshotId>,
@@ -109,297 +90,285 @@ pub struct VolumeState {
     pub boots: i64,
 }
 
-const COLUMNS: &str = "id, sandbox_id, namespace, sandbox_name, status, config, source_snapshot, volume_id,
-    pid, pid_start, boot_id, slot, timeout_ms, expires_at, requested_at, started_at,
-    stop_requested_at, stopped_at, stop_reason, ending, warnings, updated_at";
+/// Runs that have not ended, as a condition.
+pub(crate) const LIVE: &str = "status IN ('pending', 'running', 'stopping', 'snapshotting')";
 
-fn row(raw: &SqliteRow) -> crate::Result<RunRow> {
-    let text = |column: &'static str| -> crate::Result<String> {
-        raw.try_get(column).map_err(StoreError::database(format!("read runs.{column}")))
-    };
-    let number = |column: &'static str| -> crate::Result<Option<i64>> {
-        raw.try_get(column).map_err(StoreError::database(format!("read runs.{column}")))
-    };
-    let optional = |column: &'static str| -> crate::Result<Option<String>> {
-        raw.try_get(column).map_err(StoreError::database(format!("read runs.{column}")))
-    };
-    let corrupt = |column| StoreError::Corrupt { table: "runs", column };
-    let process = match (number("pid")?, number("pid_start")?, optional("boot_id")?, number("slot")?) {
-        (Some(pid), Some(start), Some(boot_id), Some(slot)) => Some(RunProcess {
-            pid: pid.try_into().map_err(|_| corrupt("pid"))?,
-            start_time: start.try_into().map_err(|_| corrupt("pid_start"))?,
-            boot_id,
-            slot: slot.try_into().map_err(|_| corrupt("slot"))?,
-        }),
+pub(crate) const COLUMNS: &[&str] = &[
+    "id",
+    "sandbox_id",
+    "host_id",
+    "owner",
+    "project",
+    "sandbox_name",
+    "status",
+    "number",
+    "vcpus",
+    "memory_mib",
+    "pids",
+    "disk_mib",
+    "cwd",
+    "runtime",
+    "network",
+    "source_snapshot",
+    "volume_id",
+    "made_volume",
+    "pid",
+    "pid_start",
+    "boot_id",
+    "slot",
+    "timeout_ms",
+    "expires_at",
+    "requested_at",
+    "started_at",
+    "stop_requested_at",
+    "stopped_at",
+    "stop_reason",
+    "ending",
+    "warnings",
+    "updated_at",
+];
+
+fn columns() -> String {
+    COLUMNS.join(", ")
+}
+
+/// The run in a row whose columns of this table have `prefix`.
+pub(crate) fn read(row: &Row, prefix: &'static str) -> Result<RunRow> {
+    let row = row.of("runs", prefix);
+    let process = match (row.optional_number("pid")?, row.optional_number("slot")?) {
+        (Some(pid), Some(slot)) => {
+            Some(RunProcess { pid, start_time: row.number("pid_start")?, boot_id: row.get("boot_id")?, slot })
+        }
         _ => None,
     };
     Ok(RunRow {
-        id: typed(&text("id")?, "runs", "id")?,
-        sandbox_id: typed(&text("sandbox_id")?, "runs", "sandbox_id")?,
-        namespace: text("namespace")?,
-        sandbox_name: typed(&text("sandbox_name")?, "runs", "sandbox_name")?,
-        status: text("status")?,
-        config: text("config")?,
-        source_snapshot: optional("source_snapshot")?
-            .map(|id| typed(&id, "runs", "source_snapshot"))
-            .transpose()?,
-        volume_id: typed(&text("volume_id")?, "runs", "volume_id")?,
+        id: row.get("id")?,
+        sandbox_id: row.get("sandbox_id")?,
+        host_id: row.get("host_id")?,
+        namespace: Namespace { owner: row.get("owner")?, project: row.get("project")? },
+        sandbox_name: row.get("sandbox_name")?,
+        status: row.get("status")?,
+        number: row.get("number")?,
+        resources: Resources {
+            vcpus: row.number("vcpus")?,
+            memory_mib: row.number("memory_mib")?,
+            pids: row.number("pids")?,
+            disk_mib: row.optional_number("disk_mib")?,
+        },
+        cwd: row.get("cwd")?,
+        runtime: row.get("runtime")?,
+        network: row.get("network")?,
+        source_snapshot: row.get("source_snapshot")?,
+        volume_id: row.get("volume_id")?,
+        made_volume: row.get("made_volume")?,
         process,
-        timeout_ms: number("timeout_ms")?.unwrap_or(0),
-        expires_at: number("expires_at")?.map(Timestamp),
-        requested_at: Timestamp(number("requested_at")?.unwrap_or(0)),
-        started_at: number("started_at")?.map(Timestamp),
-        stop_requested_at: number("stop_requested_at")?.map(Timestamp),
-        stopped_at: number("stopped_at")?.map(Timestamp),
-        stop_reason: optional("stop_reason")?,
-        ending: optional("ending")?,
-        warnings: json(&text("warnings")?, "runs", "warnings")?,
-        updated_at: Timestamp(number("updated_at")?.unwrap_or(0)),
+        timeout_ms: row.get("timeout_ms")?,
+        expires_at: row.get("expires_at")?,
+        requested_at: row.get("requested_at")?,
+        started_at: row.get("started_at")?,
+        stop_requested_at: row.get("stop_requested_at")?,
+        stopped_at: row.get("stopped_at")?,
+        stop_reason: row.get("stop_reason")?,
+        ending: row.get("ending")?,
+        warnings: row.json("warnings")?,
+        updated_at: row.get("updated_at")?,
     })
 }
 
-pub(crate) async fn insert(tx: &mut Tx<'_>, run: &RunRow) -> crate::Result<()> {
-    sqlx::query(
-        "INSERT INTO runs (id, sandbox_id, namespace, sandbox_name, status, config,
-         source_snapshot, volume_id, timeout_ms, requested_at, updated_at)
-         VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)",
-    )
-    .bind(run.id.as_str())
-    .bind(run.sandbox_id.as_str())
-    .bind(&run.namespace)
-    .bind(run.sandbox_name.as_str())
-    .bind(&run.status)
-    .bind(&run.config)
-    .bind(run.source_snapshot.as_ref().map(SnapshotId::as_str))
-    .bind(run.volume_id.as_str())
-    .bind(run.timeout_ms)
-    .bind(run.requested_at.0)
-    .bind(run.updated_at.0)
-    .execute(&mut **tx)
-    .await
-    .map_err(StoreError::unique("insert run", format!("a live run of {}", run.sandbox_name)))?;
-    if let Some(snapshot) = &run.source_snapshot {
-        // Use puts its expiration off.
-        sqlx::query(
-            "UPDATE snapshots SET last_used_at = $1,
-             expires_at = CASE WHEN expiration_ms IS NULL THEN expires_at ELSE $1 + expiration_ms END
-             WHERE id = $2",
-        )
-        .bind(run.requested_at.0)
-        .bind(snapshot.as_str())
-        .execute(&mut **tx)
-        .await
-        .map_err(StoreError::database(format!("note use of {snapshot}")))?;
-    }
-    status_changed(tx, &run.id, run.requested_at).await
+/// A number of ours in a column; none comes near the end of `i64`.
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The status of the sandbox's newest run is another from now on.
-async fn status_changed(tx: &mut Tx<'_>, run: &RunId, now: Timestamp) -> crate::Result<()> {
-    sqlx::query(
-        "UPDATE sandboxes SET status_updated_at = $1
-         WHERE id = (SELECT sandbox_id FROM runs WHERE id = $2)",
+/// Text of warnings: strings, whose JSON cannot fail.
+fn warnings(run: &RunRow) -> String {
+    serde_json::to_string(&run.warnings).unwrap_or_default()
+}
+
+/// Adds a pending run.
+pub(crate) async fn insert(tx: &mut Tx, run: &RunRow) -> Result<()> {
+    let into = "id, sandbox_id, host_id, owner, project, sandbox_name, status, number, vcpus, memory_mib,
+        pids, disk_mib, cwd, runtime, network, source_snapshot, volume_id, made_volume, timeout_ms,
+        requested_at, warnings, updated_at";
+    tx.sql(
+        format!("insert run {}", run.id),
+        format!("INSERT INTO runs ({into}) VALUES ({})", placeholders(22)),
     )
-    .bind(now.0)
-    .bind(run.as_str())
-    .execute(&mut **tx)
+    .bind(&run.id)
+    .bind(&run.sandbox_id)
+    .bind(&run.host_id)
+    .bind(&run.namespace.owner)
+    .bind(&run.namespace.project)
+    .bind(&run.sandbox_name)
+    .bind(run.status)
+    .bind(run.number)
+    .bind(i64::from(run.resources.vcpus))
+    .bind(number(run.resources.memory_mib))
+    .bind(number(run.resources.pids))
+    .bind(run.resources.disk_mib.map(number))
+    .bind(&run.cwd)
+    .bind(&run.runtime)
+    .bind(&run.network)
+    .bind(&run.source_snapshot)
+    .bind(&run.volume_id)
+    .bind(run.made_volume)
+    .bind(run.timeout_ms)
+    .bind(run.requested_at)
+    .bind(warnings(run))
+    .bind(run.updated_at)
+    .execute()
+    .await
+    .map_err(|error| error.unique(format!("a live run of {}", run.sandbox_name)))?;
+    let Some(snapshot) = &run.source_snapshot else { return Ok(()) };
+    // Use puts its expiration off.
+    tx.sql(
+        format!("note use of {snapshot}"),
+        "UPDATE snapshots SET last_used_at = $1,
+         expires_at = CASE WHEN expiration_ms IS NULL THEN expires_at ELSE $1 + expiration_ms END
+         WHERE id = $2",
+    )
+    .bind(run.requested_at)
+    .bind(snapshot)
+    .execute()
     .await
     .map(drop)
-    .map_err(StoreError::database(format!("move the status of the sandbox of {run}")))
 }
 
-/// The sandbox has this volume no more, and the volume's files go.
-pub(crate) async fn drop_volume(
-    tx: &mut Tx<'_>,
-    sandbox: &SandboxId,
-    volume: &VolumeId,
-    now: Timestamp,
-) -> crate::Result<()> {
-    garbage::add(tx, GarbageKind::Volume, volume.as_str(), now).await?;
-    sqlx::query("UPDATE sandboxes SET volume_id = NULL WHERE id = $1 AND volume_id = $2")
-        .bind(sandbox.as_str())
-        .bind(volume.as_str())
-        .execute(&mut **tx)
-        .await
-        .map(drop)
-        .map_err(StoreError::database(format!("drop {volume}")))
+/// The status of a run is another from now on, and its sandbox's with it.
+async fn status_changed(tx: &mut Tx, run: &RunRow, now: Timestamp) -> Result<()> {
+    tx.sql(
+        format!("move the status of {}", run.sandbox_id),
+        "UPDATE sandboxes SET status_updated_at = $1 WHERE id = $2 AND current_run = $3",
+    )
+    .bind(now)
+    .bind(&run.sandbox_id)
+    .bind(&run.id)
+    .execute()
+    .await
+    .map(drop)
 }
 
 impl Db {
-    /// Adds a run to an existing sandbox, whose volume is the run's from now on.
-    /// `false`, and nothing done, where the files of the sandbox are not those of
-    /// `was` any more: the snapshot that it stood on went.
-    pub async fn insert_run(
-        &self,
-        run: &RunRow,
-        volume: &VolumeState,
-        was: &SandboxRow,
-    ) -> crate::Result<bool> {
+    /// Adds a run to an existing sandbox, whose current run it is from now on,
+    /// and whose volume is the run's. `false`, and nothing done, where the
+    /// sandbox is not as `was` says any more: the snapshot that it stood on went,
+    /// or somebody else started a run.
+    pub async fn insert_run(&self, run: &RunRow, volume: &VolumeState, was: &SandboxRow) -> Result<bool> {
         let mut tx = self.write().await?;
-        insert(&mut tx, run).await?;
-        let given = sqlx::query(
-            "UPDATE sandboxes SET volume_id = $1, descends_from = $2, base_bytes = $3, boots = $4
-             WHERE id = $5 AND volume_id IS $6 AND current_snapshot IS $7",
-        )
-        .bind(run.volume_id.as_str())
-        .bind(volume.descends_from.as_ref().map(SnapshotId::as_str))
-        .bind(volume.base_bytes)
-        .bind(volume.boots)
-        .bind(run.sandbox_id.as_str())
-        .bind(was.volume_id.as_ref().map(VolumeId::as_str))
-        .bind(was.current_snapshot.as_ref().map(SnapshotId::as_str))
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("give {} to its sandbox", run.volume_id)))?;
-        if given.rows_affected() == 0 {
+        let given = tx
+            .sql(
+                format!("give {} to its sandbox", run.volume_id),
+                "UPDATE sandboxes SET volume_id = $1, descends_from = $2, base_bytes = $3, boots = $4,
+                 current_run = $5, status_updated_at = $6
+                 WHERE id = $7 AND volume_id IS NOT DISTINCT FROM $8
+                   AND current_snapshot IS NOT DISTINCT FROM $9 AND current_run = $10",
+            )
+            .bind(&run.volume_id)
+            .bind(&volume.descends_from)
+            .bind(volume.base_bytes)
+            .bind(volume.boots)
+            .bind(&run.id)
+            .bind(run.requested_at)
+            .bind(&run.sandbox_id)
+            .bind(&was.volume_id)
+            .bind(&was.current_snapshot)
+            .bind(&was.current_run)
+            .execute()
+            .await?;
+        if given == 0 {
             return Ok(false);
         }
-        commit(tx, "insert run").await.map(|()| true)
+        insert(&mut tx, run).await?;
+        supersede(&mut tx, &was.current_run, run.requested_at).await?;
+        tx.commit("insert run").await.map(|()| true)
     }
 
     /// The run with this id.
-    pub async fn run(&self, id: &RunId) -> crate::Result<Option<RunRow>> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM runs WHERE id = $1")))
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
+    pub async fn run(&self, id: &RunId) -> Result<Option<RunRow>> {
+        self.sql(format!("read run {id}"), format!("SELECT {} FROM runs WHERE id = $1", columns()))
+            .bind(id)
+            .one(|row| read(row, ""))
             .await
-            .map_err(StoreError::database(format!("read run {id}")))?
-            .as_ref()
-            .map(row)
-            .transpose()
     }
 
-    /// The newest run of a sandbox.
-    pub async fn newest_run(&self, sandbox: &SandboxId) -> crate::Result<Option<RunRow>> {
-        // The live one is the newest also where the host's clock was set back.
-        let sql = format!(
-            "SELECT {COLUMNS} FROM runs WHERE id = COALESCE(
-               (SELECT id FROM runs WHERE sandbox_id = $1
-                AND status IN ('pending', 'running', 'stopping', 'snapshotting')),
-               (SELECT id FROM runs WHERE sandbox_id = $1 ORDER BY requested_at DESC, id DESC LIMIT 1))"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(sandbox.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(StoreError::database(format!("read newest run of {sandbox}")))?
-            .as_ref()
-            .map(row)
-            .transpose()
-    }
-
-    /// Runs that have not ended.
-    pub async fn live_runs(&self) -> crate::Result<Vec<RunRow>> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM runs
-             WHERE status IN ('pending', 'running', 'stopping', 'snapshotting') ORDER BY id"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .fetch_all(&self.readers)
-            .await
-            .map_err(StoreError::database("list live runs"))?
-            .iter()
-            .map(row)
-            .collect()
+    /// Runs of a host that have not ended.
+    pub async fn live_runs(&self, host: &HostId) -> Result<Vec<RunRow>> {
+        let text = format!("SELECT {} FROM runs WHERE host_id = $1 AND {LIVE} ORDER BY id", columns());
+        self.sql("list live runs", text).bind(host).all(|row| read(row, "")).await
     }
 
     /// Runs of a namespace (or of the sandboxes of one name in it), by age.
     pub async fn runs_of(
         &self,
-        namespace: &str,
+        namespace: &Namespace,
         sandbox: Option<&str>,
         ascending: bool,
         after: Option<&str>,
         limit: i64,
-    ) -> crate::Result<Vec<RunRow>> {
-        let (compare, direction) = if ascending { (">", "ASC") } else { ("<", "DESC") };
-        let sql = format!(
-            "SELECT {COLUMNS} FROM runs WHERE namespace = $1 AND ($2 IS NULL OR sandbox_name = $2)
-             AND ($3 IS NULL OR id {compare} $3) ORDER BY id {direction} LIMIT $4"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(namespace)
-            .bind(sandbox)
-            .bind(after)
-            .bind(limit)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(StoreError::database("list runs"))?
-            .iter()
-            .map(row)
-            .collect()
+    ) -> Result<Vec<RunRow>> {
+        let text = format!("SELECT {} FROM runs", columns());
+        let query = by_age(self, "list runs", text, namespace, sandbox, (ascending, after), limit);
+        query.all(|row| read(row, "")).await
     }
 
-    /// How many runs a sandbox had so far.
-    pub async fn count_runs(&self, sandbox: &SandboxId) -> crate::Result<i64> {
-        let (count,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM runs WHERE sandbox_id = $1")
-            .bind(sandbox.as_str())
-            .fetch_one(&self.readers)
-            .await
-            .map_err(StoreError::database(format!("count runs of {sandbox}")))?;
-        Ok(count)
-    }
-
-    /// The run takes commands from now on, with the configuration and the
-    /// warnings that `run` has.
-    pub async fn run_started(
-        &self,
-        run: &RunRow,
-        process: &RunProcess,
-        now: Timestamp,
-        expires_at: Timestamp,
-    ) -> crate::Result<()> {
+    /// The run takes commands from now on, as `run` says.
+    pub async fn run_started(&self, run: &RunRow, process: &RunProcess) -> Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query(
-            "UPDATE runs SET status = 'running', pid = $1, pid_start = $2, boot_id = $3, slot = $4,
-             started_at = $5, expires_at = $6, config = $7, warnings = $8, updated_at = $5
-             WHERE id = $9 AND status = 'pending'",
+        tx.sql(
+            format!("start run {}", run.id),
+            "UPDATE runs SET status = $1, pid = $2, pid_start = $3, boot_id = $4, slot = $5,
+             started_at = $6, expires_at = $7, cwd = $8, warnings = $9, updated_at = $10
+             WHERE id = $11 AND status = 'pending'",
         )
-        .bind(process.pid)
-        .bind(i64::try_from(process.start_time).unwrap_or(i64::MAX))
+        .bind(RunStatus::Running)
+        .bind(i64::from(process.pid))
+        .bind(number(process.start_time))
         .bind(&process.boot_id)
-        .bind(process.slot)
-        .bind(now.0)
-        .bind(expires_at.0)
-        .bind(&run.config)
-        .bind(serde_json::to_string(&run.warnings).unwrap_or_default())
-        .bind(run.id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("start run {}", run.id)))?;
-        status_changed(&mut tx, &run.id, now).await?;
-        commit(tx, "start run").await
+        .bind(i64::from(process.slot))
+        .bind(run.started_at)
+        .bind(run.expires_at)
+        .bind(&run.cwd)
+        .bind(warnings(run))
+        .bind(run.updated_at)
+        .bind(&run.id)
+        .execute()
+        .await?;
+        status_changed(&mut tx, run, run.updated_at).await?;
+        tx.commit("start run").await
     }
 
-    /// The run is on its way out. `ending` says what becomes of its files,
-    /// for whoever has to finish this after a crash; the first one counts.
-    pub async fn run_stopping(&self, id: &RunId, ending: &str, now: Timestamp) -> crate::Result<()> {
+    /// The run is on its way out. `ending` says how, for whoever has to finish
+    /// this after a crash; the first one counts.
+    pub async fn run_stopping(&self, run: &RunRow, ending: &str, now: Timestamp) -> Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query(
-            "UPDATE runs SET status = 'stopping', stop_requested_at = $1, updated_at = $1, ending = $2
-             WHERE id = $3 AND status IN ('pending', 'running')",
+        tx.sql(
+            format!("stop run {}", run.id),
+            "UPDATE runs SET status = $1, stop_requested_at = $2, updated_at = $2, ending = $3
+             WHERE id = $4 AND status IN ('pending', 'running')",
         )
-        .bind(now.0)
+        .bind(RunStatus::Stopping)
+        .bind(now)
         .bind(ending)
-        .bind(id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("stop run {id}")))?;
-        status_changed(&mut tx, id, now).await?;
-        commit(tx, "stop run").await
+        .bind(&run.id)
+        .execute()
+        .await?;
+        status_changed(&mut tx, run, now).await?;
+        tx.commit("stop run").await
     }
 
-    /// Replaces the configuration of a live run.
-    pub async fn configure_run(&self, id: &RunId, config: &str, now: Timestamp) -> crate::Result<()> {
+    /// Notes the policy that is in force in a live run.
+    pub async fn note_policy(&self, id: &RunId, network: &str, now: Timestamp) -> Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query("UPDATE runs SET config = $1, updated_at = $2 WHERE id = $3 AND status = 'running'")
-            .bind(config)
-            .bind(now.0)
-            .bind(id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(StoreError::database(format!("configure run {id}")))?;
-        commit(tx, "configure run").await
+        tx.sql(
+            format!("note the policy of {id}"),
+            "UPDATE runs SET network = $1, updated_at = $2 WHERE id = $3 AND status = 'running'",
+        )
+        .bind(network)
+        .bind(now)
+        .bind(id)
+        .execute()
+        .await?;
+        tx.commit("note policy").await
     }
 
     /// Moves the hard end of a live run.
@@ -409,72 +378,134 @@ impl Db {
         timeout_ms: i64,
         expires_at: Timestamp,
         now: Timestamp,
-    ) -> crate::Result<()> {
+    ) -> Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query(
+        tx.sql(
+            format!("extend run {id}"),
             "UPDATE runs SET timeout_ms = $1, expires_at = $2, updated_at = $3
              WHERE id = $4 AND status = 'running'",
         )
         .bind(timeout_ms)
-        .bind(expires_at.0)
-        .bind(now.0)
-        .bind(id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("extend run {id}")))?;
-        commit(tx, "extend run").await
+        .bind(expires_at)
+        .bind(now)
+        .bind(id)
+        .execute()
+        .await?;
+        tx.commit("extend run").await
     }
 
-    /// The run never came up. A volume that was `made` for it goes; one that
-    /// was there before is as it was.
-    pub async fn run_failed(
-        &self,
-        run: &RunRow,
-        made: bool,
-        reason: &str,
-        now: Timestamp,
-    ) -> crate::Result<()> {
+    /// The run never came up. A volume that was made for it goes; one that was
+    /// there before is as it was. `and_sandbox`: the sandbox, which never had
+    /// another run, goes too.
+    pub async fn run_failed(&self, run: &RunRow, and_sandbox: bool, now: Timestamp) -> Result<()> {
         let mut tx = self.write().await?;
-        if made {
-            drop_volume(&mut tx, &run.sandbox_id, &run.volume_id, now).await?;
+        if run.made_volume {
+            drop_volume(&mut tx, run, now).await?;
         }
-        ended(&mut tx, &run.id, "failed", reason, now).await?;
-        commit(tx, "end run").await
+        ended(&mut tx, run, RunStatus::Failed, StopReason::StartFailed, now).await?;
+        if and_sandbox {
+            let gone = sandboxes::SnapshotsOfDeleted::AllGo;
+            sandboxes::forget(&mut tx, &run.sandbox_id, &run.host_id, gone, now).await?;
+        }
+        tx.commit("end run").await
     }
 
-    /// Whether another run of the same sandbox had the volume of `run` before.
-    pub async fn volume_had_runs(&self, run: &RunRow) -> crate::Result<bool> {
-        let found: Option<(i64,)> = sqlx::query_as(
-            "SELECT 1 FROM runs WHERE sandbox_id = $1 AND volume_id = $2 AND id <> $3 LIMIT 1",
-        )
-        .bind(run.sandbox_id.as_str())
-        .bind(run.volume_id.as_str())
-        .bind(run.id.as_str())
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(StoreError::database(format!("look for other runs of {}", run.volume_id)))?;
-        Ok(found.is_some())
+    /// Forgets runs that have been history since before `before`, oldest first,
+    /// at most `limit`; how many those were.
+    pub async fn prune_runs(&self, before: Timestamp, limit: i64) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let pruned = tx
+            .sql(
+                "prune runs",
+                "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE superseded_at < $1
+                   AND status IN ('stopped', 'failed', 'aborted') ORDER BY superseded_at LIMIT $2)",
+            )
+            .bind(before)
+            .bind(limit)
+            .execute()
+            .await?;
+        tx.commit("prune runs").await?;
+        Ok(pruned)
     }
+}
+
+/// A page of a table that has owner, project, `sandbox_name` and an id that
+/// grows with age. Each form of it has its own index.
+pub(crate) fn by_age<'t>(
+    db: &'t Db,
+    operation: &str,
+    mut text: String,
+    namespace: &Namespace,
+    sandbox: Option<&str>,
+    (ascending, after): (bool, Option<&str>),
+    limit: i64,
+) -> crate::sql::Sql<'t> {
+    let (compare, direction) = if ascending { (">", "ASC") } else { ("<", "DESC") };
+    text.push_str(" WHERE owner = $1 AND project = $2");
+    let mut place = 3;
+    if sandbox.is_some() {
+        text.push_str(&format!(" AND sandbox_name = ${place}"));
+        place += 1;
+    }
+    if after.is_some() {
+        text.push_str(&format!(" AND id {compare} ${place}"));
+        place += 1;
+    }
+    text.push_str(&format!(" ORDER BY id {direction} LIMIT ${place}"));
+    let mut query = db.sql(operation, text).bind(&namespace.owner).bind(&namespace.project);
+    if let Some(sandbox) = sandbox {
+        query = query.bind(sandbox.to_owned());
+    }
+    if let Some(after) = after {
+        query = query.bind(after.to_owned());
+    }
+    query.bind(limit)
+}
+
+/// From now on `run` is no sandbox's current one.
+pub(crate) async fn supersede(tx: &mut Tx, run: &RunId, now: Timestamp) -> Result<()> {
+    tx.sql(format!("supersede {run}"), "UPDATE runs SET superseded_at = $1 WHERE id = $2")
+        .bind(now)
+        .bind(run)
+        .execute()
+        .await
+        .map(drop)
+}
+
+/// The sandbox of `run` has its volume no more, and the volume's files go.
+pub(crate) async fn drop_volume(tx: &mut Tx, run: &RunRow, now: Timestamp) -> Result<()> {
+    garbage::add(tx, &run.host_id, GarbageKind::Volume, run.volume_id.as_str(), now).await?;
+    tx.sql(
+        format!("drop {}", run.volume_id),
+        "UPDATE sandboxes SET volume_id = NULL WHERE id = $1 AND volume_id = $2",
+    )
+    .bind(&run.sandbox_id)
+    .bind(&run.volume_id)
+    .execute()
+    .await
+    .map(drop)
 }
 
 /// Ends a live run inside a larger change.
 pub(crate) async fn ended(
-    tx: &mut Tx<'_>,
-    id: &RunId,
-    status: &str,
-    reason: &str,
+    tx: &mut Tx,
+    run: &RunRow,
+    status: RunStatus,
+    reason: StopReason,
     now: Timestamp,
-) -> crate::Result<()> {
-    sqlx::query(
-        "UPDATE runs SET status = $1, stop_reason = $2, stopped_at = $3, updated_at = $3
-         WHERE id = $4 AND status IN ('pending', 'running', 'stopping', 'snapshotting')",
+) -> Result<()> {
+    tx.sql(
+        format!("end run {}", run.id),
+        format!(
+            "UPDATE runs SET status = $1, stop_reason = $2, stopped_at = $3, updated_at = $3
+             WHERE id = $4 AND {LIVE}"
+        ),
     )
     .bind(status)
     .bind(reason)
-    .bind(now.0)
-    .bind(id.as_str())
-    .execute(&mut **tx)
-    .await
-    .map_err(StoreError::database(format!("end run {id}")))?;
-    status_changed(tx, id, now).await
+    .bind(now)
+    .bind(&run.id)
+    .execute()
+    .await?;
+    status_changed(tx, run, now).await
 }

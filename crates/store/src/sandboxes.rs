@@ -1,15 +1,18 @@
-//! Tables `sandboxes`, `sandbox_tags` and `routes`.
+//! Tables `sandboxes` and `sandbox_tags`.
 
 use std::collections::BTreeMap;
 
-use dormouse_types::{ImageId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row as _};
+use dormouse_types::{
+    HostId, ImageId, Namespace, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId,
+};
 
-use crate::db::{Db, StoreError, Tx, commit, typed};
+use crate::db::{Db, Tx};
+use crate::error::Result;
 use crate::garbage::{self, GarbageKind};
+use crate::routes::{self, RouteRow};
 use crate::runs::{self, RunRow};
-use crate::snapshots::{self, GOES};
+use crate::snapshots::{self, GO, TOUCHED};
+use crate::sql::{Row, placeholders, prefixed};
 
 /// One sandbox.
 #[derive(Debug, Clone)]
@@ -17,15 +20,17 @@ pub struct SandboxRow {
     /// Its id.
     pub id: SandboxId,
     /// Whose it is.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// Its name there.
     pub name: SandboxName,
     /// Keeps its files when it stops.
     pub persistent: bool,
     /// Base image.
     pub image_id: ImageId,
-    /// Configuration as JSON; only the engine reads it.
+    /// Configuration as JSON.
     pub config: String,
+    /// Its newest run, which says where it lives.
+    pub current_run: RunId,
     /// What forks copy, and what a run without volume starts from.
     pub current_snapshot: Option<SnapshotId>,
     /// Its files; `None`: the next run makes a volume.
@@ -37,6 +42,8 @@ pub struct SandboxRow {
     pub base_bytes: i64,
     /// Runs that these files have seen.
     pub boots: i64,
+    /// What its creation is repeated by, until the answer was taken.
+    pub retry_key: Option<String>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it last changed.
@@ -45,13 +52,13 @@ pub struct SandboxRow {
     pub status_updated_at: Timestamp,
 }
 
-/// A port of a sandbox and the name that reaches it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteRow {
-    /// First label of the host name; unique.
-    pub subdomain: String,
-    /// Port inside.
-    pub port: u16,
+/// A sandbox and its newest run, read at once.
+#[derive(Debug, Clone)]
+pub struct SandboxWithRun {
+    /// The sandbox.
+    pub sandbox: SandboxRow,
+    /// Its newest run.
+    pub run: RunRow,
 }
 
 /// What a list of sandboxes is sorted by; ties by id.
@@ -96,65 +103,93 @@ pub enum SnapshotsOfDeleted {
     AllGo,
 }
 
-const COLUMNS: &str = "id, namespace, name, persistent, image_id, config, current_snapshot, volume_id,
-    descends_from, base_bytes, boots, created_at, updated_at, status_updated_at";
+const COLUMNS: &[&str] = &[
+    "id",
+    "owner",
+    "project",
+    "name",
+    "persistent",
+    "image_id",
+    "config",
+    "current_run",
+    "current_snapshot",
+    "volume_id",
+    "descends_from",
+    "base_bytes",
+    "boots",
+    "retry_key",
+    "created_at",
+    "updated_at",
+    "status_updated_at",
+];
 
-fn row(raw: &SqliteRow) -> crate::Result<SandboxRow> {
-    fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-        raw: &'r SqliteRow,
-        name: &'static str,
-    ) -> crate::Result<T> {
-        raw.try_get(name).map_err(StoreError::database(format!("read sandboxes.{name}")))
-    }
-    fn id<T: std::str::FromStr>(raw: &SqliteRow, name: &'static str) -> crate::Result<Option<T>> {
-        let text = column::<Option<String>>(raw, name)?;
-        text.map(|text| typed(&text, "sandboxes", name)).transpose()
-    }
-    let text = |name| column::<String>(raw, name);
+fn read(row: &Row) -> Result<SandboxRow> {
+    let row = row.of("sandboxes", "");
     Ok(SandboxRow {
-        id: typed(&text("id")?, "sandboxes", "id")?,
-        namespace: text("namespace")?,
-        name: typed(&text("name")?, "sandboxes", "name")?,
-        persistent: column(raw, "persistent")?,
-        image_id: typed(&text("image_id")?, "sandboxes", "image_id")?,
-        config: text("config")?,
-        current_snapshot: id(raw, "current_snapshot")?,
-        volume_id: id(raw, "volume_id")?,
-        descends_from: id(raw, "descends_from")?,
-        base_bytes: column(raw, "base_bytes")?,
-        boots: column(raw, "boots")?,
-        created_at: Timestamp(column(raw, "created_at")?),
-        updated_at: Timestamp(column(raw, "updated_at")?),
-        status_updated_at: Timestamp(column(raw, "status_updated_at")?),
+        id: row.get("id")?,
+        namespace: Namespace { owner: row.get("owner")?, project: row.get("project")? },
+        name: row.get("name")?,
+        persistent: row.get("persistent")?,
+        image_id: row.get("image_id")?,
+        config: row.get("config")?,
+        current_run: row.get("current_run")?,
+        current_snapshot: row.get("current_snapshot")?,
+        volume_id: row.get("volume_id")?,
+        descends_from: row.get("descends_from")?,
+        base_bytes: row.get("base_bytes")?,
+        boots: row.get("boots")?,
+        retry_key: row.get("retry_key")?,
+        created_at: row.get("created_at")?,
+        updated_at: row.get("updated_at")?,
+        status_updated_at: row.get("status_updated_at")?,
     })
 }
 
-async fn put_tags(tx: &mut Tx<'_>, id: &SandboxId, tags: &BTreeMap<String, String>) -> crate::Result<()> {
-    for (key, value) in tags {
-        sqlx::query("INSERT INTO sandbox_tags (sandbox_id, key, value) VALUES ($1, $2, $3)")
-            .bind(id.as_str())
-            .bind(key)
-            .bind(value)
-            .execute(&mut **tx)
-            .await
-            .map_err(StoreError::database(format!("tag {id}")))?;
-    }
-    Ok(())
+/// What a query selects that calls sandboxes `s` and their current runs `r`.
+pub(crate) fn columns_with_run() -> String {
+    format!("{}, {}", prefixed("s", "", COLUMNS), prefixed("r", "run_", runs::COLUMNS))
 }
 
-async fn put_routes(tx: &mut Tx<'_>, id: &SandboxId, routes: &[RouteRow]) -> crate::Result<()> {
-    for route in routes {
-        // A port that is kept keeps its name.
-        sqlx::query(
-            "INSERT INTO routes (subdomain, sandbox_id, port) VALUES ($1, $2, $3)
-             ON CONFLICT (sandbox_id, port) DO NOTHING",
-        )
-        .bind(&route.subdomain)
-        .bind(id.as_str())
-        .bind(i64::from(route.port))
-        .execute(&mut **tx)
-        .await
-        .map_err(StoreError::database(format!("route to {id}")))?;
+pub(crate) fn read_with_run(row: &Row) -> Result<SandboxWithRun> {
+    Ok(SandboxWithRun { sandbox: read(row)?, run: runs::read(row, "run_")? })
+}
+
+fn select_with_run() -> String {
+    format!("SELECT {} FROM sandboxes s JOIN runs r ON r.id = s.current_run", columns_with_run())
+}
+
+/// The sandbox, which nobody else changes before this transaction is over.
+pub(crate) async fn lock(tx: &mut Tx, id: &SandboxId) -> Result<Option<SandboxRow>> {
+    let text = format!("SELECT {} FROM sandboxes WHERE id = $1{}", COLUMNS.join(", "), tx.locking());
+    tx.sql(format!("lock sandbox {id}"), text).bind(id).one(read).await
+}
+
+/// Writes what is known of a sandbox's files.
+pub(crate) async fn write_files(tx: &mut Tx, sandbox: &SandboxRow) -> Result<()> {
+    tx.sql(
+        format!("write the files of {}", sandbox.id),
+        "UPDATE sandboxes SET current_snapshot = $1, volume_id = $2, descends_from = $3,
+         updated_at = $4, status_updated_at = $5 WHERE id = $6",
+    )
+    .bind(&sandbox.current_snapshot)
+    .bind(&sandbox.volume_id)
+    .bind(&sandbox.descends_from)
+    .bind(sandbox.updated_at)
+    .bind(sandbox.status_updated_at)
+    .bind(&sandbox.id)
+    .execute()
+    .await
+    .map(drop)
+}
+
+async fn put_tags(tx: &mut Tx, id: &SandboxId, tags: &BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in tags {
+        tx.sql(format!("tag {id}"), "INSERT INTO sandbox_tags (sandbox_id, key, value) VALUES ($1, $2, $3)")
+            .bind(id)
+            .bind(key)
+            .bind(value)
+            .execute()
+            .await?;
     }
     Ok(())
 }
@@ -167,35 +202,40 @@ impl Db {
         run: &RunRow,
         tags: &BTreeMap<String, String>,
         routes: &[RouteRow],
-    ) -> crate::Result<()> {
+    ) -> Result<()> {
         let mut tx = self.write().await?;
-        sqlx::query(
-            "INSERT INTO sandboxes (id, namespace, name, persistent, image_id, config,
-             current_snapshot, volume_id, descends_from, base_bytes, boots, created_at, updated_at,
-             status_updated_at)
-             VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)",
+        tx.sql(
+            format!("insert sandbox {}", sandbox.name),
+            format!(
+                "INSERT INTO sandboxes ({}) VALUES ({})",
+                COLUMNS.join(", "),
+                placeholders(COLUMNS.len())
+            ),
         )
-        .bind(sandbox.id.as_str())
-        .bind(&sandbox.namespace)
-        .bind(sandbox.name.as_str())
+        .bind(&sandbox.id)
+        .bind(&sandbox.namespace.owner)
+        .bind(&sandbox.namespace.project)
+        .bind(&sandbox.name)
         .bind(sandbox.persistent)
-        .bind(sandbox.image_id.as_str())
+        .bind(&sandbox.image_id)
         .bind(&sandbox.config)
-        .bind(sandbox.current_snapshot.as_ref().map(SnapshotId::as_str))
-        .bind(sandbox.volume_id.as_ref().map(VolumeId::as_str))
-        .bind(sandbox.descends_from.as_ref().map(SnapshotId::as_str))
+        .bind(&sandbox.current_run)
+        .bind(&sandbox.current_snapshot)
+        .bind(&sandbox.volume_id)
+        .bind(&sandbox.descends_from)
         .bind(sandbox.base_bytes)
         .bind(sandbox.boots)
-        .bind(sandbox.created_at.0)
-        .bind(sandbox.updated_at.0)
-        .bind(sandbox.status_updated_at.0)
-        .execute(&mut *tx)
+        .bind(&sandbox.retry_key)
+        .bind(sandbox.created_at)
+        .bind(sandbox.updated_at)
+        .bind(sandbox.status_updated_at)
+        .execute()
         .await
-        .map_err(StoreError::unique("insert sandbox", format!("sandbox {}", sandbox.name)))?;
+        .map_err(|error| error.unique(format!("sandbox {}", sandbox.name)))?;
         put_tags(&mut tx, &sandbox.id, tags).await?;
-        put_routes(&mut tx, &sandbox.id, routes).await?;
+        routes::put(&mut tx, &sandbox.id, routes).await?;
         runs::insert(&mut tx, run).await?;
-        commit(tx, "insert sandbox").await
+        tx.commit("insert sandbox").await
     }
 
     /// Writes what a caller may change in a sandbox: persistence and
@@ -206,241 +246,235 @@ impl Db {
         sandbox: &SandboxRow,
         tags: Option<&BTreeMap<String, String>>,
         routes: Option<&[RouteRow]>,
-    ) -> crate::Result<()> {
+    ) -> Result<()> {
         let mut tx = self.write().await?;
-        let failed = |what: &str| StoreError::database(format!("{what} {}", sandbox.id));
-        sqlx::query("UPDATE sandboxes SET persistent = $1, config = $2, updated_at = $3 WHERE id = $4")
-            .bind(sandbox.persistent)
-            .bind(&sandbox.config)
-            .bind(sandbox.updated_at.0)
-            .bind(sandbox.id.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("update sandbox"))?;
+        tx.sql(
+            format!("update sandbox {}", sandbox.id),
+            "UPDATE sandboxes SET persistent = $1, config = $2, updated_at = $3 WHERE id = $4",
+        )
+        .bind(sandbox.persistent)
+        .bind(&sandbox.config)
+        .bind(sandbox.updated_at)
+        .bind(&sandbox.id)
+        .execute()
+        .await?;
         if let Some(tags) = tags {
-            sqlx::query("DELETE FROM sandbox_tags WHERE sandbox_id = $1")
-                .bind(sandbox.id.as_str())
-                .execute(&mut *tx)
-                .await
-                .map_err(failed("drop tags of"))?;
+            tx.sql(format!("drop tags of {}", sandbox.id), "DELETE FROM sandbox_tags WHERE sandbox_id = $1")
+                .bind(&sandbox.id)
+                .execute()
+                .await?;
             put_tags(&mut tx, &sandbox.id, tags).await?;
         }
         if let Some(routes) = routes {
-            let ports: Vec<i64> = routes.iter().map(|route| i64::from(route.port)).collect();
-            sqlx::query(
-                "DELETE FROM routes WHERE sandbox_id = $1 AND port NOT IN (SELECT value FROM json_each($2))",
-            )
-            .bind(sandbox.id.as_str())
-            .bind(serde_json::to_string(&ports).unwrap_or_default())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed("drop routes of"))?;
-            put_routes(&mut tx, &sandbox.id, routes).await?;
+            routes::replace(&mut tx, &sandbox.id, routes).await?;
         }
-        commit(tx, "update sandbox").await
+        tx.commit("update sandbox").await
     }
 
-    /// The sandbox of this name.
-    pub async fn sandbox(&self, namespace: &str, name: &SandboxName) -> crate::Result<Option<SandboxRow>> {
-        let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE namespace = $1 AND name = $2");
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(namespace)
-            .bind(name.as_str())
-            .fetch_optional(&self.readers)
+    /// The sandbox of this name, with its newest run.
+    pub async fn sandbox(&self, namespace: &Namespace, name: &SandboxName) -> Result<Option<SandboxWithRun>> {
+        let text = format!("{} WHERE s.owner = $1 AND s.project = $2 AND s.name = $3", select_with_run());
+        self.sql(format!("read sandbox {name}"), text)
+            .bind(&namespace.owner)
+            .bind(&namespace.project)
+            .bind(name)
+            .one(read_with_run)
             .await
-            .map_err(StoreError::database(format!("read sandbox {name}")))?
-            .as_ref()
-            .map(row)
-            .transpose()
     }
 
-    /// The sandbox with this id.
-    pub async fn sandbox_by_id(&self, id: &SandboxId) -> crate::Result<Option<SandboxRow>> {
-        let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE id = $1");
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(StoreError::database(format!("read sandbox {id}")))?
-            .as_ref()
-            .map(row)
-            .transpose()
+    /// The sandbox with this id, with its newest run.
+    pub async fn sandbox_by_id(&self, id: &SandboxId) -> Result<Option<SandboxWithRun>> {
+        let text = format!("{} WHERE s.id = $1", select_with_run());
+        self.sql(format!("read sandbox {id}"), text).bind(id).one(read_with_run).await
     }
 
-    /// Sandboxes of a namespace.
+    /// Sandboxes of a namespace, with their newest runs.
     pub async fn sandboxes_of(
         &self,
-        namespace: &str,
+        namespace: &Namespace,
         filter: &SandboxFilter<'_>,
-    ) -> crate::Result<Vec<SandboxRow>> {
-        let mut query = QueryBuilder::new(format!("SELECT {COLUMNS} FROM sandboxes WHERE namespace = "));
-        query.push_bind(namespace);
+    ) -> Result<Vec<SandboxWithRun>> {
+        let mut text = format!("{} WHERE s.owner = $1 AND s.project = $2", select_with_run());
+        let mut values = Vec::new();
+        let place = |values: &mut Vec<String>, value: String| {
+            values.push(value);
+            format!("${}", values.len() + 2)
+        };
         if let Some(prefix) = filter.name_prefix {
             // Names are ASCII below DEL.
-            query.push(" AND name >= ").push_bind(prefix);
-            query.push(" AND name < ").push_bind(format!("{prefix}\u{7f}"));
+            let from = place(&mut values, prefix.to_owned());
+            let to = place(&mut values, format!("{prefix}\u{7f}"));
+            text.push_str(&format!(" AND s.name >= {from} AND s.name < {to}"));
         }
         for (key, value) in filter.tags {
-            query.push(" AND EXISTS (SELECT 1 FROM sandbox_tags t WHERE t.sandbox_id = sandboxes.id");
-            query.push(" AND t.key = ").push_bind(key.as_str());
-            query.push(" AND t.value = ").push_bind(value.as_str()).push(")");
+            let key = place(&mut values, key.clone());
+            let value = place(&mut values, value.clone());
+            text.push_str(&format!(
+                " AND EXISTS (SELECT 1 FROM sandbox_tags t WHERE t.sandbox_id = s.id
+                   AND t.key = {key} AND t.value = {value})"
+            ));
         }
         let column = match filter.order {
-            SandboxOrder::Id => None,
-            SandboxOrder::Name => Some("name"),
-            SandboxOrder::StatusUpdatedAt => Some("status_updated_at"),
+            SandboxOrder::Id => "",
+            SandboxOrder::Name => "s.name",
+            SandboxOrder::StatusUpdatedAt => "s.status_updated_at",
         };
         let (compare, direction) = if filter.ascending { (">", "ASC") } else { ("<", "DESC") };
+        let mut instant = None;
         if let Some((key, id)) = &filter.after {
-            match filter.order {
-                SandboxOrder::Id => query.push(format!(" AND id {compare} ")).push_bind(id.as_str()),
-                SandboxOrder::Name => query
-                    .push(format!(" AND (name, id) {compare} ("))
-                    .push_bind(key.as_str())
-                    .push(", ")
-                    .push_bind(id.as_str())
-                    .push(")"),
-                SandboxOrder::StatusUpdatedAt => query
-                    .push(format!(" AND (status_updated_at, id) {compare} ("))
-                    .push_bind(key.parse::<i64>().unwrap_or(0))
-                    .push(", ")
-                    .push_bind(id.as_str())
-                    .push(")"),
-            };
+            let id = place(&mut values, id.clone());
+            text.push_str(&match filter.order {
+                SandboxOrder::Id => format!(" AND s.id {compare} {id}"),
+                SandboxOrder::Name => {
+                    let name = place(&mut values, key.clone());
+                    format!(" AND (s.name, s.id) {compare} ({name}, {id})")
+                }
+                SandboxOrder::StatusUpdatedAt => {
+                    instant = Some(key.parse::<i64>().unwrap_or(0));
+                    format!(" AND (s.status_updated_at, s.id) {compare} (${}, {id})", values.len() + 3)
+                }
+            });
         }
-        query.push(" ORDER BY ");
-        if let Some(column) = column {
-            query.push(format!("{column} {direction}, "));
+        let sorted = if column.is_empty() { String::new() } else { format!("{column} {direction}, ") };
+        let limit = values.len() + 3 + usize::from(instant.is_some());
+        text.push_str(&format!(" ORDER BY {sorted}s.id {direction} LIMIT ${limit}"));
+        let mut query = self.sql("list sandboxes", text).bind(&namespace.owner).bind(&namespace.project);
+        for value in values {
+            query = query.bind(value);
         }
-        query.push(format!("id {direction} LIMIT ")).push_bind(filter.limit);
-        query
-            .build()
-            .fetch_all(&self.readers)
-            .await
-            .map_err(StoreError::database("list sandboxes"))?
-            .iter()
-            .map(row)
-            .collect()
+        if let Some(instant) = instant {
+            query = query.bind(instant);
+        }
+        query.bind(filter.limit).all(read_with_run).await
     }
 
-    /// Routes of a sandbox, by port.
-    pub async fn routes_of(&self, id: &SandboxId) -> crate::Result<Vec<RouteRow>> {
-        let rows: Vec<(String, i64)> =
-            sqlx::query_as("SELECT subdomain, port FROM routes WHERE sandbox_id = $1 ORDER BY port")
-                .bind(id.as_str())
-                .fetch_all(&self.readers)
-                .await
-                .map_err(StoreError::database(format!("read routes of {id}")))?;
-        rows.into_iter()
-            .map(|(subdomain, port)| {
-                let corrupt = |_| StoreError::Corrupt { table: "routes", column: "port" };
-                Ok(RouteRow { subdomain, port: port.try_into().map_err(corrupt)? })
-            })
-            .collect()
-    }
-
-    /// The sandbox and port behind a name.
-    pub async fn route(&self, subdomain: &str) -> crate::Result<Option<(SandboxId, u16)>> {
-        let found: Option<(String, i64)> =
-            sqlx::query_as("SELECT sandbox_id, port FROM routes WHERE subdomain = $1")
-                .bind(subdomain)
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(StoreError::database(format!("read route {subdomain}")))?;
-        found
-            .map(|(id, port)| {
-                let corrupt = |_| StoreError::Corrupt { table: "routes", column: "port" };
-                Ok((typed(&id, "routes", "sandbox_id")?, port.try_into().map_err(corrupt)?))
-            })
-            .transpose()
-    }
-
-    /// The next run of a stopped or running sandbox starts from `snapshot`.
-    /// What it has on disk goes: at once, or with the run that uses it.
+    /// The next run of a sandbox starts from `snapshot`. What it has on disk
+    /// goes: at once, or, while `live` has it, with that run. `false`, and
+    /// nothing done, where the snapshot or the sandbox is gone.
     pub async fn roll_back(
         &self,
         id: &SandboxId,
         snapshot: &SnapshotId,
-        live: bool,
+        live: Option<&RunRow>,
         now: Timestamp,
-    ) -> crate::Result<bool> {
+    ) -> Result<bool> {
         let mut tx = self.write().await?;
-        let failed = || StoreError::database(format!("roll back {id}"));
-        if !live {
-            let volume: Option<(Option<String>,)> =
-                sqlx::query_as("SELECT volume_id FROM sandboxes WHERE id = $1")
-                    .bind(id.as_str())
-                    .fetch_optional(&mut *tx)
-                    .await
-                    .map_err(failed())?;
-            if let Some(volume) = volume.and_then(|(volume,)| volume) {
-                garbage::add(&mut tx, GarbageKind::Volume, &volume, now).await?;
-            }
+        let Some(mut sandbox) = lock(&mut tx, id).await? else { return Ok(false) };
+        let text =
+            format!("SELECT host_id FROM snapshots WHERE id = $1 AND status = 'created'{}", tx.locking());
+        let host: Option<HostId> = tx
+            .sql(format!("lock snapshot {snapshot}"), text)
+            .bind(snapshot)
+            .one(|row| row.of("snapshots", "").get("host_id"))
+            .await?;
+        let Some(host) = host else { return Ok(false) };
+        if let Some(volume) = sandbox.volume_id.take()
+            && live.is_none_or(|live| live.volume_id != volume)
+        {
+            garbage::add(&mut tx, &host, GarbageKind::Volume, volume.as_str(), now).await?;
         }
-        let moved = sqlx::query(
-            "UPDATE sandboxes SET volume_id = NULL, current_snapshot = $1, updated_at = $2 WHERE id = $3
-             AND EXISTS (SELECT 1 FROM snapshots WHERE id = $1 AND status = 'created')",
+        let before = sandbox.current_snapshot.replace(snapshot.clone());
+        sandbox.updated_at = now;
+        write_files(&mut tx, &sandbox).await?;
+        if let Some(before) = before.filter(|before| before != snapshot) {
+            snapshots::let_go(&mut tx, &before, now).await?;
+        }
+        tx.commit("roll back").await.map(|()| true)
+    }
+
+    /// The answer to a creation was taken: who asks again gets that the name is
+    /// taken.
+    pub async fn creation_taken(&self, namespace: &Namespace, name: &SandboxName) -> Result<()> {
+        let mut tx = self.write().await?;
+        tx.sql(
+            format!("note that {name} was handed over"),
+            "UPDATE sandboxes SET retry_key = NULL
+             WHERE owner = $1 AND project = $2 AND name = $3 AND retry_key IS NOT NULL",
         )
-        .bind(snapshot.as_str())
-        .bind(now.0)
-        .bind(id.as_str())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed())?;
-        if moved.rows_affected() == 0 {
-            return Ok(false);
-        }
-        commit(tx, "roll back").await.map(|()| true)
+        .bind(&namespace.owner)
+        .bind(&namespace.project)
+        .bind(name)
+        .execute()
+        .await?;
+        tx.commit("note a creation").await
     }
 
     /// Forgets a sandbox with its labels and routes. Its volume goes.
     pub async fn delete_sandbox(
         &self,
         id: &SandboxId,
+        host: &HostId,
         snapshots: SnapshotsOfDeleted,
         now: Timestamp,
-    ) -> crate::Result<()> {
+    ) -> Result<()> {
         let mut tx = self.write().await?;
-        forget(&mut tx, id, snapshots, now).await?;
-        commit(tx, "delete sandbox").await
+        forget(&mut tx, id, host, snapshots, now).await?;
+        tx.commit("delete sandbox").await
     }
 }
 
 /// [`Db::delete_sandbox`] as part of something larger.
 pub(crate) async fn forget(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     id: &SandboxId,
+    host: &HostId,
     snapshots: SnapshotsOfDeleted,
     now: Timestamp,
-) -> crate::Result<()> {
-    let volume: Option<(Option<String>,)> =
-        sqlx::query_as("DELETE FROM sandboxes WHERE id = $1 RETURNING volume_id")
-            .bind(id.as_str())
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(StoreError::database(format!("delete sandbox {id}")))?;
-    if let Some(volume) = volume.and_then(|(volume,)| volume) {
-        garbage::add(tx, GarbageKind::Volume, &volume, now).await?;
+) -> Result<()> {
+    let gone: Option<(Option<VolumeId>, RunId, Option<SnapshotId>)> = tx
+        .sql(
+            format!("delete sandbox {id}"),
+            "DELETE FROM sandboxes WHERE id = $1 RETURNING volume_id, current_run, current_snapshot",
+        )
+        .bind(id)
+        .one(|row| {
+            let row = row.of("sandboxes", "");
+            Ok((row.get("volume_id")?, row.get("current_run")?, row.get("current_snapshot")?))
+        })
+        .await?;
+    let Some((volume, run, stood_on)) = gone else { return Ok(()) };
+    if let Some(volume) = volume {
+        garbage::add(tx, host, GarbageKind::Volume, volume.as_str(), now).await?;
     }
-    let (change, which) = match snapshots {
-        SnapshotsOfDeleted::Stay { .. } => ("expires_at = $3", "kind = 'automatic' AND expires_at IS NULL"),
-        SnapshotsOfDeleted::AutomaticGo => (GOES, "kind = 'automatic'"),
-        SnapshotsOfDeleted::AllGo => (GOES, "TRUE"),
+    runs::supersede(tx, &run, now).await?;
+    let operation = format!("retire snapshots of {id}");
+    let changed = match snapshots {
+        SnapshotsOfDeleted::Stay { automatic_until } => {
+            tx.sql(
+                operation,
+                format!(
+                    "UPDATE snapshots SET expires_at = $3, updated_at = $1 WHERE sandbox_id = $2
+                     AND status = 'created' AND kind = 'automatic' AND expires_at IS NULL {TOUCHED}"
+                ),
+            )
+            .bind(now)
+            .bind(id)
+            .bind(automatic_until)
+            .all(snapshots::touched)
+            .await?
+        }
+        SnapshotsOfDeleted::AutomaticGo | SnapshotsOfDeleted::AllGo => {
+            let which = match snapshots {
+                SnapshotsOfDeleted::AllGo => "",
+                _ => " AND kind = 'automatic'",
+            };
+            let text = format!(
+                "UPDATE snapshots SET {GO} WHERE sandbox_id = $2 AND status = 'created'{which} {TOUCHED}"
+            );
+            tx.sql(operation, text).bind(now).bind(id).all(snapshots::touched).await?
+        }
     };
-    let until = match snapshots {
-        SnapshotsOfDeleted::Stay { automatic_until } => automatic_until,
-        _ => now,
-    };
-    let sql = format!(
-        "UPDATE snapshots SET {change}, updated_at = $1
-             WHERE sandbox_id = $2 AND status = 'created' AND {which} AND $3 = $3 RETURNING id, status"
-    );
-    let changed = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(now.0)
-        .bind(id.as_str())
-        .bind(until.0)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(StoreError::database(format!("retire snapshots of {id}")))?;
-    snapshots::deleted(tx, changed, now).await
+    snapshots::deleted(tx, changed, now).await?;
+    match stood_on {
+        Some(snapshot) => snapshots::let_go(tx, &snapshot, now).await,
+        None => Ok(()),
+    }
+}
+
+impl SandboxWithRun {
+    /// Whether its newest run has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !matches!(self.run.status, RunStatus::Stopped | RunStatus::Failed | RunStatus::Aborted)
+    }
 }

@@ -1,21 +1,26 @@
-//! Table `snapshots`.
+//! Table `snapshots`, and the end of a run, which may make one.
 
-use dormouse_types::{ImageId, RunId, SandboxId, SandboxName, SnapshotId, Timestamp};
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use dormouse_types::{
+    HostId, ImageId, Namespace, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, SnapshotKind,
+    SnapshotStatus, StopReason, Timestamp, VolumeId,
+};
 
-use crate::db::{Db, StoreError, Tx, commit, typed};
+use crate::db::{Db, Tx};
+use crate::error::Result;
 use crate::garbage::{self, GarbageKind};
-use crate::sandboxes;
-use crate::{RunEnd, runs};
+use crate::runs::{self, LIVE, RunRow};
+use crate::sandboxes::{self, SandboxRow, SnapshotsOfDeleted};
+use crate::sql::{Row, placeholders};
 
 /// One snapshot.
 #[derive(Debug, Clone)]
 pub struct SnapshotRow {
     /// Its id.
     pub id: SnapshotId,
+    /// Where its files are.
+    pub host_id: HostId,
     /// Whose it is.
-    pub namespace: String,
+    pub namespace: Namespace,
     /// What it was made of.
     pub sandbox_id: SandboxId,
     /// Name of that sandbox.
@@ -24,10 +29,10 @@ pub struct SnapshotRow {
     pub source_run: RunId,
     /// The image below it.
     pub image_id: ImageId,
-    /// `manual` or `automatic`.
-    pub kind: String,
-    /// `created` or `deleted`.
-    pub status: String,
+    /// Who made it.
+    pub kind: SnapshotKind,
+    /// Whether it is there.
+    pub status: SnapshotStatus,
     /// Bytes, those of the image included.
     pub size_bytes: i64,
     /// Runs that its files have seen.
@@ -47,7 +52,8 @@ pub struct SnapshotRow {
     pub updated_at: Timestamp,
 }
 
-/// Which snapshots of a sandbox go when a new one is recorded.
+/// Which snapshots of a sandbox go when a new one is recorded. What another
+/// sandbox (a fork) would start from next goes as soon as none does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retire {
     /// The automatic one that was current until now.
@@ -61,167 +67,211 @@ pub enum Retire {
     BeyondNewestAt(u32, Timestamp),
 }
 
-/// `SET` of a snapshot that goes at $1: at once, or, while a sandbox (a fork)
-/// would start from it next, as soon as none does.
-pub(crate) const GOES: &str = "status = CASE WHEN id IN (SELECT current_snapshot FROM sandboxes)
-       THEN status ELSE 'deleted' END,
-     expires_at = CASE WHEN id IN (SELECT current_snapshot FROM sandboxes)
-       THEN $1 ELSE expires_at END, expiration_ms = NULL";
+/// What becomes of the volume of a run that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volume {
+    /// The sandbox's next run continues with it.
+    Kept,
+    /// It goes.
+    Dropped,
+    /// It goes, since the sandbox's next run was told to start from a snapshot.
+    RolledBack,
+}
 
-const COLUMNS: &str = "id, namespace, sandbox_id, sandbox_name, source_run, image_id, kind, status,
-    size_bytes, boots, parent, expiration_ms, expires_at, last_used_at, created_at, updated_at";
+/// The end of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct RunEnd<'a> {
+    /// Which run.
+    pub run: &'a RunRow,
+    /// Its last status.
+    pub status: RunStatus,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// The snapshot that was made of its files.
+    pub snapshot: Option<&'a SnapshotRow>,
+    /// Which older snapshots go.
+    pub retire: Option<Retire>,
+    /// What becomes of its volume.
+    pub volume: Volume,
+    /// The sandbox goes too, and of its snapshots these.
+    pub forget: Option<SnapshotsOfDeleted>,
+    /// When that is.
+    pub now: Timestamp,
+}
 
-fn row(raw: &SqliteRow) -> crate::Result<SnapshotRow> {
-    fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-        raw: &'r SqliteRow,
-        name: &'static str,
-    ) -> crate::Result<T> {
-        raw.try_get(name).map_err(StoreError::database(format!("read snapshots.{name}")))
-    }
-    let text = |name| column::<String>(raw, name);
-    let number = |name| column::<Option<i64>>(raw, name);
+const COLUMNS: &str = "id, host_id, owner, project, sandbox_id, sandbox_name, source_run, image_id, kind,
+    status, size_bytes, boots, parent, expiration_ms, expires_at, last_used_at, created_at, updated_at";
+
+fn read(row: &Row) -> Result<SnapshotRow> {
+    let row = row.of("snapshots", "");
     Ok(SnapshotRow {
-        id: typed(&text("id")?, "snapshots", "id")?,
-        namespace: text("namespace")?,
-        sandbox_id: typed(&text("sandbox_id")?, "snapshots", "sandbox_id")?,
-        sandbox_name: typed(&text("sandbox_name")?, "snapshots", "sandbox_name")?,
-        source_run: typed(&text("source_run")?, "snapshots", "source_run")?,
-        image_id: typed(&text("image_id")?, "snapshots", "image_id")?,
-        kind: text("kind")?,
-        status: text("status")?,
-        size_bytes: column(raw, "size_bytes")?,
-        boots: column(raw, "boots")?,
-        parent: column::<Option<String>>(raw, "parent")?
-            .map(|id| typed(&id, "snapshots", "parent"))
-            .transpose()?,
-        expiration_ms: number("expiration_ms")?,
-        expires_at: number("expires_at")?.map(Timestamp),
-        last_used_at: number("last_used_at")?.map(Timestamp),
-        created_at: Timestamp(column(raw, "created_at")?),
-        updated_at: Timestamp(column(raw, "updated_at")?),
+        id: row.get("id")?,
+        host_id: row.get("host_id")?,
+        namespace: Namespace { owner: row.get("owner")?, project: row.get("project")? },
+        sandbox_id: row.get("sandbox_id")?,
+        sandbox_name: row.get("sandbox_name")?,
+        source_run: row.get("source_run")?,
+        image_id: row.get("image_id")?,
+        kind: row.get("kind")?,
+        status: row.get("status")?,
+        size_bytes: row.get("size_bytes")?,
+        boots: row.get("boots")?,
+        parent: row.get("parent")?,
+        expiration_ms: row.get("expiration_ms")?,
+        expires_at: row.get("expires_at")?,
+        last_used_at: row.get("last_used_at")?,
+        created_at: row.get("created_at")?,
+        updated_at: row.get("updated_at")?,
     })
 }
 
 /// Adds a snapshot; one that a crash recorded already stays as it is.
-async fn insert(tx: &mut Tx<'_>, snapshot: &SnapshotRow) -> crate::Result<()> {
-    sqlx::query(
-        "INSERT INTO snapshots (id, namespace, sandbox_id, sandbox_name, source_run, image_id, kind,
-         status, size_bytes, boots, parent, expiration_ms, expires_at, created_at, updated_at)
-         VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15) ON CONFLICT (id) DO NOTHING",
+async fn insert(tx: &mut Tx, snapshot: &SnapshotRow) -> Result<()> {
+    let into = "id, host_id, owner, project, sandbox_id, sandbox_name, source_run, image_id, kind, status,
+        size_bytes, boots, parent, expiration_ms, expires_at, retired, created_at, updated_at";
+    tx.sql(
+        format!("insert snapshot {}", snapshot.id),
+        format!("INSERT INTO snapshots ({into}) VALUES ({}) ON CONFLICT (id) DO NOTHING", placeholders(18)),
     )
-    .bind(snapshot.id.as_str())
-    .bind(&snapshot.namespace)
-    .bind(snapshot.sandbox_id.as_str())
-    .bind(snapshot.sandbox_name.as_str())
-    .bind(snapshot.source_run.as_str())
-    .bind(snapshot.image_id.as_str())
-    .bind(&snapshot.kind)
-    .bind(&snapshot.status)
+    .bind(&snapshot.id)
+    .bind(&snapshot.host_id)
+    .bind(&snapshot.namespace.owner)
+    .bind(&snapshot.namespace.project)
+    .bind(&snapshot.sandbox_id)
+    .bind(&snapshot.sandbox_name)
+    .bind(&snapshot.source_run)
+    .bind(&snapshot.image_id)
+    .bind(snapshot.kind)
+    .bind(snapshot.status)
     .bind(snapshot.size_bytes)
     .bind(snapshot.boots)
-    .bind(snapshot.parent.as_ref().map(SnapshotId::as_str))
+    .bind(&snapshot.parent)
     .bind(snapshot.expiration_ms)
-    .bind(snapshot.expires_at.map(|at| at.0))
-    .bind(snapshot.created_at.0)
-    .bind(snapshot.updated_at.0)
-    .execute(&mut **tx)
+    .bind(snapshot.expires_at)
+    .bind(false)
+    .bind(snapshot.created_at)
+    .bind(snapshot.updated_at)
+    .execute()
     .await
     .map(drop)
-    .map_err(StoreError::database(format!("insert snapshot {}", snapshot.id)))
 }
 
-/// Makes `snapshot` what the sandbox's next copies start from; returns what
-/// that was before. `None`: its volume alone tells its files.
-async fn make_current(
-    tx: &mut Tx<'_>,
-    sandbox: &SandboxId,
-    snapshot: Option<&SnapshotId>,
-    now: Timestamp,
-) -> crate::Result<Option<SnapshotId>> {
-    let failed = || StoreError::database(format!("move the current snapshot of {sandbox}"));
-    let before: Option<(Option<String>,)> =
-        sqlx::query_as("SELECT current_snapshot FROM sandboxes WHERE id = $1")
-            .bind(sandbox.as_str())
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(failed())?;
-    sqlx::query(
-        "UPDATE sandboxes SET current_snapshot = $1, descends_from = COALESCE($1, descends_from),
-         updated_at = $2 WHERE id = $3",
-    )
-    .bind(snapshot.map(SnapshotId::as_str))
-    .bind(now.0)
-    .bind(sandbox.as_str())
-    .execute(&mut **tx)
-    .await
-    .map_err(failed())?;
+/// Has `sandbox` start its copies from `snapshot` from now on (`None`: its
+/// volume alone tells its files); returns what that was before.
+fn make_current(sandbox: &mut SandboxRow, snapshot: Option<&SnapshotId>) -> Option<SnapshotId> {
+    let before = std::mem::replace(&mut sandbox.current_snapshot, snapshot.cloned());
+    if let Some(snapshot) = snapshot {
+        sandbox.descends_from = Some(snapshot.clone());
+    }
     // Said again after a crash, it replaces nothing.
-    let before = before.and_then(|(id,)| id).filter(|id| snapshot.is_none_or(|new| new.as_str() != id));
-    before.map(|id| typed(&id, "sandboxes", "current_snapshot")).transpose()
+    before.filter(|before| Some(before) != snapshot)
 }
+
+/// Snapshots that a change touched: which, and whether it deleted them.
+type Touched = Vec<(SnapshotId, HostId, SnapshotStatus)>;
+
+/// What every change that may delete snapshots answers with.
+pub(crate) const TOUCHED: &str = "RETURNING id, host_id, status";
+
+pub(crate) fn touched(row: &Row) -> Result<(SnapshotId, HostId, SnapshotStatus)> {
+    let row = row.of("snapshots", "");
+    Ok((row.get("id")?, row.get("host_id")?, row.get("status")?))
+}
+
+/// `SET` of snapshots that go: at once, or, while a sandbox would start from
+/// one next, as soon as none does.
+pub(crate) const GO: &str = "status = CASE WHEN EXISTS
+       (SELECT 1 FROM sandboxes WHERE current_snapshot = snapshots.id) THEN status ELSE 'deleted' END,
+     retired = TRUE, expires_at = NULL, expiration_ms = NULL, updated_at = $1";
 
 /// Applies `rule` to the snapshots of `sandbox`, of which `replaced` was the
 /// current one until now.
 async fn retire(
-    tx: &mut Tx<'_>,
+    tx: &mut Tx,
     rule: Retire,
     sandbox: &SandboxId,
     replaced: Option<&SnapshotId>,
     now: Timestamp,
-) -> crate::Result<()> {
-    // $1 now, $2 the one replaced, $3 sandbox, $4 count, $5 time.
-    let beyond = "sandbox_id = $3 AND id NOT IN (SELECT id FROM snapshots
-         WHERE sandbox_id = $3 AND status = 'created' ORDER BY id DESC LIMIT $4)";
+) -> Result<()> {
+    let operation = format!("retire snapshots of {sandbox}");
     // A fork's first one belongs to another sandbox.
-    let of_replaced = "id = $2 AND sandbox_id = $3 AND kind = 'automatic' AND $4 = $4";
-    let (change, which, count, at) = match rule {
-        Retire::Replaced => (GOES, of_replaced.to_owned(), 0, now),
-        Retire::ReplacedAt(at) => ("expires_at = $5", format!("{of_replaced} AND expires_at IS NULL"), 0, at),
-        Retire::BeyondNewest(count) => (GOES, beyond.to_owned(), count, now),
-        Retire::BeyondNewestAt(count, at) => {
-            ("expires_at = $5", format!("{beyond} AND (expires_at IS NULL OR expires_at > $5)"), count, at)
+    let of_replaced = "status = 'created' AND sandbox_id = $2 AND id = $3 AND kind = 'automatic'";
+    let beyond = "status = 'created' AND sandbox_id = $2 AND id NOT IN (SELECT id FROM snapshots
+         WHERE sandbox_id = $2 AND status = 'created' ORDER BY id DESC LIMIT $3)";
+    let later = "expires_at = $4, updated_at = $1";
+    let changed: Touched = match (rule, replaced) {
+        (Retire::Replaced | Retire::ReplacedAt(_), None) => return Ok(()),
+        (Retire::Replaced, Some(replaced)) => {
+            let text = format!("UPDATE snapshots SET {GO} WHERE {of_replaced} {TOUCHED}");
+            tx.sql(operation, text).bind(now).bind(sandbox).bind(replaced).all(touched).await?
+        }
+        (Retire::ReplacedAt(at), Some(replaced)) => {
+            let text =
+                format!("UPDATE snapshots SET {later} WHERE {of_replaced} AND expires_at IS NULL {TOUCHED}");
+            tx.sql(operation, text).bind(now).bind(sandbox).bind(replaced).bind(at).all(touched).await?
+        }
+        (Retire::BeyondNewest(count), _) => {
+            let text = format!("UPDATE snapshots SET {GO} WHERE {beyond} {TOUCHED}");
+            tx.sql(operation, text).bind(now).bind(sandbox).bind(i64::from(count)).all(touched).await?
+        }
+        (Retire::BeyondNewestAt(count, at), _) => {
+            let text = format!(
+                "UPDATE snapshots SET {later} WHERE {beyond} AND (expires_at IS NULL OR expires_at > $4) {TOUCHED}"
+            );
+            tx.sql(operation, text)
+                .bind(now)
+                .bind(sandbox)
+                .bind(i64::from(count))
+                .bind(at)
+                .all(touched)
+                .await?
         }
     };
-    let sql = format!(
-        "UPDATE snapshots SET {change}, updated_at = $1
-         WHERE status = 'created' AND ($2 IS NULL OR $2 = $2) AND $5 = $5 AND {which} RETURNING id, status"
-    );
-    let changed: Vec<(String, String)> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(now.0)
-        .bind(replaced.map(SnapshotId::as_str))
-        .bind(sandbox.as_str())
-        .bind(i64::from(count))
-        .bind(at.0)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(StoreError::database(format!("retire snapshots of {sandbox}")))?;
     deleted(tx, changed, now).await
 }
 
-/// What follows from a snapshot's deletion, for those of `changed` (id and
-/// status) that were deleted: its files go, and with them the volumes of
-/// stopped sandboxes that would start from it. Those do not start any more
-/// (provider contract, section 9).
-pub(crate) async fn deleted(
-    tx: &mut Tx<'_>,
-    changed: Vec<(String, String)>,
-    now: Timestamp,
-) -> crate::Result<()> {
-    for (id, _) in changed.iter().filter(|(_, status)| status == "deleted") {
-        garbage::add(tx, GarbageKind::Snapshot, id, now).await?;
-        let failed = || StoreError::database(format!("drop what stood on {id}"));
-        let stopped = "current_snapshot = $1 AND volume_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs
-             WHERE sandbox_id = sandboxes.id AND status IN ('pending', 'running', 'stopping', 'snapshotting'))";
-        let sql = format!("SELECT volume_id FROM sandboxes WHERE {stopped}");
-        let volumes: Vec<(String,)> =
-            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_all(&mut **tx).await.map_err(failed())?;
-        for (volume,) in volumes {
-            garbage::add(tx, GarbageKind::Volume, &volume, now).await?;
-            sqlx::query("UPDATE sandboxes SET volume_id = NULL WHERE volume_id = $1")
-                .bind(volume)
-                .execute(&mut **tx)
-                .await
-                .map_err(failed())?;
+/// Nothing of a sandbox starts from `snapshot` any more: if it was only kept for
+/// that, it goes.
+pub(crate) async fn let_go(tx: &mut Tx, snapshot: &SnapshotId, now: Timestamp) -> Result<()> {
+    let changed = tx
+        .sql(
+            format!("let go of {snapshot}"),
+            format!(
+                "UPDATE snapshots SET status = 'deleted', updated_at = $1
+                 WHERE id = $2 AND status = 'created' AND retired
+                   AND NOT EXISTS (SELECT 1 FROM sandboxes WHERE current_snapshot = $2) {TOUCHED}"
+            ),
+        )
+        .bind(now)
+        .bind(snapshot)
+        .all(touched)
+        .await?;
+    deleted(tx, changed, now).await
+}
+
+/// What follows from a snapshot's deletion, for those that were deleted: its
+/// files go, and with them the volumes of stopped sandboxes that would start from
+/// it. Those do not start any more (provider contract, section 9).
+pub(crate) async fn deleted(tx: &mut Tx, changed: Touched, now: Timestamp) -> Result<()> {
+    for (id, host, _) in changed.iter().filter(|(_, _, status)| *status == SnapshotStatus::Deleted) {
+        garbage::add(tx, host, GarbageKind::Snapshot, id.as_str(), now).await?;
+        let volumes: Vec<VolumeId> = tx
+            .sql(
+                format!("find what stands on {id}"),
+                format!(
+                    "SELECT volume_id FROM sandboxes WHERE current_snapshot = $1 AND volume_id IS NOT NULL
+                       AND NOT EXISTS (SELECT 1 FROM runs WHERE sandbox_id = sandboxes.id AND {LIVE})"
+                ),
+            )
+            .bind(id)
+            .all(|row| row.of("sandboxes", "").get("volume_id"))
+            .await?;
+        for volume in volumes {
+            garbage::add(tx, host, GarbageKind::Volume, volume.as_str(), now).await?;
+            tx.sql(format!("drop {volume}"), "UPDATE sandboxes SET volume_id = NULL WHERE volume_id = $1")
+                .bind(&volume)
+                .execute()
+                .await?;
         }
     }
     Ok(())
@@ -230,180 +280,226 @@ pub(crate) async fn deleted(
 impl Db {
     /// The end of a run, in one transaction: its status and reason, the
     /// snapshot that was made, the sandbox's volume and current snapshot, and
-    /// what retires. Doing it again after a crash changes nothing more.
-    pub async fn record_end(&self, end: &RunEnd<'_>) -> crate::Result<()> {
-        let RunEnd { run, status, reason, snapshot, retire: rule, volume, forget, now } = end;
+    /// what retires. Doing it again after a crash changes nothing more. Returns
+    /// the sandbox as it is then, unless it is gone.
+    pub async fn record_end(&self, end: &RunEnd<'_>) -> Result<Option<SandboxRow>> {
+        let RunEnd { run, status, reason, snapshot, retire: rule, volume, forget, now } = *end;
         let mut tx = self.write().await?;
+        let mut sandbox = sandboxes::lock(&mut tx, &run.sandbox_id).await?;
         if let Some(snapshot) = snapshot {
             insert(&mut tx, snapshot).await?;
         }
         let made = snapshot.map(|snapshot| &snapshot.id);
-        let replaced = match volume {
-            runs::Volume::Kept => Some(make_current(&mut tx, &run.sandbox_id, made, *now).await?),
-            runs::Volume::Dropped => {
-                runs::drop_volume(&mut tx, &run.sandbox_id, &run.volume_id, *now).await?;
-                match made {
-                    Some(made) => Some(make_current(&mut tx, &run.sandbox_id, Some(made), *now).await?),
-                    None => None,
-                }
+        let mut replaced = None;
+        if let Some(sandbox) = &mut sandbox {
+            replaced = match (volume, made) {
+                // The sandbox was rolled back while the run lived: it has moved
+                // on.
+                (Volume::RolledBack, _) | (Volume::Dropped, None) => None,
+                (Volume::Kept | Volume::Dropped, made) => make_current(sandbox, made),
+            };
+            if volume != Volume::Kept && sandbox.volume_id.as_ref() == Some(&run.volume_id) {
+                sandbox.volume_id = None;
             }
-            // The sandbox was rolled back while the run lived: it has moved on.
-            runs::Volume::RolledBack => {
-                runs::drop_volume(&mut tx, &run.sandbox_id, &run.volume_id, *now).await?;
-                None
+            sandbox.updated_at = now;
+            if sandbox.current_run == run.id {
+                sandbox.status_updated_at = now;
             }
-        };
+            sandboxes::write_files(&mut tx, sandbox).await?;
+        }
+        runs::ended(&mut tx, run, status, reason, now).await?;
+        if volume != Volume::Kept {
+            garbage::add(&mut tx, &run.host_id, GarbageKind::Volume, run.volume_id.as_str(), now).await?;
+        }
         if let Some(rule) = rule {
-            let replaced = replaced.flatten();
-            retire(&mut tx, *rule, &run.sandbox_id, replaced.as_ref(), *now).await?;
+            retire(&mut tx, rule, &run.sandbox_id, replaced.as_ref(), now).await?;
         }
-        runs::ended(&mut tx, &run.id, status, reason, *now).await?;
+        if let Some(replaced) = &replaced {
+            let_go(&mut tx, replaced, now).await?;
+        }
         if let Some(snapshots) = forget {
-            sandboxes::forget(&mut tx, &run.sandbox_id, *snapshots, *now).await?;
+            sandboxes::forget(&mut tx, &run.sandbox_id, &run.host_id, snapshots, now).await?;
+            sandbox = None;
         }
-        commit(tx, "record the end of a run").await
+        tx.commit("record the end of a run").await?;
+        Ok(sandbox)
     }
 
     /// A snapshot of a run that goes on: it becomes the sandbox's current one,
     /// unless the sandbox was rolled back meanwhile and has moved on.
-    pub async fn record_snapshot(&self, snapshot: &SnapshotRow, rule: Retire) -> crate::Result<()> {
+    pub async fn record_snapshot(&self, snapshot: &SnapshotRow, run: &RunRow, rule: Retire) -> Result<()> {
         let now = snapshot.updated_at;
         let mut tx = self.write().await?;
+        let sandbox = sandboxes::lock(&mut tx, &snapshot.sandbox_id).await?;
         insert(&mut tx, snapshot).await?;
-        let own: Option<(i64,)> = sqlx::query_as(
-            "SELECT 1 FROM sandboxes JOIN runs ON runs.volume_id = sandboxes.volume_id
-             WHERE sandboxes.id = $1 AND runs.id = $2",
-        )
-        .bind(snapshot.sandbox_id.as_str())
-        .bind(snapshot.source_run.as_str())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("read the volume of {}", snapshot.sandbox_id)))?;
-        let replaced = match own {
-            Some(_) => make_current(&mut tx, &snapshot.sandbox_id, Some(&snapshot.id), now).await?,
-            None => None,
-        };
+        let mut replaced = None;
+        if let Some(mut sandbox) = sandbox
+            && sandbox.volume_id.as_ref() == Some(&run.volume_id)
+        {
+            replaced = make_current(&mut sandbox, Some(&snapshot.id));
+            sandbox.updated_at = now;
+            sandboxes::write_files(&mut tx, &sandbox).await?;
+        }
         retire(&mut tx, rule, &snapshot.sandbox_id, replaced.as_ref(), now).await?;
-        commit(tx, "record snapshot").await
+        if let Some(replaced) = &replaced {
+            let_go(&mut tx, replaced, now).await?;
+        }
+        tx.commit("record snapshot").await
     }
 
     /// The snapshot with this id.
-    pub async fn snapshot(&self, id: &SnapshotId) -> crate::Result<Option<SnapshotRow>> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM snapshots WHERE id = $1")))
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(StoreError::database(format!("read snapshot {id}")))?
-            .as_ref()
-            .map(row)
-            .transpose()
+    pub async fn snapshot(&self, id: &SnapshotId) -> Result<Option<SnapshotRow>> {
+        let text = format!("SELECT {COLUMNS} FROM snapshots WHERE id = $1");
+        self.sql(format!("read snapshot {id}"), text).bind(id).one(read).await
     }
 
     /// Snapshots of a namespace (or of the sandboxes of one name), by age.
     pub async fn snapshots_of(
         &self,
-        namespace: &str,
+        namespace: &Namespace,
         sandbox: Option<&str>,
         ascending: bool,
         after: Option<&str>,
         limit: i64,
-    ) -> crate::Result<Vec<SnapshotRow>> {
-        let (compare, direction) = if ascending { (">", "ASC") } else { ("<", "DESC") };
-        let sql = format!(
-            "SELECT {COLUMNS} FROM snapshots WHERE namespace = $1 AND ($2 IS NULL OR sandbox_name = $2)
-             AND ($3 IS NULL OR id {compare} $3) ORDER BY id {direction} LIMIT $4"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(namespace)
-            .bind(sandbox)
-            .bind(after)
-            .bind(limit)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(StoreError::database("list snapshots"))?
-            .iter()
-            .map(row)
-            .collect()
+    ) -> Result<Vec<SnapshotRow>> {
+        let text = format!("SELECT {COLUMNS} FROM snapshots");
+        let page = (ascending, after);
+        runs::by_age(self, "list snapshots", text, namespace, sandbox, page, limit).all(read).await
     }
 
-    /// Snapshots on top of `parent` (`None`: on top of an image) but for
-    /// `except`, newest first, and how many there are.
+    /// Snapshots on top of `parent` but for `except`, newest first, and how many
+    /// there are.
     pub async fn snapshot_children(
         &self,
-        namespace: &str,
-        parent: Option<&SnapshotId>,
+        namespace: &Namespace,
+        parent: &SnapshotId,
         except: Option<&SnapshotId>,
         limit: i64,
-    ) -> crate::Result<(Vec<SnapshotRow>, i64)> {
-        let which = "namespace = $1 AND (parent = $2 OR ($2 IS NULL AND parent IS NULL))
-             AND ($3 IS NULL OR id <> $3)";
-        let (parent, except) = (parent.map(SnapshotId::as_str), except.map(SnapshotId::as_str));
-        let failed = || StoreError::database("list children of a snapshot");
-        let (count,): (i64,) =
-            sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM snapshots WHERE {which}")))
-                .bind(namespace)
-                .bind(parent)
-                .bind(except)
-                .fetch_one(&self.readers)
-                .await
-                .map_err(failed())?;
-        let sql = format!("SELECT {COLUMNS} FROM snapshots WHERE {which} ORDER BY id DESC LIMIT $4");
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(namespace)
+    ) -> Result<(Vec<SnapshotRow>, i64)> {
+        let operation = format!("list what is on top of {parent}");
+        // Nothing has an empty id.
+        let except = except.map_or(String::new(), SnapshotId::to_string);
+        let condition = "parent = $1 AND owner = $2 AND project = $3 AND id <> $4";
+        let count = self
+            .sql(&*operation, format!("SELECT COUNT(*) FROM snapshots WHERE {condition}"))
             .bind(parent)
-            .bind(except)
+            .bind(&namespace.owner)
+            .bind(&namespace.project)
+            .bind(&except)
+            .count()
+            .await?;
+        let text = format!("SELECT {COLUMNS} FROM snapshots WHERE {condition} ORDER BY id DESC LIMIT $5");
+        let rows = self
+            .sql(operation, text)
+            .bind(parent)
+            .bind(&namespace.owner)
+            .bind(&namespace.project)
+            .bind(&except)
             .bind(limit)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(failed())?;
-        Ok((rows.iter().map(row).collect::<crate::Result<_>>()?, count))
+            .all(read)
+            .await?;
+        Ok((rows, count))
     }
 
     /// How many snapshots of a sandbox are there.
-    pub async fn count_snapshots(&self, sandbox: &SandboxId) -> crate::Result<i64> {
-        let (count,): (i64,) =
-            sqlx::query_as("SELECT COUNT(*) FROM snapshots WHERE sandbox_id = $1 AND status = 'created'")
-                .bind(sandbox.as_str())
-                .fetch_one(&self.readers)
-                .await
-                .map_err(StoreError::database(format!("count snapshots of {sandbox}")))?;
-        Ok(count)
+    pub async fn count_snapshots(&self, sandbox: &SandboxId) -> Result<i64> {
+        self.sql(
+            format!("count snapshots of {sandbox}"),
+            "SELECT COUNT(*) FROM snapshots WHERE sandbox_id = $1 AND status = 'created'",
+        )
+        .bind(sandbox)
+        .count()
+        .await
     }
 
     /// Deletes a snapshot; the record stays.
-    pub async fn delete_snapshot(&self, id: &SnapshotId, now: Timestamp) -> crate::Result<()> {
+    pub async fn delete_snapshot(&self, id: &SnapshotId, now: Timestamp) -> Result<()> {
         let mut tx = self.write().await?;
-        let changed = sqlx::query_as(
-            "UPDATE snapshots SET status = 'deleted', updated_at = $1
-             WHERE id = $2 AND status = 'created' RETURNING id, status",
-        )
-        .bind(now.0)
-        .bind(id.as_str())
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(StoreError::database(format!("delete snapshot {id}")))?;
+        lock_standing_on(&mut tx, id).await?;
+        let changed = tx
+            .sql(
+                format!("delete snapshot {id}"),
+                format!(
+                    "UPDATE snapshots SET status = 'deleted', updated_at = $1
+                     WHERE id = $2 AND status = 'created' {TOUCHED}"
+                ),
+            )
+            .bind(now)
+            .bind(id)
+            .all(touched)
+            .await?;
         deleted(&mut tx, changed, now).await?;
-        commit(tx, "delete snapshot").await
+        tx.commit("delete snapshot").await
     }
 
-    /// Deletes what has expired; how many that were. Where nobody asked for an
-    /// expiration, what a sandbox would start from next stays.
-    pub async fn expire_snapshots(&self, now: Timestamp) -> crate::Result<usize> {
-        let mut tx = self.write().await?;
-        let changed: Vec<(String, String)> = sqlx::query_as(
-            "UPDATE snapshots SET status = 'deleted', updated_at = $1
-             WHERE status = 'created' AND expires_at IS NOT NULL AND expires_at <= $1
-               AND (expiration_ms IS NOT NULL
-                 OR NOT EXISTS (SELECT 1 FROM sandboxes WHERE current_snapshot = snapshots.id))
-             RETURNING id, status",
-        )
-        .bind(now.0)
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(StoreError::database("expire snapshots"))?;
-        let count = changed.len();
-        deleted(&mut tx, changed, now).await?;
-        commit(tx, "expire snapshots").await?;
-        Ok(count)
+    /// Deletes what has expired, at most `limit`; how many that were. Where
+    /// nobody asked for an expiration, what a sandbox would start from next stays
+    /// until none does.
+    pub async fn expire_snapshots(&self, now: Timestamp, limit: i64) -> Result<usize> {
+        let due: Vec<SnapshotId> = self
+            .sql(
+                "find snapshots that expire",
+                "SELECT id FROM snapshots WHERE status = 'created' AND expires_at <= $1
+                 ORDER BY expires_at LIMIT $2",
+            )
+            .bind(now)
+            .bind(limit)
+            .all(|row| row.of("snapshots", "").get("id"))
+            .await?;
+        let mut expired = 0;
+        for id in due {
+            let mut tx = self.write().await?;
+            lock_standing_on(&mut tx, &id).await?;
+            let changed = tx
+                .sql(
+                    format!("expire snapshot {id}"),
+                    format!(
+                        "UPDATE snapshots SET status = CASE WHEN expiration_ms IS NULL
+                           AND EXISTS (SELECT 1 FROM sandboxes WHERE current_snapshot = snapshots.id)
+                           THEN status ELSE 'deleted' END,
+                         expires_at = CASE WHEN expiration_ms IS NULL
+                           AND EXISTS (SELECT 1 FROM sandboxes WHERE current_snapshot = snapshots.id)
+                           THEN NULL ELSE expires_at END,
+                         retired = TRUE, updated_at = $1
+                         WHERE id = $2 AND status = 'created' AND expires_at <= $1 {TOUCHED}"
+                    ),
+                )
+                .bind(now)
+                .bind(&id)
+                .all(touched)
+                .await?;
+            expired += changed.iter().filter(|(_, _, status)| *status == SnapshotStatus::Deleted).count();
+            deleted(&mut tx, changed, now).await?;
+            tx.commit("expire snapshot").await?;
+        }
+        Ok(expired)
     }
+
+    /// Forgets the records of snapshots that were deleted before `before`,
+    /// oldest first, at most `limit`; how many those were.
+    pub async fn prune_snapshots(&self, before: Timestamp, limit: i64) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let pruned = tx
+            .sql(
+                "prune snapshots",
+                "DELETE FROM snapshots WHERE id IN (SELECT id FROM snapshots
+                   WHERE status = 'deleted' AND updated_at < $1 ORDER BY updated_at LIMIT $2)",
+            )
+            .bind(before)
+            .bind(limit)
+            .execute()
+            .await?;
+        tx.commit("prune snapshots").await?;
+        Ok(pruned)
+    }
+}
+
+/// Locks the sandboxes that would start from a snapshot, before it changes.
+async fn lock_standing_on(tx: &mut Tx, id: &SnapshotId) -> Result<()> {
+    let locking = tx.locking();
+    if locking.is_empty() {
+        return Ok(());
+    }
+    let text = format!("SELECT id FROM sandboxes WHERE current_snapshot = $1 ORDER BY id{locking}");
+    tx.sql(format!("lock what stands on {id}"), text).bind(id).fetch_all().await.map(drop)
 }

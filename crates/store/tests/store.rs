@@ -1,5 +1,4 @@
-//! The store suite. It speaks to [`Db`] only, so a second database runs it by
-//! joining `databases()`.
+//! The store suite: every case on SQLite and on Postgres.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -10,9 +9,27 @@ use dormouse_types::*;
 
 const NOW: Timestamp = Timestamp(1_000);
 
+/// Addresses of databases of every kind, empty.
+fn addresses(dir: &tempfile::TempDir) -> [Address; 2] {
+    let postgres = testing::Postgres::shared().database();
+    [Address::Sqlite(dir.path().join("dormouse.db")), postgres.parse().unwrap()]
+}
+
 /// Every kind of database, empty.
 async fn databases(dir: &tempfile::TempDir) -> Vec<Db> {
-    vec![Db::open(&dir.path().join("dormouse.db")).await.unwrap()]
+    let mut databases = Vec::new();
+    for address in addresses(dir) {
+        databases.push(Db::open(&address).await.unwrap());
+    }
+    databases
+}
+
+fn host() -> HostId {
+    "host_one".parse().unwrap()
+}
+
+fn namespace() -> Namespace {
+    Namespace::default_of("a")
 }
 
 fn account() -> AccountRow {
@@ -24,11 +41,12 @@ fn session(account: &AccountId) -> SessionRow {
         id: SessionId::generate(),
         account_id: account.clone(),
         title: "t".into(),
-        status: "running".into(),
+        status: SessionStatus::Running,
         clone_url: None,
         branch: None,
         sandbox_name: None,
-        lifecycle_state: Some("provisioning".into()),
+        host_id: None,
+        lifecycle_state: LifecycleState::Provisioning,
         lifecycle_version: 0,
         lifecycle_error: None,
         last_activity_at: None,
@@ -44,6 +62,7 @@ fn session(account: &AccountId) -> SessionRow {
 async fn named_image(db: &Db, name: &str, digest: &str, created_at: Timestamp) -> ImageRow {
     let image = ImageRow {
         id: ImageId::generate(),
+        host_id: host(),
         name: name.into(),
         digest: digest.into(),
         size_bytes: 7,
@@ -63,16 +82,18 @@ async fn image(db: &Db) -> ImageRow {
 fn sandbox(image: &ImageRow, name: &str) -> SandboxRow {
     SandboxRow {
         id: SandboxId::generate(),
-        namespace: "a/default".into(),
+        namespace: namespace(),
         name: name.parse().unwrap(),
         persistent: true,
         image_id: image.id.clone(),
         config: "{}".into(),
+        current_run: RunId::generate(),
         current_snapshot: None,
         volume_id: Some(VolumeId::generate()),
         descends_from: None,
         base_bytes: 7,
         boots: 1,
+        retry_key: None,
         created_at: NOW,
         updated_at: NOW,
         status_updated_at: NOW,
@@ -83,12 +104,18 @@ fn run(sandbox: &SandboxRow) -> RunRow {
     RunRow {
         id: RunId::generate(),
         sandbox_id: sandbox.id.clone(),
+        host_id: host(),
         namespace: sandbox.namespace.clone(),
         sandbox_name: sandbox.name.clone(),
-        status: "pending".into(),
-        config: "{}".into(),
+        status: RunStatus::Pending,
+        number: 1,
+        resources: Resources { vcpus: 1, memory_mib: 2048, pids: 9, disk_mib: None },
+        cwd: "/".into(),
+        runtime: "default".into(),
+        network: "{}".into(),
         source_snapshot: None,
         volume_id: sandbox.volume_id.clone().unwrap(),
+        made_volume: false,
         process: None,
         timeout_ms: 1,
         expires_at: None,
@@ -103,6 +130,11 @@ fn run(sandbox: &SandboxRow) -> RunRow {
     }
 }
 
+/// The run that a new sandbox comes with.
+fn first(sandbox: &SandboxRow) -> RunRow {
+    RunRow { id: sandbox.current_run.clone(), ..run(sandbox) }
+}
+
 fn state() -> VolumeState {
     VolumeState { descends_from: None, base_bytes: 7, boots: 2 }
 }
@@ -110,13 +142,14 @@ fn state() -> VolumeState {
 fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>) -> SnapshotRow {
     SnapshotRow {
         id: SnapshotId::generate(),
+        host_id: host(),
         namespace: run.namespace.clone(),
         sandbox_id: run.sandbox_id.clone(),
         sandbox_name: run.sandbox_name.clone(),
         source_run: run.id.clone(),
         image_id: image.id.clone(),
-        kind: "automatic".into(),
-        status: "created".into(),
+        kind: SnapshotKind::Automatic,
+        status: SnapshotStatus::Created,
         size_bytes: 8,
         boots: 1,
         parent,
@@ -132,8 +165,8 @@ fn snapshot(run: &RunRow, image: &ImageRow, parent: Option<SnapshotId>) -> Snaps
 async fn end(db: &Db, run: &RunRow, snapshot: Option<&SnapshotRow>, retire: Option<Retire>, volume: Volume) {
     let end = RunEnd {
         run,
-        status: "stopped",
-        reason: "requested",
+        status: RunStatus::Stopped,
+        reason: StopReason::Requested,
         snapshot,
         retire,
         volume,
@@ -148,25 +181,25 @@ async fn end(db: &Db, run: &RunRow, snapshot: Option<&SnapshotRow>, retire: Opti
 /// A sandbox with its first run.
 async fn started(db: &Db, image: &ImageRow, name: &str) -> (SandboxRow, RunRow) {
     let sandbox = sandbox(image, name);
-    let first = run(&sandbox);
+    let first = first(&sandbox);
     db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
     (sandbox, first)
 }
 
 async fn reread(db: &Db, sandbox: &SandboxRow) -> SandboxRow {
-    db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap()
+    db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap().sandbox
 }
 
 async fn add_run(db: &Db, run: &RunRow) {
-    let was = db.sandbox_by_id(&run.sandbox_id).await.unwrap().unwrap();
+    let was = db.sandbox_by_id(&run.sandbox_id).await.unwrap().unwrap().sandbox;
     assert!(db.insert_run(run, &state(), &was).await.unwrap());
 }
 
 /// What has to go from disk, which then goes.
 async fn take_garbage(db: &Db) -> Vec<Garbage> {
-    let mut garbage = db.garbage(100).await.unwrap();
-    db.forget_garbage(&garbage).await.unwrap();
-    assert!(db.garbage(100).await.unwrap().is_empty());
+    let mut garbage = db.garbage(&host(), 100).await.unwrap();
+    db.forget_garbage(&host(), &garbage).await.unwrap();
+    assert!(db.garbage(&host(), 100).await.unwrap().is_empty());
     garbage.sort();
     garbage
 }
@@ -232,18 +265,27 @@ async fn a_stale_write_changes_nothing() {
         let row = session(&account.id);
         db.insert_session(&row).await.unwrap();
         let mut first = row.clone();
-        first.lifecycle_state = Some("active".into());
+        first.lifecycle_state = LifecycleState::Active;
         first.hibernate_after = Some(Timestamp(5));
         assert_eq!(db.update_session(&first).await.unwrap().unwrap().lifecycle_version, 1);
         let mut stale = row.clone();
         stale.title = "lost".into();
         assert!(db.update_session(&stale).await.unwrap().is_none());
         // Activity outdates a decision that was taken on an older read.
-        let decided = db.sessions_due(Timestamp(9), 10).await.unwrap().remove(0);
+        let decided = db.sessions_due(None, Timestamp(9), 10).await.unwrap().remove(0);
         assert!(db.touch_session(&row.id, Timestamp(9), Timestamp(99)).await.unwrap());
         assert!(db.update_session(&decided).await.unwrap().is_none());
-        assert!(db.sessions_due(Timestamp(9), 10).await.unwrap().is_empty());
-        assert_eq!(db.session(&row.id).await.unwrap().unwrap().title, "t");
+        assert!(db.sessions_due(None, Timestamp(9), 10).await.unwrap().is_empty());
+        let found = db.session(&row.id).await.unwrap().unwrap();
+        assert_eq!(found.title, "t");
+        // One that lives on a host is that host's to put to sleep, and its hard
+        // end counts although it is used.
+        let bound = SessionRow { host_id: Some(host()), sandbox_expires_at: Some(Timestamp(50)), ..found };
+        db.update_session(&bound).await.unwrap().unwrap();
+        assert!(db.touch_session(&row.id, Timestamp(9), Timestamp(99)).await.unwrap());
+        assert!(db.sessions_due(None, Timestamp(60), 10).await.unwrap().is_empty());
+        assert!(db.sessions_due(Some(&host()), Timestamp(49), 10).await.unwrap().is_empty());
+        assert_eq!(db.sessions_due(Some(&host()), Timestamp(50), 10).await.unwrap().len(), 1);
     }
 }
 
@@ -254,15 +296,15 @@ async fn a_sandbox_has_one_live_run() {
         let image = image(&db).await;
         let (sandbox, first) = started(&db, &image, "one").await;
         let other = self::sandbox(&image, "one");
-        let taken = db.insert_sandbox(&other, &run(&sandbox), &BTreeMap::new(), &[]).await;
+        let taken = db.insert_sandbox(&other, &self::first(&other), &BTreeMap::new(), &[]).await;
         assert!(matches!(taken, Err(StoreError::Conflict(_))));
         let second = db.insert_run(&run(&sandbox), &state(), &reread(&db, &sandbox).await).await;
         assert!(matches!(second, Err(StoreError::Conflict(_))));
-        db.run_failed(&first, false, "start_failed", NOW).await.unwrap();
+        db.run_failed(&first, false, NOW).await.unwrap();
         add_run(&db, &run(&sandbox)).await;
-        assert_eq!(db.live_runs().await.unwrap().len(), 1);
+        assert_eq!(db.live_runs(&host()).await.unwrap().len(), 1);
         let ended = db.run(&first.id).await.unwrap().unwrap();
-        assert_eq!(ended.stop_reason.as_deref(), Some("start_failed"));
+        assert_eq!((ended.status, ended.stop_reason), (RunStatus::Failed, Some(StopReason::StartFailed)));
         assert_eq!(reread(&db, &sandbox).await.boots, 2);
     }
 }
@@ -276,12 +318,54 @@ async fn a_clock_that_is_set_back_does_not_hide_the_live_run() {
         end(&db, &first, None, None, Volume::Kept).await;
         let earlier = RunRow { requested_at: Timestamp(NOW.0 - 5), ..run(&sandbox) };
         add_run(&db, &earlier).await;
-        assert_eq!(db.newest_run(&sandbox.id).await.unwrap().unwrap().id, earlier.id);
+        let found = db.sandbox(&namespace(), &sandbox.name).await.unwrap().unwrap();
+        assert_eq!((&found.run.id, &found.sandbox.current_run), (&earlier.id, &earlier.id));
         let later = RunRow { requested_at: Timestamp(NOW.0 + 5), ..run(&sandbox) };
         end(&db, &earlier, None, None, Volume::Kept).await;
         add_run(&db, &later).await;
         end(&db, &later, None, None, Volume::Kept).await;
-        assert_eq!(db.newest_run(&sandbox.id).await.unwrap().unwrap().id, later.id);
+        let found = db.sandbox_by_id(&sandbox.id).await.unwrap().unwrap();
+        assert_eq!((found.run.id, found.run.status), (later.id, RunStatus::Stopped));
+    }
+}
+
+#[tokio::test]
+async fn two_who_start_a_run_make_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        end(&db, &first, None, None, Volume::Kept).await;
+        let was = reread(&db, &sandbox).await;
+        let (one, other) = (run(&sandbox), run(&sandbox));
+        let state = state();
+        let (a, b) = tokio::join!(db.insert_run(&one, &state, &was), db.insert_run(&other, &state, &was));
+        assert_eq!([a.unwrap(), b.unwrap()].iter().filter(|made| **made).count(), 1);
+        assert_eq!(db.live_runs(&host()).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn history_is_pruned_and_what_is_current_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (sandbox, first) = started(&db, &image, "one").await;
+        let kept = snapshot(&first, &image, None);
+        end(&db, &first, Some(&kept), None, Volume::Kept).await;
+        let later = Timestamp(NOW.0 + 10);
+        assert_eq!(db.prune_runs(later, 9).await.unwrap(), 0, "the current one, though it ended");
+        let next = run(&sandbox);
+        add_run(&db, &next).await;
+        assert_eq!(db.prune_runs(NOW, 9).await.unwrap(), 0, "history of just now");
+        assert_eq!(db.prune_runs(later, 9).await.unwrap(), 1);
+        assert!(db.run(&first.id).await.unwrap().is_none() && db.run(&next.id).await.unwrap().is_some());
+        end(&db, &next, None, None, Volume::Kept).await;
+        db.delete_sandbox(&sandbox.id, &host(), SnapshotsOfDeleted::AllGo, NOW).await.unwrap();
+        assert_eq!(db.prune_runs(later, 9).await.unwrap(), 1, "that of a sandbox that is gone");
+        assert_eq!(db.prune_snapshots(NOW, 9).await.unwrap(), 0);
+        assert_eq!(db.prune_snapshots(later, 9).await.unwrap(), 1);
+        assert!(db.snapshot(&kept.id).await.unwrap().is_none());
     }
 }
 
@@ -295,13 +379,12 @@ async fn a_volume_lives_as_long_as_its_sandbox() {
         assert!(db.owns_volume(&volume).await.unwrap());
         end(&db, &first, None, None, Volume::Kept).await;
         assert_eq!(reread(&db, &sandbox).await.volume_id, Some(volume.clone()));
-        assert!(take_garbage(&db).await.is_empty() && db.live_runs().await.unwrap().is_empty());
+        assert!(take_garbage(&db).await.is_empty() && db.live_runs(&host()).await.unwrap().is_empty());
 
-        // What was made for a run that never came up goes; what was there stays.
+        // What was there stays when a run does not come up.
         let next = run(&sandbox);
         add_run(&db, &next).await;
-        assert!(db.volume_had_runs(&next).await.unwrap());
-        db.run_failed(&next, false, "start_failed", NOW).await.unwrap();
+        db.run_failed(&next, false, NOW).await.unwrap();
         assert_eq!(reread(&db, &sandbox).await.volume_id, Some(volume.clone()));
 
         let next = run(&sandbox);
@@ -311,11 +394,17 @@ async fn a_volume_lives_as_long_as_its_sandbox() {
         assert_eq!(take_garbage(&db).await, [of_volume(&volume)]);
         assert!(!db.owns_volume(&volume).await.unwrap());
 
-        let fresh = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
+        // What was made for it goes.
+        let fresh = RunRow { volume_id: VolumeId::generate(), made_volume: true, ..run(&sandbox) };
         add_run(&db, &fresh).await;
-        assert!(!db.volume_had_runs(&fresh).await.unwrap());
+        db.run_failed(&fresh, false, NOW).await.unwrap();
+        assert_eq!(reread(&db, &sandbox).await.volume_id, None);
+        assert_eq!(take_garbage(&db).await, [of_volume(&fresh.volume_id)]);
+
+        let fresh = RunRow { volume_id: VolumeId::generate(), made_volume: true, ..run(&sandbox) };
+        add_run(&db, &fresh).await;
         end(&db, &fresh, None, None, Volume::Kept).await;
-        db.delete_sandbox(&sandbox.id, SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
+        db.delete_sandbox(&sandbox.id, &host(), SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
         assert_eq!(take_garbage(&db).await, [of_volume(&fresh.volume_id)]);
     }
 }
@@ -333,21 +422,21 @@ async fn a_rollback_drops_what_was_there() {
         assert_eq!(stopped.descends_from.as_ref(), Some(&kept.id));
 
         // While it is stopped: at once.
-        assert!(db.roll_back(&sandbox.id, &kept.id, false, NOW).await.unwrap());
+        assert!(db.roll_back(&sandbox.id, &kept.id, None, NOW).await.unwrap());
         assert_eq!(take_garbage(&db).await, [of_volume(&first.volume_id)]);
         assert_eq!(reread(&db, &sandbox).await.volume_id, None);
 
         // While it runs: with the run, which is not the current one any more.
         let next = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
         add_run(&db, &next).await;
-        assert!(db.roll_back(&sandbox.id, &kept.id, true, NOW).await.unwrap());
+        assert!(db.roll_back(&sandbox.id, &kept.id, Some(&next), NOW).await.unwrap());
         assert!(take_garbage(&db).await.is_empty());
         assert!(db.owns_volume(&next.volume_id).await.unwrap(), "the live run owns it");
         let late = snapshot(&next, &image, Some(kept.id.clone()));
         end(&db, &next, Some(&late), Some(Retire::Replaced), Volume::RolledBack).await;
         let found = reread(&db, &sandbox).await;
         assert_eq!((found.current_snapshot.as_ref(), found.volume_id), (Some(&kept.id), None));
-        assert_eq!(status(&db, &late.id).await, "created");
+        assert_eq!(status(&db, &late.id).await, SnapshotStatus::Created);
         assert_eq!(take_garbage(&db).await, [of_volume(&next.volume_id)]);
     }
 }
@@ -364,14 +453,14 @@ async fn what_was_read_of_a_sandbox_may_have_gone() {
         db.delete_snapshot(&kept.id, NOW).await.unwrap();
         // Its volume is garbage now.
         assert!(!db.insert_run(&run(&sandbox), &state(), &was).await.unwrap());
-        assert!(db.live_runs().await.unwrap().is_empty());
+        assert!(db.live_runs(&host()).await.unwrap().is_empty());
         assert_eq!(reread(&db, &sandbox).await.volume_id, None);
 
         let fresh = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
         add_run(&db, &fresh).await;
         end(&db, &fresh, None, None, Volume::Kept).await;
         take_garbage(&db).await;
-        assert!(!db.roll_back(&sandbox.id, &kept.id, false, NOW).await.unwrap(), "to what is gone");
+        assert!(!db.roll_back(&sandbox.id, &kept.id, None, NOW).await.unwrap(), "to what is gone");
         assert_eq!(reread(&db, &sandbox).await.volume_id, Some(fresh.volume_id.clone()));
         assert!(take_garbage(&db).await.is_empty());
     }
@@ -384,14 +473,14 @@ async fn a_live_snapshot_does_not_undo_a_rollback() {
         let image = image(&db).await;
         let (sandbox, first) = started(&db, &image, "one").await;
         let kept = snapshot(&first, &image, None);
-        db.record_snapshot(&kept, Retire::Replaced).await.unwrap();
-        assert!(db.roll_back(&sandbox.id, &kept.id, true, NOW).await.unwrap());
+        db.record_snapshot(&kept, &first, Retire::Replaced).await.unwrap();
+        assert!(db.roll_back(&sandbox.id, &kept.id, Some(&first), NOW).await.unwrap());
         let late = snapshot(&first, &image, Some(kept.id.clone()));
-        db.record_snapshot(&late, Retire::Replaced).await.unwrap();
+        db.record_snapshot(&late, &first, Retire::Replaced).await.unwrap();
         assert_eq!(reread(&db, &sandbox).await.current_snapshot, Some(kept.id.clone()));
         assert_eq!(
             (status(&db, &kept.id).await, status(&db, &late.id).await),
-            ("created".into(), "created".into())
+            (SnapshotStatus::Created, SnapshotStatus::Created)
         );
     }
 }
@@ -406,7 +495,7 @@ async fn a_stopped_sandbox_goes_with_its_snapshot_and_a_running_one_goes_on() {
         end(&db, &first, Some(&kept), None, Volume::Kept).await;
         let mut fork = sandbox(&image, "fork");
         fork.current_snapshot = Some(kept.id.clone());
-        let live = run(&fork);
+        let live = self::first(&fork);
         db.insert_sandbox(&fork, &live, &BTreeMap::new(), &[]).await.unwrap();
 
         assert!(db.owns_snapshot(&kept.id).await.unwrap());
@@ -426,17 +515,17 @@ async fn a_live_snapshot_becomes_the_current_one() {
         let image = image(&db).await;
         let (sandbox, first) = started(&db, &image, "one").await;
         let mut live = snapshot(&first, &image, None);
-        live.kind = "manual".into();
-        db.record_snapshot(&live, Retire::Replaced).await.unwrap();
+        live.kind = SnapshotKind::Manual;
+        db.record_snapshot(&live, &first, Retire::Replaced).await.unwrap();
         assert_eq!(reread(&db, &sandbox).await.current_snapshot, Some(live.id.clone()));
-        assert_eq!(db.live_runs().await.unwrap().len(), 1);
+        assert_eq!(db.live_runs(&host()).await.unwrap().len(), 1);
         assert_eq!(db.count_snapshots(&sandbox.id).await.unwrap(), 1);
         // A stop without one: the volume alone is current, and the lineage is
         // remembered. What somebody asked for stays.
         end(&db, &first, None, Some(Retire::Replaced), Volume::Kept).await;
         let found = reread(&db, &sandbox).await;
         assert_eq!((found.current_snapshot, found.descends_from), (None, Some(live.id.clone())));
-        assert_eq!(status(&db, &live.id).await, "created");
+        assert_eq!(status(&db, &live.id).await, SnapshotStatus::Created);
     }
 }
 
@@ -447,26 +536,29 @@ async fn a_replaced_image_stays_for_those_who_stand_on_it() {
         let old = image(&db).await;
         let (sandbox, first) = started(&db, &old, "one").await;
         let mut kept = snapshot(&first, &old, None);
-        kept.kind = "manual".into();
+        kept.kind = SnapshotKind::Manual;
         end(&db, &first, Some(&kept), None, Volume::Kept).await;
         let later = Timestamp(NOW.0 + 1_000);
         let new = named_image(&db, "default", "d2", later).await;
-        assert_eq!(db.image("default").await.unwrap().unwrap().id, new.id);
+        assert_eq!(db.image(&host(), "default").await.unwrap().unwrap().id, new.id);
         let far = Timestamp(NOW.0 + 1_000_000);
-        assert_eq!(db.forget_replaced_images(far, far).await.unwrap(), 0, "a sandbox stands on it");
-        db.delete_sandbox(&sandbox.id, SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
-        assert_eq!(db.forget_replaced_images(far, far).await.unwrap(), 0, "a snapshot does");
+        assert_eq!(db.forget_replaced_images(&host(), far, far).await.unwrap(), 0, "a sandbox stands on it");
+        db.delete_sandbox(&sandbox.id, &host(), SnapshotsOfDeleted::AutomaticGo, NOW).await.unwrap();
+        assert_eq!(db.forget_replaced_images(&host(), far, far).await.unwrap(), 0, "a snapshot does");
         db.delete_snapshot(&kept.id, NOW).await.unwrap();
         take_garbage(&db).await;
-        assert_eq!(db.forget_replaced_images(later, far).await.unwrap(), 0, "replaced just now");
-        assert_eq!(db.forget_replaced_images(far, far).await.unwrap(), 1);
+        assert_eq!(db.forget_replaced_images(&host(), later, far).await.unwrap(), 0, "replaced just now");
+        assert_eq!(db.forget_replaced_images(&host(), far, far).await.unwrap(), 1);
         let gone = Garbage { kind: GarbageKind::Image, name: "d1".into() };
-        assert_eq!(db.garbage(9).await.unwrap(), [gone]);
+        assert_eq!(db.garbage(&host(), 9).await.unwrap(), [gone]);
         // The same files come back before they have gone.
         named_image(&db, "other", "d1", far).await;
-        assert!(db.garbage(9).await.unwrap().is_empty());
-        assert!(db.has_image_file("d1").await.unwrap() && !db.has_image_file("d3").await.unwrap());
-        assert_eq!(db.images().await.unwrap().len(), 2);
+        assert!(db.garbage(&host(), 9).await.unwrap().is_empty());
+        assert!(
+            db.has_image_file(&host(), "d1").await.unwrap()
+                && !db.has_image_file(&host(), "d3").await.unwrap()
+        );
+        assert_eq!(db.images(&host()).await.unwrap().len(), 2);
     }
 }
 
@@ -478,11 +570,11 @@ async fn what_a_run_was_to_become_is_written_once() {
         let (_, mut first) = started(&db, &image, "one").await;
         first.warnings = vec!["odd".into()];
         let process = RunProcess { pid: 1, start_time: 2, boot_id: "b".into(), slot: 3 };
-        db.run_started(&first, &process, NOW, NOW).await.unwrap();
-        db.run_stopping(&first.id, "first", NOW).await.unwrap();
-        db.run_stopping(&first.id, "second", NOW).await.unwrap();
+        db.run_started(&first, &process).await.unwrap();
+        db.run_stopping(&first, "first", NOW).await.unwrap();
+        db.run_stopping(&first, "second", NOW).await.unwrap();
         let found = db.run(&first.id).await.unwrap().unwrap();
-        assert_eq!((found.status.as_str(), found.ending.as_deref()), ("stopping", Some("first")));
+        assert_eq!((found.status, found.ending.as_deref()), (RunStatus::Stopping, Some("first")));
         assert_eq!(found.warnings, ["odd"]);
     }
 }
@@ -491,12 +583,12 @@ async fn what_a_run_was_to_become_is_written_once() {
 async fn a_commit_survives_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let account = account();
-    for db in databases(&dir).await {
+    for address in addresses(&dir) {
+        let db = Db::open(&address).await.unwrap();
         db.insert_account(&account).await.unwrap();
         db.sync().await.unwrap();
         db.close().await;
-    }
-    for db in databases(&dir).await {
+        let db = Db::open(&address).await.unwrap();
         assert_eq!(db.account(&account.id).await.unwrap().unwrap().name, "Ada");
     }
 }
@@ -512,8 +604,8 @@ async fn stop(
     let snapshot = snapshot(run, image, parent.cloned());
     let end = RunEnd {
         run,
-        status: "stopped",
-        reason: "requested",
+        status: RunStatus::Stopped,
+        reason: StopReason::Requested,
         snapshot: Some(&snapshot),
         retire: Some(retire),
         volume: Volume::Kept,
@@ -524,7 +616,7 @@ async fn stop(
     snapshot.id
 }
 
-async fn status(db: &Db, id: &SnapshotId) -> String {
+async fn status(db: &Db, id: &SnapshotId) -> SnapshotStatus {
     db.snapshot(id).await.unwrap().unwrap().status
 }
 
@@ -538,7 +630,7 @@ async fn snapshots_go_when_they_are_told_to() {
         let later = Timestamp(NOW.0 + 1000);
         for retire in [Retire::Replaced, Retire::ReplacedAt(later), Retire::Replaced, Retire::BeyondNewest(2)]
         {
-            let next = run(&sandbox);
+            let next = if ids.is_empty() { self::first(&sandbox) } else { run(&sandbox) };
             if ids.is_empty() {
                 db.insert_sandbox(&sandbox, &next, &BTreeMap::new(), &[]).await.unwrap();
             } else {
@@ -547,28 +639,28 @@ async fn snapshots_go_when_they_are_told_to() {
             ids.push(stop(&db, &next, &image, ids.last(), retire).await);
         }
         // 0 was replaced for a while, 1 at once; the last one keeps two.
-        assert_eq!(status(&db, &ids[0]).await, "deleted");
-        assert_eq!(status(&db, &ids[1]).await, "deleted");
-        assert_eq!(status(&db, &ids[2]).await, "created");
+        assert_eq!(status(&db, &ids[0]).await, SnapshotStatus::Deleted);
+        assert_eq!(status(&db, &ids[1]).await, SnapshotStatus::Deleted);
+        assert_eq!(status(&db, &ids[2]).await, SnapshotStatus::Created);
 
         // A fork stands on 2: that waits for it.
         let mut fork = self::sandbox(&image, "fork");
         fork.current_snapshot = Some(ids[2].clone());
-        let first = run(&fork);
+        let first = self::first(&fork);
         db.insert_sandbox(&fork, &first, &BTreeMap::new(), &[]).await.unwrap();
         let next = run(&sandbox);
         add_run(&db, &next).await;
         stop(&db, &next, &image, Some(&ids[3]), Retire::BeyondNewest(1)).await;
-        assert_eq!(status(&db, &ids[2]).await, "created");
-        assert_eq!(status(&db, &ids[3]).await, "deleted");
-        assert_eq!(db.expire_snapshots(later).await.unwrap(), 0);
+        assert_eq!(status(&db, &ids[2]).await, SnapshotStatus::Created);
+        assert_eq!(status(&db, &ids[3]).await, SnapshotStatus::Deleted);
+        assert_eq!(db.expire_snapshots(later, 9).await.unwrap(), 0);
+        // Nobody has to come back for it.
         stop(&db, &first, &image, Some(&ids[2]), Retire::Replaced).await;
-        assert_eq!(db.expire_snapshots(later).await.unwrap(), 1);
-        assert_eq!(status(&db, &ids[2]).await, "deleted");
+        assert_eq!(status(&db, &ids[2]).await, SnapshotStatus::Deleted);
 
-        let (children, count) = db.snapshot_children("a/default", Some(&ids[2]), None, 1).await.unwrap();
+        let (children, count) = db.snapshot_children(&namespace(), &ids[2], None, 1).await.unwrap();
         assert_eq!((children.len(), count), (1, 2));
-        let after = db.snapshots_of("a/default", Some("one"), true, Some(ids[0].as_str()), 9).await.unwrap();
+        let after = db.snapshots_of(&namespace(), Some("one"), true, Some(ids[0].as_str()), 9).await.unwrap();
         assert_eq!(after.len(), 4);
     }
 }
@@ -579,7 +671,7 @@ async fn use_puts_an_expiration_off() {
     for db in databases(&dir).await {
         let image = image(&db).await;
         let sandbox = sandbox(&image, "one");
-        let first = run(&sandbox);
+        let first = self::first(&sandbox);
         db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
         let mut kept = snapshot(&first, &image, None);
         (kept.expiration_ms, kept.expires_at) = (Some(500), Some(Timestamp(NOW.0 + 500)));
@@ -588,8 +680,8 @@ async fn use_puts_an_expiration_off() {
         next.source_snapshot = Some(kept.id.clone());
         next.requested_at = Timestamp(NOW.0 + 400);
         add_run(&db, &next).await;
-        assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 899)).await.unwrap(), 0);
-        assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 900)).await.unwrap(), 1);
+        assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 899), 9).await.unwrap(), 0);
+        assert_eq!(db.expire_snapshots(Timestamp(NOW.0 + 900), 9).await.unwrap(), 1);
     }
 }
 
@@ -602,8 +694,9 @@ async fn lists_page_in_every_order() {
             let sandbox = sandbox(&image, name);
             let tags = BTreeMap::from([("odd".to_owned(), (index % 2).to_string())]);
             let routes = [RouteRow { subdomain: format!("sub-{name}"), port: 3000 }];
-            let mut first = run(&sandbox);
-            first.requested_at = Timestamp(NOW.0 + 10 - i64::try_from(index).unwrap());
+            let status_updated_at = Timestamp(NOW.0 + 10 - i64::try_from(index).unwrap());
+            let sandbox = SandboxRow { status_updated_at, ..sandbox };
+            let first = first(&sandbox);
             db.insert_sandbox(&sandbox, &first, &tags, &routes).await.unwrap();
         }
         let odd = BTreeMap::from([("odd".to_owned(), "1".to_owned())]);
@@ -618,20 +711,20 @@ async fn lists_page_in_every_order() {
             loop {
                 let filter =
                     SandboxFilter { name_prefix: prefix, tags: &tags, order, ascending, after, limit: 1 };
-                let page = db.sandboxes_of("a/default", &filter).await.unwrap();
-                let Some(last) = page.last() else { break };
+                let page = db.sandboxes_of(&namespace(), &filter).await.unwrap();
+                let Some(SandboxWithRun { sandbox: last, .. }) = page.last() else { break };
                 let key = match order {
                     SandboxOrder::Id => String::new(),
                     SandboxOrder::Name => last.name.to_string(),
                     SandboxOrder::StatusUpdatedAt => last.status_updated_at.0.to_string(),
                 };
                 after = Some((key, last.id.to_string()));
-                seen.extend(page.into_iter().map(|row| row.name.to_string()));
+                seen.extend(page.into_iter().map(|row| row.sandbox.name.to_string()));
             }
             assert_eq!(seen, wanted, "{order:?}");
         }
-        let (id, port) = db.route("sub-a").await.unwrap().unwrap();
-        let mut row = db.sandbox_by_id(&id).await.unwrap().unwrap();
+        let (found, port) = db.route("sub-a").await.unwrap().unwrap();
+        let (mut row, id) = (found.sandbox.clone(), found.sandbox.id);
         assert_eq!((row.name.as_str(), port), ("a", 3000));
         row.persistent = false;
         let routes =
@@ -640,32 +733,8 @@ async fn lists_page_in_every_order() {
         let kept = db.routes_of(&id).await.unwrap();
         assert_eq!(kept[0], RouteRow { subdomain: "sub-a".into(), port: 3000 }, "a port keeps its name");
         assert_eq!(kept[1].subdomain, "y");
-        db.delete_sandbox(&id, SnapshotsOfDeleted::AllGo, NOW).await.unwrap();
+        db.delete_sandbox(&id, &host(), SnapshotsOfDeleted::AllGo, NOW).await.unwrap();
         assert!(db.route("sub-a").await.unwrap().is_none());
-    }
-}
-
-/// A write that runs into a full disk harms itself only.
-#[tokio::test]
-async fn writes_go_on_after_a_full_disk() {
-    let dir = tempfile::tempdir().unwrap();
-    for db in databases(&dir).await {
-        let known = account();
-        db.insert_account(&known).await.unwrap();
-        let mut tx = db.write().await.unwrap();
-        // Has SQLite roll back by itself, as a full disk does.
-        let again = "INSERT OR ROLLBACK INTO accounts SELECT * FROM accounts";
-        sqlx::query(again).execute(&mut *tx).await.unwrap_err();
-        drop(tx);
-        db.insert_account(&account()).await.unwrap();
-        db.insert_account(&account()).await.unwrap();
-        assert!(db.keep_room().unwrap());
-        for file in ["dormouse.db", "dormouse.db-wal"] {
-            use std::os::unix::fs::MetadataExt as _;
-            let found = std::fs::metadata(dir.path().join(file)).unwrap();
-            assert!(found.blocks() * 512 >= found.len() + (8 << 20), "{file} has no room");
-        }
-        db.insert_account(&account()).await.unwrap();
     }
 }
 
@@ -678,8 +747,8 @@ async fn a_deletion_is_one_step_with_the_end_of_the_run() {
         let (sandbox, run) = started(&db, &image, "one").await;
         let end = RunEnd {
             run: &run,
-            status: "stopped",
-            reason: "deleted",
+            status: RunStatus::Stopped,
+            reason: StopReason::Deleted,
             snapshot: None,
             retire: None,
             volume: Volume::Dropped,
@@ -689,9 +758,109 @@ async fn a_deletion_is_one_step_with_the_end_of_the_run() {
         for _ in 0..2 {
             db.record_end(&end).await.unwrap();
             assert!(db.sandbox_by_id(&sandbox.id).await.unwrap().is_none());
-            assert_eq!(db.run(&run.id).await.unwrap().unwrap().status, "stopped");
-            let garbage = db.garbage(10).await.unwrap();
+            assert_eq!(db.run(&run.id).await.unwrap().unwrap().status, RunStatus::Stopped);
+            let garbage = db.garbage(&host(), 10).await.unwrap();
             assert_eq!(garbage.iter().map(|one| &*one.name).collect::<Vec<_>>(), [run.volume_id.as_str()]);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_held_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let at = |ms| Timestamp(NOW.0 + ms);
+        let other: HostId = "host_other".parse().unwrap();
+        assert!(db.take_lease("one", &host(), "a", NOW, at(10)).await.unwrap());
+        assert!(!db.take_lease("one", &other, "b", at(9), at(20)).await.unwrap());
+        assert!(db.take_lease("two", &other, "b", NOW, at(10)).await.unwrap());
+        assert!(db.renew_lease("one", "a", at(15)).await.unwrap());
+        assert!(!db.take_lease("one", &other, "b", at(10), at(20)).await.unwrap());
+        assert!(db.take_lease("one", &other, "b", at(15), at(25)).await.unwrap(), "its time is over");
+        assert!(!db.renew_lease("one", "a", at(30)).await.unwrap());
+        db.release_lease("one", "a").await.unwrap();
+        assert!(!db.take_lease("one", &host(), "a", at(16), at(30)).await.unwrap(), "released by another");
+        db.release_lease("one", "b").await.unwrap();
+        assert!(db.take_lease("one", &host(), "a", at(16), at(30)).await.unwrap());
+        // A server that comes back has none of those that it had.
+        db.clear_leases(&host(), NOW).await.unwrap();
+        assert!(db.take_lease("one", &other, "b", at(16), at(30)).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn of_many_who_want_a_lease_one_gets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let mut takers = tokio::task::JoinSet::new();
+        for taker in 0..16 {
+            let db = db.clone();
+            takers.spawn(async move {
+                db.take_lease("one", &host(), &taker.to_string(), NOW, Timestamp(NOW.0 + 9)).await.unwrap()
+            });
+        }
+        assert_eq!(takers.join_all().await.into_iter().filter(|taken| *taken).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_is_good_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let ticket = TicketRow {
+            namespace: namespace(),
+            run_id: RunId::generate(),
+            expires_at: Timestamp(NOW.0 + 60),
+        };
+        db.insert_ticket("a", &ticket, NOW).await.unwrap();
+        db.insert_ticket("b", &ticket, NOW).await.unwrap();
+        assert_eq!(db.redeem_ticket("a", NOW).await.unwrap(), Some(ticket.clone()));
+        assert_eq!(db.redeem_ticket("a", NOW).await.unwrap(), None);
+        assert_eq!(db.redeem_ticket("b", ticket.expires_at).await.unwrap(), None, "too late");
+    }
+}
+
+#[tokio::test]
+async fn an_identity_leads_to_one_account() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let db = db.clone();
+            callers
+                .spawn(async move { db.account_for_identity("https://i", "s", &account()).await.unwrap() });
+        }
+        let mut found = callers.join_all().await;
+        found.sort();
+        found.dedup();
+        assert_eq!(found.len(), 1);
+        assert_eq!(db.account_of_identity("https://i", "s").await.unwrap(), Some(found.remove(0)));
+        assert_eq!(db.account_of_identity("https://i", "t").await.unwrap(), None);
+    }
+}
+
+/// Both databases have the same tables, columns, nullability and indexes.
+#[test]
+fn the_two_schemas_are_the_same() {
+    let sqlite = include_str!("../migrations/sqlite/0001_house.sql");
+    let postgres = include_str!("../migrations/postgres/0001_house.sql");
+    let statements = |text: &str| -> Vec<String> {
+        text.replace(" COLLATE \"C\"", "")
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("--"))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(statements(sqlite), statements(postgres));
+}
+
+#[test]
+fn addresses_are_told_apart_and_never_printed() {
+    assert_eq!("sqlite:/a/b.db".parse::<Address>().unwrap(), Address::Sqlite("/a/b.db".into()));
+    let address: Address = "postgres://me:s3cret@db/x".parse().unwrap();
+    assert!(!format!("{address:?}").contains("s3cret"));
+    for bad in ["", "mysql://me:s3cret@db/x", "/a/b.db", "sqlite:"] {
+        let error = bad.parse::<Address>().unwrap_err().to_string();
+        assert!(error.contains("postgres://USER@HOST/NAME") && !error.contains("s3cret"), "{error}");
     }
 }

@@ -76,6 +76,8 @@ macro_rules! ids {
                 f.write_str(&self.0)
             }
         }
+
+        $crate::text_column!($name);
     )*};
 }
 
@@ -100,6 +102,10 @@ ids! {
     ImageId, "img_", "image id";
     /// A command inside a run.
     CommandId, "cmd_", "command id";
+    /// A server with its data directory: where sandboxes run.
+    HostId, "host_", "host id";
+    /// Work that takes time.
+    JobId, "job_", "job id";
 }
 
 /// Name of a sandbox, unique in its namespace: 1 to 128 of `A-Z a-z 0-9 _ -`
@@ -170,6 +176,8 @@ impl fmt::Display for SandboxName {
         f.write_str(&self.0)
     }
 }
+
+crate::text_column!(SandboxName);
 
 #[cfg(test)]
 mod tests {

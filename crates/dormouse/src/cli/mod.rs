@@ -5,7 +5,7 @@ mod sandbox;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dormouse_engine::{ImageReference, Recipe};
+use dormouse_node::{ImageReference, Recipe};
 
 pub(crate) use sandbox::{
     CreateArgs, ForkArgs, RemoteArgs, RetentionArgs, SandboxAction, SettingsArgs, SnapshotAction,

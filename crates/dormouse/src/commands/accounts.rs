@@ -1,5 +1,5 @@
-//! `dormouse account|key|org|session`: rows of the data directory, whether or
-//! not the server runs.
+//! `dormouse account|key|org|session`: rows of the database, whether or not a
+//! server runs.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ use crate::output::{Output, hint};
 async fn open(data: &DataArgs) -> anyhow::Result<Db> {
     let config = Config::load_data(data)?;
     prepare_data_dir(&config.data_dir)?;
-    Ok(Db::open(&config.database()).await?)
+    Ok(Db::open(&config.database()?).await?)
 }
 
 async fn existing_account(db: &Db, id: &str) -> anyhow::Result<AccountId> {

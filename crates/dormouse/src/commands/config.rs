@@ -14,6 +14,11 @@ pub(crate) fn run(action: ConfigAction, output: &Output) -> anyhow::Result<ExitC
         }
         ConfigAction::Show(args) => {
             let mut config = Config::load(&args)?;
+            if let Some(url) = &mut config.database_url {
+                // What is behind it is the operator's to look up.
+                let scheme = url.split("://").next().unwrap_or_default().to_owned();
+                *url = format!("{scheme}://…");
+            }
             // A URL can carry a password.
             for mirror in &mut config.git.mirrors {
                 if let Some((scheme, rest)) = mirror.to.split_once("://")

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use dormouse_engine::{StorageKind, detect_cgroups, disk_usage, pool_trouble, probe_images};
+use dormouse_node::{StorageKind, detect_cgroups, disk_usage, pool_trouble, probe_images};
 use serde_json::json;
 
 use crate::cli::DataArgs;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use dormouse_engine::{ImageSource, Images, Recipe};
 use dormouse_jobs::Clock;
+use dormouse_node::{ImageSource, Images, Recipe, host_id};
 use dormouse_store::Db;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -19,8 +19,9 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
             let config = Config::load_data(&data)?;
             let name = name.unwrap_or_else(|| recipe.unwrap_or(Recipe::DEFAULT).name().to_owned());
             prepare_data_dir(&config.data_dir)?;
-            let db = Db::open(&config.database()).await?;
-            if let Some(found) = db.image(&name).await?.filter(|_| if_missing) {
+            let db = Db::open(&config.database()?).await?;
+            let host = host_id(&config.data_dir)?;
+            if let Some(found) = db.image(&host, &name).await?.filter(|_| if_missing) {
                 output.data(&json!({"id": found.id, "name": name, "built": false}), found.id.as_str());
                 return Ok(ExitCode::SUCCESS);
             }
@@ -63,7 +64,8 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
         ImageAction::List { data } => {
             let config = Config::load_data(&data)?;
             prepare_data_dir(&config.data_dir)?;
-            let images = Db::open(&config.database()).await?.images().await?;
+            let host = host_id(&config.data_dir)?;
+            let images = Db::open(&config.database()?).await?.images(&host).await?;
             let json: Vec<_> = images
                 .iter()
                 .map(|image| {

@@ -3,6 +3,7 @@
 pub(crate) mod accounts;
 pub(crate) mod config;
 pub(crate) mod doctor;
+pub(crate) mod housekeeping;
 pub(crate) mod image;
 pub(crate) mod sandbox;
 pub(crate) mod serve;

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dormouse_engine::{Engine, EngineError};
+use dormouse_control::Control;
 use dormouse_http::{JwtVerifier, Parts};
-use dormouse_jobs::Clock;
+use dormouse_jobs::{Clock, Jobs};
+use dormouse_node::{Node, NodeError, host_id, lock_data_dir};
 use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
 use dormouse_provider_vercel::Vercel;
 use dormouse_sessions::{GitToken, Sessions};
-use dormouse_store::Db;
+use dormouse_store::{Db, HostRow};
+use dormouse_types::HostId;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::housekeeping;
 use crate::cli::ServeArgs;
 use crate::config::{Config, ProviderKind, prepare_data_dir};
 use crate::output::hint;
@@ -33,13 +36,14 @@ fn log_to_stderr() {
 
 async fn open(config: &Config) -> anyhow::Result<Db> {
     prepare_data_dir(&config.data_dir)?;
-    Db::open(&config.database()).await.context("open the database")
+    Db::open(&config.database()?).await.context("open the database")
 }
 
-async fn start(config: &Config, db: &Db) -> anyhow::Result<Engine> {
-    let engine = Engine::start(config.engine()?, db.clone(), Clock::system()).await.map_err(|error| {
+async fn start(config: &Config, host: &HostId, db: &Db) -> anyhow::Result<Node> {
+    let node = Node::start(config.node(host.clone())?, db.clone(), Clock::system()).await;
+    let node = node.map_err(|error| {
         let advice = match error {
-            EngineError::Locked(_) => {
+            NodeError::Locked(_) => {
                 "stop that server first (SIGTERM); its sandboxes go on until they are evacuated"
             }
             _ => "`dormouse doctor` says what this host lacks",
@@ -48,13 +52,19 @@ async fn start(config: &Config, db: &Db) -> anyhow::Result<Engine> {
             anyhow::Error::new(error).context("start the engine").chain().map(ToString::to_string).collect();
         hint(told.join(": "), advice)
     })?;
-    if db.image(&config.sandbox.image).await?.is_none() {
+    if db.image(host, &config.sandbox.image).await?.is_none() {
         tracing::warn!(
             image = config.sandbox.image,
             "there is no such base image yet; run `dormouse image build`"
         );
     }
-    Ok(engine)
+    Ok(node)
+}
+
+/// What runs sandboxes here, if this server does.
+struct Engine {
+    node: Arc<Node>,
+    control: Control,
 }
 
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
@@ -63,29 +73,45 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let listener =
         TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let db = open(&config).await?;
+    let (clock, host) = (Clock::system(), host_id(&config.data_dir)?);
+    let address = listener.local_addr()?;
+    // Without an engine nothing else keeps a second server off the directory.
+    let mut _lock = None;
     let (engine, provider): (_, Arc<dyn SandboxProvider>) = match config.provider {
         ProviderKind::Engine => {
-            let engine = Arc::new(start(&config, &db).await?);
-            (Some(engine.clone()), engine)
+            let node = Arc::new(start(&config, &host, &db).await?);
+            let control =
+                Control::new(db.clone(), clock.clone(), node.clone(), config.control(host.clone())?);
+            (Some(Engine { node, control: control.clone() }), Arc::new(control))
         }
-        ProviderKind::Vercel => (None, Arc::new(Vercel::new(&config.vercel()?)?)),
+        ProviderKind::Vercel => {
+            _lock = Some(lock_data_dir(&config.data_dir)?);
+            (None, Arc::new(Vercel::new(&config.vercel()?)?))
+        }
     };
-    let clock = Clock::system();
-    let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), config.lifecycle_durations()?);
+    let now = clock.now();
+    db.clear_leases(&host, now).await?;
+    db.note_host(&HostRow { id: host.clone(), url: config.public_url(address), seen_at: now }).await?;
+    let lifecycle = config.lifecycle_durations()?;
+    let here = engine.is_some();
+    let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
     let sessions = Arc::new(match &config.git.token {
         Some(token) => sessions.with_git_token(GitToken::new(token.clone())),
         None => sessions,
     });
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
-    let lifecycle = tokio::spawn(sessions.clone().run_lifecycle());
-    let saving = tokio::spawn(save(db.clone()));
-    let address = listener.local_addr()?;
+    let mut background = vec![tokio::spawn(sessions.clone().run_lifecycle()), tokio::spawn(save(db.clone()))];
+    if let Some(engine) = &engine {
+        let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
+        background.push(tokio::spawn(housekeeping::expire(engine.control.clone())));
+        background.push(tokio::spawn(housekeeping::prune(jobs, clock.clone(), engine.control.clone())));
+    }
     let parts = Parts {
         db: db.clone(),
         sessions,
         provider,
-        gateway: engine.clone().map(|engine| engine as Arc<dyn PortGateway>),
-        health: engine.clone().map(|engine| engine as Arc<dyn HealthSource>),
+        gateway: engine.as_ref().map(|engine| Arc::new(engine.control.clone()) as Arc<dyn PortGateway>),
+        health: engine.as_ref().map(|engine| engine.node.clone() as Arc<dyn HealthSource>),
         elsewhere: engine.is_none().then(|| config.vercel.base_url.clone()),
         ports: config.ports(address)?,
         clock,
@@ -122,10 +148,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         served = serve => served.context("serve")?,
         () = deadline => tracing::warn!("some requests did not end in time"),
     }
-    lifecycle.abort();
-    saving.abort();
+    background.iter().for_each(tokio::task::JoinHandle::abort);
     if let Some(engine) = engine {
-        engine.detach();
+        engine.node.detach();
     }
     db.close().await;
     tracing::info!("stopped; sandboxes go on");
@@ -147,8 +172,8 @@ pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&args)?;
     let db = open(&config).await?;
-    let engine = start(&config, &db).await?;
-    engine.evacuate().await?;
+    let node = start(&config, &host_id(&config.data_dir)?, &db).await?;
+    node.evacuate().await?;
     db.close().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -55,7 +55,7 @@ async fn only_the_right_tokens_get_in() {
         create_accounts,
     };
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(&dir.path().join("db")).await.unwrap();
+    let db = Db::open_file(&dir.path().join("db")).await.unwrap();
     let clock = Clock::system();
     let verifier = JwtVerifier::new(config(true)).unwrap();
 
@@ -137,7 +137,7 @@ async fn an_issuer_that_is_away_refuses_nobody_who_is_known() {
     let routes = Router::new().route("/jwks", get(answer));
     tokio::spawn(async move { axum::serve(server, routes).await });
     let dir = tempfile::tempdir().unwrap();
-    let db = Db::open(&dir.path().join("db")).await.unwrap();
+    let db = Db::open_file(&dir.path().join("db")).await.unwrap();
     let clock = Clock::fixed(Clock::system().now());
     let config = JwtConfig {
         jwks_url,

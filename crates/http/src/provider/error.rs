@@ -50,6 +50,7 @@ impl From<ApiError> for WireError {
             StatusCode::FORBIDDEN => "forbidden",
             StatusCode::NOT_FOUND => "not_found",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+            StatusCode::MISDIRECTED_REQUEST => "wrong_server",
             _ => "bad_request",
         };
         Self { status: error.status, code, message: error.message }
@@ -69,6 +70,7 @@ impl From<ProviderError> for WireError {
             ProviderError::Stopped => (StatusCode::GONE, "sandbox_stopped"),
             ProviderError::Stopping => (StatusCode::UNPROCESSABLE_ENTITY, "sandbox_stopping"),
             ProviderError::SnapshotGone(_) => (StatusCode::GONE, "snapshot_not_found"),
+            ProviderError::Elsewhere { .. } => (StatusCode::MISDIRECTED_REQUEST, "wrong_server"),
             ProviderError::Capacity(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ProviderError::Internal { .. } => {
                 tracing::error!(error = error.detail(), "provider");

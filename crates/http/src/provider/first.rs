@@ -6,12 +6,12 @@
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use dormouse_provider::{CloneDirectory, ListOf, Order, Page, SnapshotRequest, StopReason};
+use dormouse_provider::{CloneDirectory, Direction, ListOf, Page, SnapshotRequest, StopReason};
 use dormouse_types::{RunId, Timestamp};
 use dormouse_wire as wire;
 
 use super::error::{WireError, WireResult};
-use super::sandboxes::{creation, page, to_its_end};
+use super::sandboxes::{creation, page};
 use super::{MAX_ARCHIVE, RunScope, Scope, commands, files, present, requests, snapshots};
 use crate::App;
 use crate::body::ApiJson;
@@ -56,8 +56,7 @@ async fn create(
     let mut request = creation(CloneDirectory::Workdir, scope, body)?;
     // It has no second run.
     (request.persistent, request.ephemeral) = (false, true);
-    let provider = app.provider.clone();
-    let made = to_its_end("create a sandbox", async move { provider.create(request).await }).await?;
+    let made = app.provider.create(request).await?;
     let routes = present::routes(made.routes, &app.ports);
     Ok(Json(wire::first::SandboxReply { sandbox: present::session(made.run), routes }))
 }
@@ -150,7 +149,7 @@ fn cut<T>(
 
 fn list_of(query: &ListQuery, cursor: Option<String>) -> WireResult<ListOf> {
     let Page { limit, .. } = page(query.limit, None)?;
-    Ok(ListOf { page: Page { limit, cursor }, order: Order::Descending, sandbox: None })
+    Ok(ListOf { page: Page { limit, cursor }, order: Direction::Descending, sandbox: None })
 }
 
 async fn list(

@@ -6,7 +6,6 @@
 //! `/api/v1` calls a sandbox is what the others call a session (`first`).
 
 mod commands;
-mod creation;
 mod error;
 mod files;
 mod first;
@@ -22,19 +21,14 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 use axum::routing::{any, get, post};
 use dormouse_provider::{CloneDirectory, Namespace, RunRef};
-use dormouse_types::RunId;
+use dormouse_types::{DEFAULT_PROJECT, RunId};
 
 use crate::App;
 use crate::auth::{Identity, authenticate};
-pub(crate) use creation::Creations;
 use error::WireError;
-pub(crate) use terminal::Tickets;
 
 /// Largest archive that a write takes, in bytes.
 const MAX_ARCHIVE: usize = 4 << 30;
-
-/// Project where the session API's sandboxes live, and of those who name none.
-const DEFAULT_PROJECT: &str = "default";
 
 pub(crate) fn router() -> Router<App> {
     let unlimited = axum::extract::DefaultBodyLimit::max(MAX_ARCHIVE);
@@ -125,7 +119,7 @@ fn namespace(owner: &str, project: Option<String>) -> Result<Namespace, WireErro
     if project.len() > 100 || !project.bytes().all(plain) {
         return Err(WireError::bad_request("projectId must have 1 to 100 letters, digits, -, _ and ."));
     }
-    Ok(Namespace(format!("{owner}/{project}")))
+    Ok(Namespace::new(owner, project))
 }
 
 /// The account or organization that `team` names, if the caller may speak for
@@ -184,9 +178,8 @@ impl FromRequestParts<App> for RunScope {
         let missing = || WireError::not_found(format!("session {id} not found"));
         let id: RunId = id.parse().map_err(|_| missing())?;
         let row = app.db.run(&id).await.map_err(crate::error::ApiError::from)?;
-        let row = row.filter(|row| row.namespace.split_once('/').is_some_and(|(of, _)| of == owner));
-        let row = row.ok_or_else(missing)?;
-        let namespace = Namespace(row.namespace);
+        let row = row.filter(|row| row.namespace.owner == owner).ok_or_else(missing)?;
+        let namespace = row.namespace;
         // What is done in a session's sandbox is use of that session.
         if parts.method != axum::http::Method::GET && !parts.uri.path().ends_with("/stop") {
             note_use(app, &namespace, &row.sandbox_name).await;

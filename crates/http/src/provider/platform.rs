@@ -8,7 +8,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::error::{WireError, WireResult};
-use super::{DEFAULT_PROJECT, Scope, owner};
+use super::{Scope, owner};
 use crate::App;
 use crate::auth::{Identity, authenticate};
 use crate::body::ApiJson;
@@ -94,8 +94,7 @@ fn as_project(owner: &str, name: &str) -> Json<Value> {
 /// The default project of the protocol's command line is ours.
 async fn project(scope: Scope, Path(id): Path<String>) -> WireResult<Json<Value>> {
     let scope = scope.with_project(Some(id))?;
-    let name = scope.namespace.0.split_once('/').map_or(DEFAULT_PROJECT, |(_, project)| project);
-    Ok(as_project(&scope.owner, name))
+    Ok(as_project(&scope.owner, &scope.namespace.project))
 }
 
 #[derive(serde::Deserialize)]

@@ -1,8 +1,8 @@
 //! From domain types to the wire.
 
 use dormouse_provider::{
-    Action, Command, CustomPolicy, Expiration, KeepLast, NetworkPolicy, Resumed, Retention, Route, Run,
-    RunStatus, Sandbox, Snapshot, SnapshotNode,
+    Action, Command, CustomPolicy, Expiration, KeepLast, NetworkPolicy, Retention, Route, Run, RunStatus,
+    Sandbox, SandboxView, Snapshot, SnapshotNode,
 };
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
@@ -189,7 +189,7 @@ pub(crate) fn routes(routes: Vec<Route>, ports: &PortsConfig) -> Vec<wire::Route
 }
 
 /// A sandbox with its session. `interactive`: the caller asked for terminals.
-pub(crate) fn found(found: Resumed, ports: &PortsConfig, interactive: bool) -> wire::SandboxReply {
+pub(crate) fn found(found: SandboxView, ports: &PortsConfig, interactive: bool) -> wire::SandboxReply {
     let mut session = session(found.run);
     session.interactive_port = interactive.then_some(INTERACTIVE_PORT);
     wire::SandboxReply {

@@ -9,14 +9,13 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use dormouse_provider::{
-    CloneDirectory, CreateSandbox, ForkSandbox, ListOf, ListSandboxes, Order, Page, ProviderError, Resumed,
-    SandboxKey, SandboxSort, StopReason,
+    CloneDirectory, CreateSandbox, Direction, ForkSandbox, ListOf, ListSandboxes, Page, SandboxKey,
+    SandboxSort, SandboxView, StopReason,
 };
 use dormouse_types::SandboxName;
 use dormouse_wire as wire;
 use sha2::{Digest as _, Sha256};
 
-use super::creation::Answer;
 use super::error::{WireError, WireResult};
 use super::{RunScope, Scope, note_use, present, requests};
 use crate::App;
@@ -45,10 +44,10 @@ pub(crate) fn page(limit: Option<u32>, cursor: Option<String>) -> WireResult<Pag
     Ok(Page { limit, cursor: cursor.filter(|cursor| !cursor.is_empty()) })
 }
 
-pub(crate) fn order(text: Option<&str>) -> WireResult<Order> {
+pub(crate) fn order(text: Option<&str>) -> WireResult<Direction> {
     match text {
-        None | Some("desc") => Ok(Order::Descending),
-        Some("asc") => Ok(Order::Ascending),
+        None | Some("desc") => Ok(Direction::Descending),
+        Some("asc") => Ok(Direction::Ascending),
         Some(_) => Err(WireError::bad_request("sortOrder must be asc or desc")),
     }
 }
@@ -122,10 +121,13 @@ fn key(scope: &Scope, name: &str) -> WireResult<SandboxKey> {
     Ok(SandboxKey { namespace: scope.namespace.clone(), name })
 }
 
-/// A body, read twice: as it is for [`Answer`], and for what it says.
-pub(crate) struct Read<T>(T, [u8; 32]);
+/// A body, and what it is recognized by when it is sent again. The protocol's
+/// clients send a creation again when the connection broke or a gateway answered
+/// in our place, and have no key to say so: what they send again is the same
+/// body for the same name.
+pub(crate) struct Repeatable<T>(T, String);
 
-impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Read<T> {
+impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Repeatable<T> {
     type Rejection = WireError;
 
     async fn from_request(request: axum::extract::Request, app: &App) -> Result<Self, WireError> {
@@ -133,7 +135,7 @@ impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Read<T>
         let bytes = Bytes::from_request(axum::extract::Request::from_parts(parts.clone(), body), app).await;
         let bytes =
             bytes.map_err(|_| WireError::bad_request("the body could not be read, or is too large"))?;
-        let digest = Sha256::digest(&bytes).into();
+        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let request = axum::extract::Request::from_parts(parts, Body::from(bytes));
         let ApiJson(value) = ApiJson::from_request(request, app).await?;
         Ok(Self(value, digest))
@@ -144,20 +146,15 @@ pub(crate) async fn create(
     clones: CloneDirectory,
     State(app): State<App>,
     scope: Scope,
-    Read(body, digest): Read<wire::CreateRequest>,
+    Repeatable(body, digest): Repeatable<wire::CreateRequest>,
 ) -> WireResult<Response> {
     let (named, interactive) = (body.name.is_some(), body.interactive);
-    let request = creation(clones, scope, body)?;
-    let key = request.key.clone();
-    let provider = app.provider.clone();
-    if !named {
-        // Nobody can ask for it again.
-        let made = to_its_end("create a sandbox", async move { provider.create(request).await }).await?;
-        return Ok(reply(present::found(made, &app.ports, interactive), None));
-    }
-    let made = app.creations.create(key, digest, async move { provider.create(request).await }).await;
-    let (made, answer) = made?;
-    Ok(reply(present::found(made, &app.ports, interactive), Some(answer)))
+    let mut request = creation(clones, scope, body)?;
+    // Nobody can ask for an unnamed one again.
+    request.retry_key = named.then_some(digest);
+    let key = named.then(|| request.key.clone());
+    let made = app.provider.create(request).await?;
+    Ok(reply(present::found(made, &app.ports, interactive), &app, key))
 }
 
 /// What a body asks for.
@@ -195,7 +192,7 @@ pub(crate) async fn fork(
     State(app): State<App>,
     scope: Scope,
     Path(source): Path<String>,
-    Read(body, digest): Read<wire::ForkRequest>,
+    Repeatable(body, digest): Repeatable<wire::ForkRequest>,
 ) -> WireResult<Response> {
     let source = key(&scope, &source)?.name;
     let named = body.name.is_some();
@@ -209,39 +206,30 @@ pub(crate) async fn fork(
         env: body.env,
         live: body.live,
         changes: requests::changes(body.changes)?,
+        retry_key: named.then_some(digest),
     };
-    let provider = app.provider.clone();
-    if !named {
-        let made = to_its_end("fork a sandbox", async move { provider.fork(request).await }).await?;
-        return Ok(reply(present::found(made, &app.ports, body.interactive), None));
-    }
-    let made = app.creations.create(key, digest, async move { provider.fork(request).await }).await;
-    let (made, answer) = made?;
-    Ok(reply(present::found(made, &app.ports, body.interactive), Some(answer)))
+    let made = app.provider.fork(request).await?;
+    Ok(reply(present::found(made, &app.ports, body.interactive), &app, named.then_some(key)))
 }
 
-/// Does `work` also when the caller hangs up: nothing stays half-made.
-pub(super) async fn to_its_end<T: Send + 'static>(
-    operation: &'static str,
-    work: impl Future<Output = dormouse_provider::Result<T>> + Send + 'static,
-) -> dormouse_provider::Result<T> {
-    tokio::spawn(work).await.map_err(|error| ProviderError::internal(operation, error))?
-}
-
-/// JSON that counts as taken once the last of it was asked for.
-fn reply(reply: wire::SandboxReply, answer: Option<Answer>) -> Response {
+/// JSON that counts as taken once the last of it was asked for: from then on
+/// the name of `key` is taken, also for who repeats its creation.
+fn reply(reply: wire::SandboxReply, app: &App, key: Option<SandboxKey>) -> Response {
     // Strings and numbers: their JSON cannot fail.
     let text = Bytes::from(serde_json::to_vec(&reply).unwrap_or_default());
+    let answer = key.map(|key| (app.provider.clone(), key));
     let chunks = futures::stream::unfold((Some(text), answer), |(text, answer)| async {
-        match text {
-            Some(text) => Some((Ok::<_, std::convert::Infallible>(text), (None, answer))),
-            // The connection took all of it and asks for more.
-            None => {
-                if let Some(answer) = answer {
-                    answer.taken();
+        match (text, answer) {
+            (Some(text), answer) => Some((Ok::<_, std::convert::Infallible>(text), (None, answer))),
+            // The connection took all of it and asks for more. The end of the
+            // answer waits for the note: who has it and asks again is told so.
+            (None, Some((provider, key))) => {
+                if let Err(error) = provider.taken(&key).await {
+                    tracing::warn!(sandbox = %key.name, error = error.detail(), "note that it was handed over");
                 }
                 None
             }
+            (None, None) => None,
         }
     });
     let mut response = Response::new(Body::from_stream(chunks));
@@ -291,7 +279,7 @@ pub(crate) async fn update(
         }
     }
     let ports = body.ports.is_some();
-    let changed: Resumed = app.provider.update(&key, requests::changes(body)?).await?;
+    let changed: SandboxView = app.provider.update(&key, requests::changes(body)?).await?;
     let routes = ports.then(|| present::routes(changed.routes, &app.ports));
     Ok(Json(wire::ChangeReply { sandbox: present::sandbox(changed.sandbox), routes }))
 }

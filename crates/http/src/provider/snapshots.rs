@@ -50,9 +50,8 @@ async fn locate(
 ) -> WireResult<(dormouse_provider::Namespace, SnapshotId)> {
     let id = id(text)?;
     let row = app.db.snapshot(&id).await.map_err(crate::error::ApiError::from)?;
-    let owned = row.filter(|row| row.namespace.split_once('/').is_some_and(|(of, _)| of == scope.owner));
-    match owned {
-        Some(row) => Ok((dormouse_provider::Namespace(row.namespace), id)),
+    match row.filter(|row| row.namespace.owner == scope.owner) {
+        Some(row) => Ok((row.namespace, id)),
         None => Err(WireError::not_found(format!("snapshot {id} not found"))),
     }
 }

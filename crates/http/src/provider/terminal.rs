@@ -2,9 +2,8 @@
 //! one connection within a minute, stands for the right to open one: a
 //! WebSocket's address travels where a key must not.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{Query, State};
@@ -13,6 +12,7 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
 use dormouse_provider::{CommandSpec, RunRef, TerminalInput, TerminalOutput, TerminalSize};
+use dormouse_store::{TicketRow, hash_secret};
 use dormouse_wire as wire;
 use futures::{SinkExt as _, StreamExt as _};
 
@@ -35,26 +35,24 @@ const SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
 /// Largest message that a client sends, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// Tickets that wait for their connection.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Tickets(Arc<Mutex<HashMap<String, (RunRef, Instant)>>>);
+/// A new ticket for a run, good on every server of the database.
+async fn issue(app: &App, run: RunRef) -> WireResult<String> {
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| dormouse_provider::ProviderError::internal("make a ticket", error))?;
+    let ticket: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let now = app.clock.now();
+    let row = TicketRow { namespace: run.namespace, run_id: run.id, expires_at: now.plus(TICKET) };
+    let added = app.db.insert_ticket(&hash_secret(&ticket), &row, now).await;
+    added.map_err(crate::error::ApiError::from)?;
+    Ok(ticket)
+}
 
-impl Tickets {
-    fn issue(&self, run: RunRef) -> WireResult<String> {
-        let mut bytes = [0_u8; 32];
-        getrandom::fill(&mut bytes)
-            .map_err(|error| dormouse_provider::ProviderError::internal("make a ticket", error))?;
-        let ticket: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tickets.retain(|_, (_, issued)| issued.elapsed() < TICKET);
-        tickets.insert(ticket.clone(), (run, Instant::now()));
-        Ok(ticket)
-    }
-
-    fn redeem(&self, ticket: &str) -> Option<RunRef> {
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tickets.remove(ticket).filter(|(_, issued)| issued.elapsed() < TICKET).map(|(run, _)| run)
-    }
+/// What a ticket stands for, once.
+async fn redeem(app: &App, ticket: &str) -> WireResult<Option<RunRef>> {
+    let found = app.db.redeem_ticket(&hash_secret(ticket), app.clock.now()).await;
+    let found = found.map_err(crate::error::ApiError::from)?;
+    Ok(found.map(|row| RunRef { namespace: row.namespace, id: row.run_id }))
 }
 
 pub(crate) fn router() -> Router<App> {
@@ -82,7 +80,7 @@ pub(crate) async fn invite(
     let scheme = if forwarded == Some("https") { "wss" } else { "ws" };
     Ok(Json(wire::InteractiveReply {
         url: format!("{scheme}://{host}/terminal"),
-        token: app.tickets.issue(scope.run)?,
+        token: issue(&app, scope.run).await?,
     }))
 }
 
@@ -96,7 +94,10 @@ async fn connect(
     Query(query): Query<Ticket>,
     upgrade: WebSocketUpgrade,
 ) -> WireResult<Response> {
-    let run = query.token.and_then(|ticket| app.tickets.redeem(&ticket));
+    let run = match query.token {
+        Some(ticket) => redeem(&app, &ticket).await?,
+        None => None,
+    };
     let run = run.ok_or_else(|| WireError::forbidden("the token is unknown, used or older than a minute"))?;
     Ok(upgrade.max_message_size(MAX_MESSAGE).on_upgrade(move |socket| serve(app, run, socket)))
 }

@@ -1,4 +1,4 @@
-//! `/api/keys`: one's own keys. A key is shown once, by the call that makes it.
+//! `/api/keys`: the caller's own keys. A key is shown once, by the call that makes it.
 
 use axum::Json;
 use axum::extract::State;
@@ -44,7 +44,7 @@ pub(crate) struct KeyListReply {
     keys: Vec<Key>,
 }
 
-/// One's keys, newest first.
+/// List your keys, newest first.
 #[utoipa::path(get, path = "/api/keys", tag = "keys",
     responses((status = 200, body = KeyListReply), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(crate) async fn list(State(app): State<App>, Caller(account): Caller) -> ApiResult<Json<KeyListReply>> {
@@ -54,7 +54,7 @@ pub(crate) async fn list(State(app): State<App>, Caller(account): Caller) -> Api
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct CreateKeyRequest {
-    /// For people.
+    /// Shown to users; never interpreted.
     #[schema(required, value_type = String)]
     key_name: Option<String>,
 }
@@ -109,7 +109,7 @@ pub(crate) struct DeleteKeyReply {
     message: String,
 }
 
-/// Revoke one of one's keys.
+/// Revoke a key.
 #[utoipa::path(delete, path = "/api/keys", tag = "keys", request_body = DeleteKeyRequest,
     responses((status = 200, body = DeleteKeyReply), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{FromRequest as _, FromRequestParts as _, Request, State};
-use dormouse_sessions::{LifecycleState, Probe, Status};
+use dormouse_sessions::{Probe, Status};
 use dormouse_types::{ErrorBody as PlainError, GithubRepo};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -170,7 +170,7 @@ impl From<&Status> for Lifecycle {
     fn from(status: &Status) -> Self {
         Self {
             server_time: status.now.as_millis(),
-            state: Some(LifecycleState::of(&status.row).as_str().to_owned()),
+            state: Some(status.row.lifecycle_state.to_string()),
             last_activity_at: status.row.last_activity_at.map(|t| t.as_millis()),
             hibernate_after: status.row.hibernate_after.map(|t| t.as_millis()),
             sandbox_expires_at: status.row.sandbox_expires_at.map(|t| t.as_millis()),

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use dormouse_sessions::{NewSession, SessionPatch};
+use dormouse_sessions::{NewSession, SessionPatch, SessionStatus};
 use dormouse_store::{SessionFilter, SessionRow};
 use dormouse_types::GithubRepo;
 use serde::{Deserialize, Serialize};
@@ -52,13 +52,13 @@ impl From<SessionRow> for Session {
             id: row.id.to_string(),
             user_id: row.account_id.to_string(),
             title: row.title,
-            status: row.status,
+            status: row.status.to_string(),
             repo_owner: repo.as_ref().map(|repo| repo.owner().to_owned()),
             repo_name: repo.as_ref().map(|repo| repo.name().to_owned()),
             branch: row.branch,
             clone_url: row.clone_url,
             sandbox_name: row.sandbox_name.map(|name| name.to_string()),
-            lifecycle_state: row.lifecycle_state,
+            lifecycle_state: Some(row.lifecycle_state.to_string()),
             lifecycle_version: row.lifecycle_version,
             lifecycle_error: row.lifecycle_error,
             last_activity_at: row.last_activity_at.map(|t| t.as_millis()),
@@ -80,7 +80,7 @@ pub(crate) struct SessionReply {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CreateSessionRequest {
-    /// For people.
+    /// Shown to users; never interpreted.
     title: Option<String>,
     /// Repository that the session is bound to.
     repo_url: Option<String>,
@@ -137,7 +137,7 @@ pub(crate) struct Pagination {
     next_offset: Option<i64>,
 }
 
-/// List one's sessions, newest first.
+/// List your sessions, newest first.
 #[utoipa::path(get, path = "/api/sessions", tag = "sessions", params(ListQuery),
     responses((status = 200, body = SessionListReply), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 503, body = ErrorBody)))]
@@ -171,7 +171,7 @@ fn number(text: Option<&str>, default: i64) -> Option<i64> {
     text.map_or(Some(default), |text| text.parse().ok())
 }
 
-/// One of one's sessions.
+/// Get a session.
 #[utoipa::path(get, path = "/api/sessions/{id}", tag = "sessions", params(("id" = String, Path)),
     responses((status = 200, body = SessionReply), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
         (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -187,7 +187,7 @@ pub(crate) async fn get(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PatchSessionRequest {
-    /// For people.
+    /// Shown to users; never interpreted.
     title: Option<String>,
     /// `running`, `completed`, `failed` or `archived`.
     status: Option<String>,
@@ -211,10 +211,8 @@ pub(crate) async fn patch(
     ApiJson(body): ApiJson<PatchSessionRequest>,
 ) -> ApiResult<Json<SessionReply>> {
     let id = session_id(&id)?;
-    let known = ["running", "completed", "failed", "archived"];
-    if body.status.as_deref().is_some_and(|status| !known.contains(&status)) {
-        return Err(ApiError::bad_request("status must be running, completed, failed or archived"));
-    }
+    let status = body.status.map(|word| word.parse::<SessionStatus>()).transpose();
+    let status = status.map_err(|error| ApiError::bad_request(error.to_string()))?;
     if body.title.as_deref().is_some_and(|title| title.trim().is_empty()) {
         return Err(ApiError::bad_request("title cannot be empty"));
     }
@@ -223,7 +221,7 @@ pub(crate) async fn patch(
     }
     let patch = SessionPatch {
         title: body.title.map(checked_title).transpose()?,
-        status: body.status,
+        status,
         lines_added: body.lines_added,
         lines_removed: body.lines_removed,
     };

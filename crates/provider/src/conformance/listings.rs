@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Bench, Outcome, check};
-use crate::{ListOf, ListSandboxes, Order, Page, SandboxSort, StopReason};
+use crate::{Direction, ListOf, ListSandboxes, Page, SandboxSort, StopReason};
 
 pub(super) async fn pages_of_sandboxes(bench: &Bench) -> Outcome {
     let mut names = Vec::new();
@@ -15,7 +15,7 @@ pub(super) async fn pages_of_sandboxes(bench: &Bench) -> Outcome {
         let list = ListSandboxes {
             page: Page { limit: 1, cursor },
             sort: SandboxSort::Name,
-            order: Order::Ascending,
+            order: Direction::Ascending,
             name_prefix: Some(bench.prefix.clone()),
             ..ListSandboxes::default()
         };

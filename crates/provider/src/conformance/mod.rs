@@ -6,7 +6,7 @@
 //! ```no_run
 //! # async fn example(provider: std::sync::Arc<dyn dormouse_provider::SandboxProvider>) {
 //! use dormouse_provider::{Namespace, conformance};
-//! let suite = conformance::Suite::new(provider, Namespace("acc_1/default".to_owned()));
+//! let suite = conformance::Suite::new(provider, Namespace::default_of("acc_1"));
 //! for case in conformance::CASES {
 //!     println!("{} {:?}", case.name, suite.run(case).await);
 //! }
@@ -29,8 +29,8 @@ use dormouse_types::{CommandId, SandboxName};
 use futures::StreamExt as _;
 
 use crate::{
-    CommandSpec, CreateSandbox, LogEvent, Namespace, ProviderError, Resumed, Run, RunRef, SandboxKey,
-    SandboxProvider,
+    CommandSpec, CreateSandbox, LogEvent, Namespace, ProviderError, Run, RunRef, SandboxKey, SandboxProvider,
+    SandboxView,
 };
 
 /// No case takes longer.
@@ -231,7 +231,7 @@ impl Bench {
     }
 
     /// A persistent sandbox with its first run.
-    async fn sandbox(&self, name: &str) -> Outcome<Resumed> {
+    async fn sandbox(&self, name: &str) -> Outcome<SandboxView> {
         self.sandbox_with(name, |_| {}).await
     }
 
@@ -239,7 +239,7 @@ impl Bench {
         &self,
         name: &str,
         change: impl FnOnce(&mut CreateSandbox) + Send,
-    ) -> Outcome<Resumed> {
+    ) -> Outcome<SandboxView> {
         let mut request = CreateSandbox::new(self.key(name));
         request.timeout = Some(Duration::from_secs(600));
         change(&mut request);
@@ -250,7 +250,7 @@ impl Bench {
         RunRef { namespace: self.namespace.clone(), id: run.id.clone() }
     }
 
-    fn key_of(&self, found: &Resumed) -> SandboxKey {
+    fn key_of(&self, found: &SandboxView) -> SandboxKey {
         SandboxKey { namespace: self.namespace.clone(), name: found.sandbox.name.clone() }
     }
 

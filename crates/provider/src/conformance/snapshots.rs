@@ -6,8 +6,8 @@ use dormouse_types::SnapshotId;
 
 use super::{Bench, Failure, Outcome, check, check_error};
 use crate::{
-    CreateSandbox, ForkSandbox, KeepLast, ListOf, Order, ProviderError, Retention, RunStatus, SnapshotKind,
-    SnapshotRequest, SnapshotStatus, Source, StopReason, UpdateSandbox,
+    CreateSandbox, Direction, ForkSandbox, KeepLast, ListOf, ProviderError, Retention, RunStatus,
+    SnapshotKind, SnapshotRequest, SnapshotStatus, Source, StopReason, UpdateSandbox,
 };
 
 pub(super) async fn a_snapshot_starts_others(bench: &Bench) -> Outcome {
@@ -69,6 +69,7 @@ pub(super) async fn forks(bench: &Bench) -> Outcome {
         env: None,
         live: false,
         changes: UpdateSandbox::default(),
+        retry_key: None,
     };
     let forked = bench.provider.fork(fork("b")).await?;
     check!(forked.sandbox.tags == tags, "{:?}", forked.sandbox.tags);
@@ -117,7 +118,7 @@ pub(super) async fn trees(bench: &Bench) -> Outcome {
         line.push(bench.provider.snapshot(&bench.run_ref(&run), request).await?.snapshot.id);
         run = bench.provider.resume(&key).await?.run;
     }
-    let up = bench.provider.snapshot_tree(&bench.namespace, &line[2], Order::Descending, 10).await?;
+    let up = bench.provider.snapshot_tree(&bench.namespace, &line[2], Direction::Descending, 10).await?;
     let ancestors: Vec<_> = up.nodes.iter().map(|node| node.snapshot.id.clone()).collect();
     check!(ancestors == [line[1].clone(), line[0].clone()], "{ancestors:?} of {line:?}");
     check!(
@@ -126,7 +127,7 @@ pub(super) async fn trees(bench: &Bench) -> Outcome {
         up.anchor.snapshot.id,
         up.next
     );
-    let down = bench.provider.snapshot_tree(&bench.namespace, &line[0], Order::Ascending, 1).await?;
+    let down = bench.provider.snapshot_tree(&bench.namespace, &line[0], Direction::Ascending, 1).await?;
     let descendants: Vec<_> = down.nodes.iter().map(|node| node.snapshot.id.clone()).collect();
     check!(descendants == [line[1].clone()] && down.next.is_some(), "{descendants:?} {:?}", down.next);
     Ok(())
@@ -145,6 +146,7 @@ pub(super) async fn live_copies(bench: &Bench) -> Outcome {
         env: None,
         live: true,
         changes: UpdateSandbox::default(),
+        retry_key: None,
     };
     let kept = match bench.provider.snapshot(&run, live).await {
         Err(ProviderError::Invalid(_)) => {

@@ -1,0 +1,66 @@
+//! What a server does for the records without being asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dormouse_control::Control;
+use dormouse_jobs::{Backoff, Claim, Clock, Handler, Jobs, Kind, Outcome};
+use dormouse_store::Move;
+
+/// Between two looks at what expires.
+const EXPIRY: Duration = Duration::from_secs(10);
+
+/// Between two rounds of pruning.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Between two parts of one round: others write in the meantime.
+const PRUNE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Deletes snapshots whose time is over, for ever.
+pub(crate) async fn expire(control: Control) {
+    dormouse_jobs::reconcile(EXPIRY, Arc::default(), || async {
+        if let Err(error) = control.expire_snapshots().await {
+            tracing::warn!(error = error.detail(), "expire snapshots");
+        }
+    })
+    .await;
+}
+
+/// Forgets history, for ever: one job for all servers of a database.
+pub(crate) async fn prune(jobs: Jobs, clock: Clock, control: Control) {
+    let asked = jobs.ask(Prune::NAME, "all", "{}", clock.now(), Move::NotLater).await;
+    if let Err(error) = asked {
+        tracing::warn!(%error, "ask for history to be pruned");
+    }
+    jobs.work(Arc::new(Prune(control))).await;
+}
+
+struct Prune(Control);
+
+impl Prune {
+    const NAME: &str = "prune_history";
+}
+
+#[async_trait]
+impl Handler for Prune {
+    fn kind(&self) -> Kind {
+        Kind {
+            name: Self::NAME,
+            lease: Duration::from_secs(30),
+            deadline: Duration::from_secs(600),
+            // There is always another hour.
+            attempts: u32::MAX,
+            backoff: Backoff { first: Duration::from_secs(10), most: PRUNE_EVERY },
+            width: 1,
+        }
+    }
+
+    async fn run(&self, _: &Claim) -> Outcome {
+        match self.0.prune_history().await {
+            Ok(true) => Outcome::Again(PRUNE_PAUSE),
+            Ok(false) => Outcome::Again(PRUNE_EVERY),
+            Err(error) => Outcome::Failed(error.detail()),
+        }
+    }
+}

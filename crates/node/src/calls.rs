@@ -1,0 +1,310 @@
+//! Calls on a live run: its agent is asked, and its answers are put into the
+//! words of the port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dormouse_agent_protocol::{CommandStatus, Frame, MAX_DATA, Reply, Request, Spawn, StdinMode};
+use dormouse_control::order::LiveRun;
+use dormouse_provider::{
+    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, PortError, PortStream, ProviderError,
+    Result, StdinSource, TerminalOutput, TerminalSize, TerminalStream,
+};
+use dormouse_types::{CommandId, SandboxId, Timestamp};
+use futures::StreamExt as _;
+
+use crate::agent::{AgentError, Dialogue};
+use crate::machine::Live;
+use crate::ports::Tied;
+
+/// Largest argument list and environment of a command, in bytes: half of what
+/// the kernel takes (`execve(2)`), and well within one frame.
+const MAX_COMMAND_BYTES: usize = 512 << 10;
+
+#[async_trait]
+impl LiveRun for Live {
+    fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    fn sandbox(&self) -> &SandboxId {
+        &self.sandbox
+    }
+
+    async fn start(self: Arc<Self>, id: CommandId, spec: CommandSpec) -> Result<Command> {
+        let request = start_request(&self, &id, &spec, false)?;
+        match self.agent.call(request).await? {
+            Reply::Started(status) => Ok(started(&self, &id, &spec, &status)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn command(self: Arc<Self>, id: &CommandId) -> Result<Command> {
+        match self.agent.call(Request::Inspect { id: id.to_string() }).await? {
+            Reply::Command(status) => Ok(command(&self, id, &status)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn commands(self: Arc<Self>) -> Result<Vec<Command>> {
+        match self.agent.call(Request::List).await? {
+            Reply::Commands { commands } => Ok(commands
+                .iter()
+                .filter_map(|status| Some(command(&self, &status.id.parse().ok()?, status)))
+                .collect()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn wait(self: Arc<Self>, id: &CommandId) -> Result<Command> {
+        let mut dialogue = self.agent.open(Request::Follow { id: id.to_string(), output: false }).await?;
+        match dialogue.expect().await {
+            Ok(Frame::Reply(Reply::Exited(status))) => Ok(command(&self, id, &status)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) => Err(cut_off(error)),
+        }
+    }
+
+    async fn logs(self: Arc<Self>, id: &CommandId) -> Result<BoxStream<LogEvent>> {
+        let dialogue = self.agent.open(Request::Follow { id: id.to_string(), output: true }).await?;
+        Ok(first_or_error(events(self, dialogue, id.clone(), None)).await?)
+    }
+
+    async fn exec(self: Arc<Self>, id: CommandId, spec: CommandSpec) -> Result<BoxStream<LogEvent>> {
+        let dialogue = self.agent.open(start_request(&self, &id, &spec, true)?).await?;
+        Ok(first_or_error(events(self, dialogue, id, Some(spec))).await?)
+    }
+
+    async fn stdin(self: Arc<Self>, id: &CommandId, mut body: BodyStream) -> Result<()> {
+        let mut dialogue = self.agent.open(Request::Stdin { id: id.to_string() }).await?;
+        deliver(&mut dialogue, &mut body).await
+    }
+
+    async fn kill(self: Arc<Self>, id: &CommandId, signal: i32) -> Result<Command> {
+        match self.agent.call(Request::Signal { id: id.to_string(), signal }).await? {
+            Reply::Command(status) => Ok(command(&self, id, &status)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn write_files(self: Arc<Self>, cwd: &str, gzip: bool, mut body: BodyStream) -> Result<()> {
+        let cwd = absolute(&self.cwd, cwd)?;
+        let request = Request::WriteTar { cwd, gzip, user: self.config.user.clone() };
+        let mut dialogue = self.agent.open(request).await?;
+        deliver(&mut dialogue, &mut body).await
+    }
+
+    async fn read_file(self: Arc<Self>, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
+        let cwd = absolute(&self.cwd, cwd.unwrap_or("."))?;
+        let request = Request::ReadFile { path: path_text(path)?, cwd, user: self.config.user.clone() };
+        let dialogue = self.agent.open(request).await?;
+        let frames = futures::stream::unfold(Some(dialogue), |dialogue| async {
+            let mut dialogue = dialogue?;
+            match dialogue.expect().await {
+                Ok(Frame::Data(data)) => Some((Ok(Bytes::from(data)), Some(dialogue))),
+                Ok(Frame::End) => None,
+                Ok(other) => Some((Err(unexpected(&other)), None)),
+                Err(error) => Some((Err(error.into()), None)),
+            }
+        });
+        Ok(first_or_error(Box::pin(frames)).await?)
+    }
+
+    async fn mkdir(self: Arc<Self>, path: &str, cwd: Option<&str>, recursive: bool) -> Result<()> {
+        let cwd = absolute(&self.cwd, cwd.unwrap_or("."))?;
+        let request =
+            Request::Mkdir { path: path_text(path)?, cwd, recursive, user: self.config.user.clone() };
+        let mut dialogue = self.agent.open(request).await?;
+        match dialogue.expect().await.map_err(ProviderError::from) {
+            Ok(Frame::End) => Ok(()),
+            Ok(other) => Err(unexpected(&other)),
+            // What is missing is the parent: the request is wrong, not lost.
+            Err(ProviderError::NotFound(message)) => Err(ProviderError::Invalid(message)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn terminal(
+        self: Arc<Self>,
+        spec: CommandSpec,
+        size: TerminalSize,
+        input: TerminalStream,
+    ) -> Result<BoxStream<TerminalOutput>> {
+        self.open_terminal(spec, size, input).await
+    }
+
+    async fn dial(self: Arc<Self>, port: u16) -> std::result::Result<Box<dyn PortStream>, PortError> {
+        match self.agent.dial(port).await {
+            Ok(stream) => Ok(Box::new(Tied::new(stream, &self.ended))),
+            Err(AgentError::Refused(refused)) if refused.errno == libc::ECONNREFUSED => {
+                Err(PortError::NotListening(port))
+            }
+            Err(AgentError::Gone(_)) => Err(PortError::Stopped),
+            Err(error) => Err(ProviderError::from(error).into()),
+        }
+    }
+}
+
+/// A run that ended under a waiting call.
+pub(crate) fn cut_off(error: AgentError) -> ProviderError {
+    match error {
+        AgentError::Broken(_) | AgentError::Gone(_) => ProviderError::Stopped,
+        other => other.into(),
+    }
+}
+
+/// Passes a body on and takes the agent's verdict. An agent that has what it
+/// needs closes before the last byte is sent (an archive ends with padding, a
+/// command may not read all of its input): its word counts, not the broken pipe.
+///
+/// # Errors
+/// At once when the body breaks: the agent would wait for the rest.
+async fn deliver(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<()> {
+    let mut sent = Ok(());
+    'body: while let Some(chunk) = body.next().await {
+        let chunk =
+            chunk.map_err(|error| ProviderError::Invalid(format!("the body ended early: {error}")))?;
+        for part in chunk.chunks(MAX_DATA) {
+            sent = dialogue.send(&Frame::Data(part.to_vec())).await;
+            if sent.is_err() {
+                break 'body;
+            }
+        }
+    }
+    if sent.is_ok() {
+        sent = dialogue.send(&Frame::End).await;
+    }
+    match dialogue.expect().await {
+        Ok(Frame::End) => Ok(()),
+        Ok(other) => Err(unexpected(&other)),
+        Err(AgentError::Refused(errno)) => Err(AgentError::Refused(errno).into()),
+        Err(other) => Err(sent.err().unwrap_or(other).into()),
+    }
+}
+
+/// Waits for the first item, so that an error there is the call's own.
+async fn first_or_error<T: Send + 'static>(mut stream: BoxStream<T>) -> Result<BoxStream<T>> {
+    match stream.next().await {
+        Some(Ok(first)) => Ok(Box::pin(futures::stream::iter([Ok(first)]).chain(stream))),
+        Some(Err(error)) => Err(error),
+        // It must not be asked again.
+        None => Ok(Box::pin(futures::stream::empty())),
+    }
+}
+
+fn events(
+    live: Arc<Live>,
+    dialogue: Dialogue,
+    id: CommandId,
+    spec: Option<CommandSpec>,
+) -> BoxStream<LogEvent> {
+    Box::pin(futures::stream::unfold(Some(dialogue), move |dialogue| {
+        let (live, id, spec) = (live.clone(), id.clone(), spec.clone());
+        async move {
+            let mut dialogue = dialogue?;
+            let event = match dialogue.expect().await {
+                Ok(Frame::Stdout(data)) => LogEvent::Stdout(data.into()),
+                Ok(Frame::Stderr(data)) => LogEvent::Stderr(data.into()),
+                Ok(Frame::Reply(Reply::Started(status))) => LogEvent::Started(match &spec {
+                    Some(spec) => started(&live, &id, spec, &status),
+                    None => command(&live, &id, &status),
+                }),
+                Ok(Frame::Reply(Reply::Exited(status))) => {
+                    let mut exited = command(&live, &id, &status);
+                    if let Some(spec) = &spec {
+                        exited.argv.clone_from(&spec.argv);
+                    }
+                    return Some((Ok(LogEvent::Exited(exited)), None));
+                }
+                Ok(Frame::End) => return None,
+                Ok(other) => return Some((Err(unexpected(&other)), None)),
+                Err(error) => return Some((Err(cut_off(error)), None)),
+            };
+            Some((Ok(event), Some(dialogue)))
+        }
+    }))
+}
+
+pub(crate) fn start_request(
+    live: &Live,
+    id: &CommandId,
+    spec: &CommandSpec,
+    follow: bool,
+) -> Result<Request> {
+    if spec.argv.first().is_none_or(String::is_empty) {
+        return Err(ProviderError::Invalid("command must not be empty".to_owned()));
+    }
+    let mut env = live.config.image_env.clone();
+    env.extend(live.config.env.clone());
+    if spec.sudo {
+        env.insert("SUDO_USER".to_owned(), live.config.user.clone());
+    }
+    env.extend(spec.env.clone());
+    let size: usize = spec.argv.iter().map(String::len).sum::<usize>()
+        + env.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+    if size > MAX_COMMAND_BYTES {
+        return Err(ProviderError::Invalid(format!(
+            "args and env must not be over {MAX_COMMAND_BYTES} bytes"
+        )));
+    }
+    if let Some(key) = env.keys().find(|key| key.is_empty() || key.contains('=')) {
+        return Err(ProviderError::Invalid(format!("env has a name that no environment can hold: {key:?}")));
+    }
+    Ok(Request::Start {
+        spawn: Spawn {
+            id: id.to_string(),
+            argv: spec.argv.clone(),
+            cwd: absolute(&live.cwd, spec.cwd.as_deref().unwrap_or("."))?,
+            env: env.into_iter().collect(),
+            user: if spec.sudo { "root".to_owned() } else { live.config.user.clone() },
+            stdin: match spec.stdin {
+                StdinSource::Empty => StdinMode::Null,
+                StdinSource::Stream => StdinMode::Pipe,
+            },
+            timeout_ms: spec.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        },
+        follow,
+    })
+}
+
+fn path_text(path: &str) -> Result<String> {
+    if path.is_empty() || path.contains('\0') {
+        return Err(ProviderError::Invalid("path must not be empty or contain a NUL".to_owned()));
+    }
+    Ok(path.to_owned())
+}
+
+/// `path` seen from the sandbox's working directory. Resolved inside.
+fn absolute(base: &str, path: &str) -> Result<String> {
+    let path = path_text(path)?;
+    Ok(match path.as_str() {
+        "." => base.to_owned(),
+        path if path.starts_with('/') => path.to_owned(),
+        path => format!("{base}/{path}"),
+    })
+}
+
+fn command(live: &Live, id: &CommandId, status: &CommandStatus) -> Command {
+    Command {
+        id: id.clone(),
+        argv: status.argv.clone(),
+        cwd: if status.cwd.is_empty() { live.cwd.clone() } else { status.cwd.clone() },
+        run: live.run.clone(),
+        started_at: Timestamp(status.started_at),
+        exit_code: status.exit_code,
+        duration: status.duration_ms.map(Duration::from_millis),
+        timed_out: status.timed_out,
+        output_truncated: status.output_truncated,
+    }
+}
+
+fn started(live: &Live, id: &CommandId, spec: &CommandSpec, status: &CommandStatus) -> Command {
+    let cwd = spec.cwd.clone().unwrap_or_else(|| live.cwd.clone());
+    Command { argv: spec.argv.clone(), cwd, ..command(live, id, status) }
+}
+
+pub(crate) fn unexpected(answer: &impl std::fmt::Debug) -> ProviderError {
+    ProviderError::internal("talk to the agent", format!("unexpected answer {answer:?}"))
+}

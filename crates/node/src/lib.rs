@@ -1,0 +1,360 @@
+//! What runs on this host. With `dormouse-control`, which records and gives the
+//! orders, it is the engine.
+//!
+//! A sandbox is made of parts that are each cheap: a network namespace from a
+//! pool, a cgroup, one overlay mount of its volume over its image, an agent. The
+//! modules are those parts; [`machine`] owns a sandbox, [`decide`] says what it
+//! does, [`launch`] makes and removes a run, [`files`] keeps or drops what it
+//! wrote, [`recovery`] makes the host agree with the database.
+//!
+//! What does not live here: what may be asked for and what callers see
+//! (`dormouse-control`); accounts, sessions, HTTP.
+
+#![expect(unsafe_code, reason = "only in `sys`, the boundary to the kernel")]
+
+mod agent;
+mod binaries;
+mod calls;
+mod cgroup;
+mod config;
+mod copies;
+mod decide;
+mod files;
+mod host;
+mod image;
+mod launch;
+mod machine;
+mod network;
+mod ports;
+mod recovery;
+mod registry;
+mod runner;
+mod seccomp;
+mod source;
+mod storage;
+mod sys;
+mod terminal;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dormouse_jobs::Clock;
+use dormouse_provider::{HealthCheck, HealthSource, HealthState, ProviderError, Result};
+use dormouse_store::{Db, StoreError};
+use dormouse_types::{HostId, SandboxId};
+use tokio::sync::{oneshot, watch};
+
+pub use cgroup::{CgroupVersion, detect as detect_cgroups};
+pub use config::NodeConfig;
+pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
+pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
+pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
+pub use sys::write_durably;
+
+use binaries::Binaries;
+use cgroup::Cgroups;
+use host::{Host, MirrorTrust};
+use machine::Command;
+use network::Network;
+use registry::Registry;
+use storage::{PoolHealth, Storage};
+
+/// How often the sweeper looks for what nobody owns.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// How long a call waits for start-up to finish.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why sandboxes cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A part of the host could not be prepared.
+    #[error("{operation}: {source}")]
+    Host {
+        /// What was prepared.
+        operation: String,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// A limit is configured that the storage driver cannot keep.
+    #[error("the plain storage driver cannot limit disks: leave sandbox.disk_mib out, or use btrfs")]
+    DiskLimit,
+    /// Another server holds the lock.
+    #[error("another server {0}")]
+    Locked(String),
+    /// The packet filter could not be loaded.
+    #[error("load the packet filter")]
+    Filter(#[from] FilterError),
+    /// The DNS and TCP listeners could not be started.
+    #[error("start the egress listeners")]
+    Egress(#[from] dormouse_egress::EgressError),
+    /// The database failed.
+    #[error("read the database")]
+    Store(#[from] StoreError),
+}
+
+fn host(operation: &str) -> impl FnOnce(std::io::Error) -> NodeError {
+    let operation = operation.to_owned();
+    move |source| NodeError::Host { operation, source }
+}
+
+/// Sandboxes on this host.
+#[derive(Debug)]
+pub struct Node {
+    host: Arc<Host>,
+    registry: Arc<Registry>,
+    recovered: watch::Receiver<bool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Keep a second server off the data directory and the instance.
+    _locks: [OwnedFd; 2],
+    _egress: dormouse_egress::Egress,
+}
+
+impl Node {
+    /// Prepares the host and starts. Taking over what an earlier server left
+    /// goes on in the background; calls wait for it.
+    ///
+    /// # Errors
+    /// [`NodeError`] when this host lacks something, or another server runs.
+    pub async fn start(config: NodeConfig, db: Db, clock: Clock) -> std::result::Result<Self, NodeError> {
+        let locks = lock(config.data_dir(), config.instance)?;
+        sys::become_subreaper().map_err(host("become the parent of runs"))?;
+        sys::raise_descriptor_limit().map_err(host("raise the limit of open files"))?;
+        let numbering = Numbering::new(config.instance);
+        let storage = Storage::open(config.storage.clone()).map_err(host("open the storage pool"))?;
+        if config.limits.default_resources.disk_mib.is_some() && !storage.enforces_limits() {
+            return Err(NodeError::DiskLimit);
+        }
+        let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
+        let binaries =
+            Binaries::install(&config.data_dir().join("bin")).map_err(host("install the agent"))?;
+        let sockets = host::sockets(config.instance);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(sockets);
+        made.map_err(host("make the socket directory"))?;
+
+        Network::prepare_host(numbering).map_err(host("add the listeners' address"))?;
+        let egress = dormouse_egress::Egress::start(dormouse_egress::EgressConfig {
+            address: numbering.listener(),
+            mirror_address: numbering.mirror(),
+            upstream: config.dns_upstream,
+            mirrors: config.mirrors.clone(),
+            state_dir: config.data_dir().join("egress"),
+        })
+        .await?;
+        Network::load_filter(numbering, egress.dns_port(), egress.tcp_port())?;
+        let taken = db
+            .live_runs(&config.host)
+            .await?
+            .iter()
+            .filter_map(|run| run.process.as_ref().map(|p| p.slot))
+            .collect();
+        let network =
+            Network::start(numbering, config.network_pool, &taken).map_err(host("start the network pool"))?;
+        let mirror_trust = egress.certificate().map(|certificate| MirrorTrust {
+            certificate: certificate.to_owned(),
+            git_config: git_config(&egress.mirrored_hosts()),
+        });
+
+        let host = Arc::new(Host {
+            boot_id: host::boot_id().map_err(host("read the boot id"))?,
+            config,
+            db,
+            clock,
+            storage: Arc::new(storage),
+            cgroups: Arc::new(cgroups),
+            network,
+            numbering,
+            policies: egress.policies(),
+            binaries,
+            mirror_trust,
+            disk_full: AtomicBool::new(false),
+            untidy: Arc::default(),
+            // What the server before this one made last, it may not have saved.
+            unsaved: std::sync::Mutex::new(Some(std::time::Instant::now())),
+        });
+        let registry = Arc::new(Registry::default());
+        let (done, recovered) = watch::channel(false);
+        let (background, published) = (host.clone(), registry.clone());
+        let sweeping = tokio::spawn(async move {
+            recovery::wait_for_pool(&background).await;
+            recovery::recover(&background, &published).await;
+            // Nobody waiting is fine.
+            let _ = done.send(true);
+            let wake = background.untidy.clone();
+            dormouse_jobs::reconcile(SWEEP, wake, || recovery::sweep(&background, &published)).await;
+        });
+        let watching = tokio::spawn(recovery::look_after_pool(host.clone()));
+        Ok(Self {
+            host,
+            registry,
+            recovered,
+            tasks: vec![sweeping, watching],
+            _locks: locks,
+            _egress: egress,
+        })
+    }
+
+    /// Live runs on this host.
+    #[must_use]
+    pub fn live_runs(&self) -> usize {
+        self.registry.live_count()
+    }
+
+    /// Lets go of the host without ending a sandbox.
+    pub fn detach(&self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.registry.close();
+        // Nobody waits for the copy that one stands still for.
+        for run in self.host.cgroups.runs() {
+            self.host.cgroups.thaw(&run);
+        }
+        self.host.network.close();
+    }
+
+    /// Ends every run (persistent ones keep their files) and takes everything
+    /// off the host: mounts, cgroups, packet filter, addresses.
+    ///
+    /// # Errors
+    /// [`NodeError`] for what could not be removed.
+    pub async fn evacuate(self) -> std::result::Result<(), NodeError> {
+        self.wait_until_recovered().await.ok();
+        for run in self.host.db.live_runs(&self.host.config.host).await? {
+            let stop =
+                |reply| Command::Stop { run: None, reason: dormouse_provider::StopReason::Requested, reply };
+            if let Err(error) = self.command(&run.sandbox_id, stop).await {
+                tracing::error!(run = %run.id, error = %error.detail(), "stop");
+            }
+        }
+        recovery::settle(&self.registry).await;
+        self.detach();
+        match std::fs::remove_dir(self.host.sockets()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "remove the socket directory");
+            }
+            _ => {}
+        }
+        let (storage, numbering) = (self.host.storage.clone(), self.host.numbering);
+        self.host.cgroups.close();
+        drop(self);
+        Network::release_host(numbering)?;
+        // The last overlay mounts may still be on their way out.
+        let mut tries = 0;
+        loop {
+            match storage.close() {
+                Err(_) if tries < 40 => tokio::time::sleep(Duration::from_millis(100)).await,
+                other => return other.map_err(host("unmount the pool")),
+            }
+            tries += 1;
+        }
+    }
+
+    async fn wait_until_recovered(&self) -> Result<()> {
+        let mut recovered = self.recovered.clone();
+        if !*recovered.borrow() {
+            // It would wait in vain.
+            self.host.usable()?;
+        }
+        let waited = tokio::time::timeout(START_PATIENCE, recovered.wait_for(|done| *done)).await;
+        match waited {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ProviderError::Capacity("the server is still starting".to_owned())),
+        }
+    }
+
+    /// Has the sandbox's task obey, and waits for the outcome.
+    async fn command<T>(
+        &self,
+        sandbox: &SandboxId,
+        mut command: impl FnMut(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
+        self.wait_until_recovered().await?;
+        for _ in 0..3 {
+            let (reply, outcome) = oneshot::channel();
+            let queue = recovery::task_queue(&self.host, &self.registry, sandbox);
+            if queue.send(command(reply)).await.is_ok()
+                && let Ok(outcome) = outcome.await
+            {
+                return outcome;
+            }
+            // The task retired in this very moment: ask for its successor.
+        }
+        Err(ProviderError::internal(format!("command {sandbox}"), "its task does not answer"))
+    }
+}
+
+impl HealthSource for Node {
+    fn health(&self) -> Vec<HealthCheck> {
+        let (state, detail) = match self.host.storage.health() {
+            PoolHealth::Fine => (HealthState::Ok, None),
+            PoolHealth::Low(why) => (HealthState::Degraded, Some(why)),
+            PoolHealth::Broken(why) => (HealthState::Failing, Some(why)),
+        };
+        let storage = HealthCheck { name: "storage", state, detail };
+        let full = self.host.disk_full.load(Ordering::Relaxed);
+        let disk = HealthCheck {
+            name: "disk",
+            state: if full { HealthState::Degraded } else { HealthState::Ok },
+            detail: full.then(|| "the disk of the data directory is full".to_owned()),
+        };
+        vec![storage, disk]
+    }
+}
+
+/// Which host the data directory belongs to: an id that was made with it.
+///
+/// # Errors
+/// What the file system says; a file that holds something else.
+pub fn host_id(data_dir: &Path) -> std::io::Result<HostId> {
+    let path = data_dir.join("host");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(std::io::Error::other),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = HostId::generate();
+            sys::write_durably(&path, &format!("{id}\n"))?;
+            Ok(id)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Keeps a second server off a data directory, for as long as it is held. A
+/// [`Node`] does so by itself.
+///
+/// # Errors
+/// [`NodeError::Locked`] when there is one.
+pub fn lock_data_dir(data_dir: &Path) -> std::result::Result<OwnedFd, NodeError> {
+    take_lock(&data_dir.join("lock"), || format!("uses {}", data_dir.display()))
+}
+
+fn take_lock(path: &Path, what: impl FnOnce() -> String) -> std::result::Result<OwnedFd, NodeError> {
+    sys::lock(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => NodeError::Locked(what()),
+        _ => NodeError::Host { operation: format!("lock {}", path.display()), source: error },
+    })
+}
+
+fn lock(data_dir: &Path, instance: u8) -> std::result::Result<[OwnedFd; 2], NodeError> {
+    std::fs::create_dir_all(data_dir).map_err(host("make the data directory"))?;
+    let of_instance = format!("/run/dormouse-{instance}.lock");
+    let what = || format!("is instance {instance} of this host; set `instance`");
+    Ok([lock_data_dir(data_dir)?, take_lock(Path::new(&of_instance), what)?])
+}
+
+/// System-wide git configuration inside: mirrored hosts are served with our
+/// own certificate.
+fn git_config(hosts: &[String]) -> String {
+    hosts
+        .iter()
+        .map(|host| {
+            // Without a path of its own libcurl reads every certificate of the
+            // system, which takes longer than the rest of the handshake.
+            format!(
+                "[http \"https://{host}/\"]\n\tsslCAInfo = /etc/dormouse/ca.crt\n\tsslCAPath = /etc/dormouse\n"
+            )
+        })
+        .collect()
+}

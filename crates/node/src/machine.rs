@@ -1,0 +1,740 @@
+//! One task owns one sandbox: commands, the death of its processes and its
+//! deadline all enter here, so there is one writer. What to do is decided in
+//! [`crate::decide`], with its diagram; here it is done. What others may see of a
+//! live run is published in [`Live`].
+//!
+//! The task lives while a run lives and for a while after; the next command
+//! starts a new one.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_agent_protocol::Request;
+use dormouse_control::ending::{Deletion, Ending, Manual};
+use dormouse_control::order::{CopyTo, Creation, Recorded};
+use dormouse_control::{Files, Ground, SandboxConfig, SandboxRecord, Stored as _, new_routes, pending_run};
+use dormouse_provider::{
+    NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source, StopReason,
+    UpdateSandbox,
+};
+use dormouse_store::{
+    Garbage, GarbageKind, ImageRow, RunProcess, RunRow, SandboxWithRun, SnapshotRow, VolumeState,
+};
+use dormouse_types::{Namespace, RunId, SandboxId, SnapshotId, Timestamp};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::decide::{Event, Phase, Plan, Step, Then, decide};
+use crate::files::{Ended, finish, prepare};
+use crate::host::{self, Host, internal, pool};
+use crate::launch::{self, Footing, LaunchError, Launched};
+use crate::registry::Registry;
+use crate::{copies, source, sys};
+
+/// How long a task without a live run waits for the next command.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// On top of the grace period: what an agent may take to end a run.
+const STOP_SLACK: Duration = Duration::from_secs(8);
+
+/// After SIGKILL to PID 1: how long the kernel may take to end the run.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+
+type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// What a task is asked to do: the orders of [`dormouse_control::order::Runner`],
+/// and to take over a run that a server before us started.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Create {
+        creation: Box<Creation>,
+        reply: Reply<Recorded>,
+    },
+    Resume {
+        reply: Reply<(Recorded, bool)>,
+    },
+    Adopt {
+        run: Box<RunRow>,
+        reply: Reply<()>,
+    },
+    /// `None` means whichever run is live.
+    Stop {
+        run: Option<RunId>,
+        reason: StopReason,
+        reply: Reply<Recorded>,
+    },
+    Snapshot {
+        run: RunId,
+        request: SnapshotRequest,
+        reply: Reply<(Recorded, Option<Duration>)>,
+    },
+    Copy {
+        to: CopyTo,
+        reply: Reply<Option<VolumeState>>,
+    },
+    Delete {
+        with_snapshots: bool,
+        reply: Reply<()>,
+    },
+    Update {
+        changes: Box<UpdateSandbox>,
+        reply: Reply<Recorded>,
+    },
+    SetPolicy {
+        run: RunId,
+        policy: NetworkPolicy,
+        reply: Reply<Recorded>,
+    },
+    Extend {
+        run: RunId,
+        by: Duration,
+        reply: Reply<Recorded>,
+    },
+}
+
+/// A live run, as everybody may see it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) run: RunId,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) namespace: Namespace,
+    pub(crate) config: Arc<SandboxConfig>,
+    /// Default working directory, which is not the configured one where that
+    /// cannot be.
+    pub(crate) cwd: String,
+    pub(crate) agent: Agent,
+    /// Ends what outlives no run: connections to its ports.
+    pub(crate) ended: CancellationToken,
+}
+
+/// The owner's own view of its live run.
+struct Owned {
+    row: RunRow,
+    process: RunProcess,
+    pidfd: AsyncFd<OwnedFd>,
+    expires_at: Timestamp,
+}
+
+/// What a run is started with.
+struct Boot<'a> {
+    run: RunRow,
+    config: &'a Arc<SandboxConfig>,
+    image: &'a ImageRow,
+    /// How often these files were booted, this time included.
+    boots: i64,
+    files: Files,
+    source: Option<&'a Source>,
+}
+
+/// What an order that ends a run wants besides its end.
+#[derive(Default)]
+struct Intent {
+    manual: Option<Manual>,
+    deletion: Option<Deletion>,
+}
+
+pub(crate) struct Machine {
+    host: Arc<Host>,
+    registry: Arc<Registry>,
+    sandbox: SandboxId,
+    live: Option<Owned>,
+}
+
+impl Machine {
+    /// Runs the task of `sandbox` until it has nothing more to own.
+    pub(crate) async fn run(
+        host: Arc<Host>,
+        registry: Arc<Registry>,
+        sandbox: SandboxId,
+        mut commands: mpsc::Receiver<Command>,
+    ) {
+        let mut machine = Self { host, registry, sandbox, live: None };
+        loop {
+            let ended = async {
+                match &machine.live {
+                    Some(live) => drop(live.pidfd.readable().await),
+                    None => std::future::pending().await,
+                }
+            };
+            let patience = match &machine.live {
+                Some(live) => live.expires_at.since(machine.host.clock.now()),
+                None => LINGER,
+            };
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => machine.obey(command).await,
+                    None => return,
+                },
+                () = ended => machine.happen(Event::Died).await,
+                () = tokio::time::sleep(patience) => {
+                    let now = machine.host.clock.now();
+                    match &machine.live {
+                        Some(live) if live.expires_at <= now => machine.happen(Event::Expired).await,
+                        Some(_) => {}
+                        None if machine.registry.retire(&machine.sandbox, &commands) => return,
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        // Whoever asked may be gone; the command is carried out all the same.
+        match command {
+            Command::Create { creation, reply } => drop(reply.send(self.create(*creation).await)),
+            Command::Resume { reply } => drop(reply.send(self.resume().await)),
+            Command::Adopt { run, reply } => drop(reply.send(self.adopt(*run).await)),
+            Command::Stop { run, reason, reply } => drop(reply.send(self.stop(run, reason).await)),
+            Command::Snapshot { run, request, reply } => {
+                drop(reply.send(self.snapshot(&run, request).await));
+            }
+            Command::Copy { to, reply } => drop(reply.send(self.copy(to).await)),
+            Command::Delete { with_snapshots, reply } => {
+                drop(reply.send(self.delete(Deletion { with_snapshots }).await));
+            }
+            Command::Update { changes, reply } => drop(reply.send(self.update(*changes).await)),
+            Command::SetPolicy { run, policy, reply } => {
+                drop(reply.send(self.set_policy(&run, policy).await));
+            }
+            Command::Extend { run, by, reply } => drop(reply.send(self.extend(&run, by).await)),
+        }
+    }
+
+    /// What happens without anybody's asking.
+    async fn happen(&mut self, event: Event) {
+        let plan = decide(self.live_phase().unwrap_or(Phase::Asleep), event);
+        if let Err(error) = self.take(&plan, Intent::default()).await {
+            // The run is still in the database: start-up and the next command
+            // try again.
+            tracing::error!(sandbox = %self.sandbox, error = %error.detail(), "end run");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// The phase, as long as this task has a run.
+    fn live_phase(&self) -> Option<Phase> {
+        let live = self.live.as_ref()?;
+        Some(if live.row.ending.is_some() {
+            Phase::Ending
+        } else if has_ended(live) || host::is_exiting(live.process.pid) {
+            Phase::Dying
+        } else {
+            Phase::Live
+        })
+    }
+
+    /// Whether `run` is the one that lives here.
+    fn has(&self, run: &RunId) -> bool {
+        self.live.as_ref().is_some_and(|live| &live.row.id == run)
+    }
+
+    async fn find(&self) -> Result<SandboxWithRun> {
+        let found = self.host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
+        found.ok_or_else(|| ProviderError::NotFound("sandbox".to_owned()))
+    }
+
+    /// What to do about an event, and what is recorded of the sandbox, where
+    /// that had to be read to know it.
+    async fn decide(&self, event: Event) -> Result<(Plan, Option<SandboxWithRun>)> {
+        if let Some(phase) = self.live_phase() {
+            return Ok((decide(phase, event), None));
+        }
+        let found = self.find().await?;
+        let phase = if found.run.status.is_ended() { Phase::Asleep } else { Phase::LeftOver };
+        Ok((decide(phase, event), Some(found)))
+    }
+
+    /// Takes the steps of a plan; what the last end recorded.
+    async fn take(&mut self, plan: &Plan, mut intent: Intent) -> Result<Option<Recorded>> {
+        let mut last = None;
+        for step in &plan.steps {
+            match step {
+                Step::AwaitDeath => {
+                    if let Some(live) = &self.live {
+                        let _ = tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await;
+                    }
+                }
+                Step::End(reason) => last = Some(self.end(*reason, std::mem::take(&mut intent)).await?),
+                Step::FinishLeftOver(reason) => {
+                    last = Some(self.finish_left_over(*reason, intent.deletion).await?);
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    async fn create(&mut self, creation: Creation) -> Result<Recorded> {
+        let Creation { sandbox, run, tags, routes, files, image, source } = creation;
+        let copied = files != Files::Image;
+        self.registry.begin(&run.id);
+        let inserted = match self.host.admits() {
+            Ok(()) => {
+                let inserted = self.host.db.insert_sandbox(&sandbox, &run, &tags, &routes).await;
+                inserted.map_err(internal("insert sandbox"))
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = inserted {
+            self.registry.forget(&run.id, true);
+            if files == Files::There {
+                let copy = Garbage { kind: GarbageKind::Volume, name: run.volume_id.to_string() };
+                pool(&self.host, "drop a copy", move |storage| storage.delete(&copy)).await?;
+            }
+            return Err(error);
+        }
+        let sandbox = SandboxRecord::new(sandbox);
+        let (boots, source) = (sandbox.row.boots, source.as_ref());
+        let boot = Boot { run, config: sandbox.config()?, image: &image, boots, files, source };
+        // A sandbox that never came up was never acknowledged.
+        let run = self.start(boot, true).await?;
+        self.host.note_new();
+        // A copy is on disk already, and its row not long after.
+        if copied && let Err(error) = self.host.sync_database().await {
+            tracing::warn!(error = %error.detail(), "it is saved with the next");
+        }
+        Ok(Recorded { sandbox: Some(sandbox), run, snapshot: None })
+    }
+
+    async fn resume(&mut self) -> Result<(Recorded, bool)> {
+        self.host.usable()?;
+        loop {
+            let (plan, found) = self.decide(Event::Resume).await?;
+            let ended = self.take(&plan, Intent::default()).await?;
+            if plan.then == Then::Answer {
+                return Ok((self.as_recorded(None).await?, false));
+            }
+            // What an end recorded is newer than what was found before it.
+            let found = if ended.is_some() { None } else { found };
+            let found = match found {
+                Some(found) => found,
+                None => self.find().await?,
+            };
+            if let Some(recorded) = self.start_again(found).await? {
+                return Ok((recorded, true));
+            }
+            // Its snapshot went in this moment, and its files with it.
+        }
+    }
+
+    /// Starts a run of a sandbox that has none; `None` where it has changed
+    /// since it was read.
+    async fn start_again(&mut self, found: SandboxWithRun) -> Result<Option<Recorded>> {
+        let sandbox = SandboxRecord::new(found.sandbox);
+        let config = sandbox.config()?.clone();
+        let image = self.host.db.image_by_id(&sandbox.row.image_id).await.map_err(internal("read image"))?;
+        let image =
+            image.ok_or_else(|| ProviderError::NotFound(format!("image {}", sandbox.row.image_id)))?;
+        let snapshot = match &sandbox.row.current_snapshot {
+            Some(id) => Some(self.living_snapshot(id).await?),
+            None => None,
+        };
+        let Ground { volume, files, state } = Ground::of(&sandbox.row, snapshot.as_ref(), &image);
+        if files == Files::There {
+            let sought = volume.clone();
+            let there = pool(&self.host, "look for the files of a sandbox", move |s| s.has_volume(&sought));
+            if !there.await? {
+                let missing = format!("volume {volume} is not there");
+                return Err(ProviderError::internal(format!("resume {}", sandbox.row.name), missing));
+            }
+        }
+        let now = self.host.clock.now();
+        let (id, made) = (RunId::generate(), files != Files::There);
+        let number = (id, found.run.number + 1);
+        let run = pending_run(&self.host.config.host, &sandbox.row, &config, number, (volume, made), now)?;
+        let inserted = self.host.db.insert_run(&run, &state, &sandbox.row).await;
+        if !inserted.map_err(internal("insert run"))? {
+            return Ok(None);
+        }
+        // A volume that is made now is as new as that of a creation.
+        if made {
+            self.host.note_new();
+        }
+        let boot = Boot { run, config: &config, image: &image, boots: state.boots, files, source: None };
+        let run = self.start(boot, false).await?;
+        let mut row = sandbox.row.clone();
+        (row.current_run, row.volume_id) = (run.id.clone(), Some(run.volume_id.clone()));
+        (row.boots, row.base_bytes, row.descends_from) = (state.boots, state.base_bytes, state.descends_from);
+        row.status_updated_at = run.updated_at;
+        Ok(Some(Recorded { sandbox: Some(sandbox.with_row(row)), run, snapshot: None }))
+    }
+
+    /// The snapshot, if it is still there.
+    async fn living_snapshot(&self, id: &SnapshotId) -> Result<SnapshotRow> {
+        let found = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
+        let found = found.filter(|snapshot| snapshot.status == SnapshotStatus::Created);
+        found.ok_or_else(|| ProviderError::SnapshotGone(id.to_string()))
+    }
+
+    /// Brings up a pending run. On failure the run has ended, a volume that was
+    /// made for it goes, and `with_sandbox` the sandbox.
+    async fn start(&mut self, boot: Boot<'_>, with_sandbox: bool) -> Result<RunRow> {
+        let run = boot.run.clone();
+        self.registry.begin(&run.id);
+        let started = self.try_start(boot).await;
+        if let Err(error) = &started {
+            tracing::warn!(run = %run.id, sandbox = %run.sandbox_name, error = %error.detail(), "run did not start");
+            let now = self.host.clock.now();
+            let failed = self.host.db.run_failed(&run, with_sandbox, now).await;
+            failed.map_err(internal("end run"))?;
+            self.host.untidy.notify_one();
+        }
+        self.registry.forget(&run.id, started.is_err());
+        started
+    }
+
+    async fn try_start(&mut self, boot: Boot<'_>) -> Result<RunRow> {
+        let Boot { run, config, image, boots, files, source } = boot;
+        self.host.usable()?;
+        let image = prepare(&self.host, &run, image, files).await?;
+        let launched = self.launch(&run, config, &Footing { image, boots }).await?;
+        let Launched { process, workdir, warnings } = launched;
+        for warning in &warnings {
+            tracing::warn!(run = %run.id, sandbox = %run.sandbox_name, warning, "boot");
+        }
+        let cwd = if workdir.is_empty() { run.cwd.clone() } else { workdir };
+        let run = RunRow { cwd, warnings, ..run };
+        let slot = process.slot;
+        let own = async {
+            if let Some(source) = source {
+                source::put_in(&self.host, &run, config, slot, source).await?;
+            }
+            // The lifetime is the caller's, so it begins when they get the sandbox.
+            let now = self.host.clock.now();
+            let lifetime = Duration::from_millis(u64::try_from(run.timeout_ms).unwrap_or(0));
+            let pidfd = sys::watch_process(process.pid);
+            let pidfd = pidfd.map_err(|e| ProviderError::internal(format!("watch run {}", run.id), e))?;
+            let run = RunRow {
+                status: RunStatus::Running,
+                process: Some(process.clone()),
+                started_at: Some(now),
+                expires_at: Some(now.plus(lifetime)),
+                updated_at: now,
+                ..run.clone()
+            };
+            self.host.db.run_started(&run, &process).await.map_err(internal("start run"))?;
+            Ok((run, pidfd))
+        };
+        match own.await {
+            Ok((run, pidfd)) => {
+                self.take_over(run.clone(), process, pidfd, config.clone());
+                Ok(run)
+            }
+            Err(error) => {
+                launch::remove(&self.host, &run.id, Some(slot)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Launches a run, of a sandbox whose disk is full too: who is in can
+    /// delete.
+    async fn launch(&self, run: &RunRow, config: &SandboxConfig, footing: &Footing) -> Result<Launched> {
+        match launch::launch(&self.host, run, config, footing).await {
+            Err(LaunchError::NoRoom { message, .. }) => tracing::info!(run = %run.id, message, "full"),
+            other => return Ok(other?),
+        }
+        let (limit, sandbox) = (run.resources.disk_mib.map(|mib| mib << 20), run.sandbox_id.clone());
+        pool(&self.host, "make room for a start", move |storage| storage.lift(&sandbox, limit)).await?;
+        let launched = launch::launch(&self.host, run, config, footing).await;
+        let sandbox = run.sandbox_id.clone();
+        let settled = pool(&self.host, "limit a sandbox", move |storage| storage.settle(&sandbox, limit));
+        if let Err(error) = settled.await {
+            // The next server to adopt it sets its limit.
+            tracing::warn!(run = %run.id, error = %error.detail(), "limit a sandbox");
+        }
+        Ok(launched?)
+    }
+
+    fn take_over(
+        &mut self,
+        row: RunRow,
+        process: RunProcess,
+        pidfd: AsyncFd<OwnedFd>,
+        config: Arc<SandboxConfig>,
+    ) {
+        self.registry.publish(Live {
+            run: row.id.clone(),
+            sandbox: row.sandbox_id.clone(),
+            namespace: row.namespace.clone(),
+            config,
+            cwd: row.cwd.clone(),
+            agent: Agent::in_dir(&self.host.socket_dir(row.id.as_str())),
+            ended: CancellationToken::new(),
+        });
+        let expires_at = row.expires_at.unwrap_or_else(|| self.host.clock.now());
+        self.live = Some(Owned { row, process, pidfd, expires_at });
+    }
+
+    /// Takes over a run that lives. On failure it does not any more, or is
+    /// nothing that this server can keep.
+    async fn adopt(&mut self, run: RunRow) -> Result<()> {
+        let sandbox = SandboxRecord::new(self.find().await?.sandbox);
+        let config = sandbox.config()?.clone();
+        let process = run.process.clone();
+        let process = process.ok_or_else(|| ProviderError::internal("adopt a run", "it has no process"))?;
+        let pidfd = sys::watch_process(process.pid)
+            .map_err(|error| ProviderError::internal(format!("watch run {}", run.id), error))?;
+        tracing::info!(run = %run.id, sandbox = %run.sandbox_name, "adopted");
+        launch::put_policy(&self.host, process.slot, &config.network);
+        // A server that was killed while it made a snapshot left it so.
+        self.host.cgroups.thaw(run.id.as_str());
+        // Or while it let a full sandbox start.
+        let limit = run.resources.disk_mib.map(|mib| mib << 20);
+        if let Err(error) = self.host.storage.set_limit(&run.sandbox_id, limit) {
+            tracing::warn!(run = %run.id, %error, "limit a sandbox");
+        }
+        self.take_over(run, process, pidfd, config);
+        Ok(())
+    }
+
+    /// What is recorded of the sandbox and of one of its runs, by default of the
+    /// newest.
+    async fn as_recorded(&self, run: Option<&RunId>) -> Result<Recorded> {
+        let found = self.host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
+        let wanted = match (run, &found) {
+            (Some(run), Some(found)) if &found.run.id == run => Some(found.run.clone()),
+            (Some(run), _) => self.host.db.run(run).await.map_err(internal("read run"))?,
+            (None, found) => found.as_ref().map(|found| found.run.clone()),
+        };
+        let run = wanted.ok_or_else(|| ProviderError::NotFound("run".to_owned()))?;
+        let sandbox = found.map(|found| SandboxRecord::new(found.sandbox));
+        Ok(Recorded { sandbox, run, snapshot: None })
+    }
+
+    async fn stop(&mut self, run: Option<RunId>, reason: StopReason) -> Result<Recorded> {
+        let current = run.as_ref().is_none_or(|run| self.has(run));
+        if current && self.live.is_some() {
+            self.host.usable()?;
+        }
+        let plan = match self.decide(Event::Stop { current, reason }).await {
+            Ok((plan, _)) => plan,
+            // Its sandbox is gone, and it ended before.
+            Err(ProviderError::NotFound(_)) => return self.as_recorded(run.as_ref()).await,
+            Err(error) => return Err(error),
+        };
+        match self.take(&plan, Intent::default()).await? {
+            Some(recorded) => Ok(recorded),
+            None => self.as_recorded(run.as_ref()).await,
+        }
+    }
+
+    async fn snapshot(
+        &mut self,
+        run: &RunId,
+        request: SnapshotRequest,
+    ) -> Result<(Recorded, Option<Duration>)> {
+        let event = Event::Snapshot { current: self.has(run), live: request.live };
+        let plan = decide(self.live_phase().unwrap_or(Phase::Asleep), event);
+        let manual = Manual { expiration: request.expiration };
+        match plan.then {
+            Then::CopyLive => {
+                self.host.usable()?;
+                let sandbox = SandboxRecord::new(self.find().await?.sandbox);
+                let Some(live) = &self.live else { return Err(ProviderError::Stopped) };
+                let (recorded, stall) =
+                    copies::snapshot_live(&self.host, sandbox, &live.row, &manual).await?;
+                Ok((recorded, Some(stall)))
+            }
+            Then::Answer => {
+                self.host.usable()?;
+                let intent = Intent { manual: Some(manual), deletion: None };
+                let recorded = self.take(&plan, intent).await?.ok_or(ProviderError::Stopped)?;
+                Ok((recorded, None))
+            }
+            _ => Err(ProviderError::Stopped),
+        }
+    }
+
+    async fn copy(&mut self, to: CopyTo) -> Result<Option<VolumeState>> {
+        self.host.admits()?;
+        let (plan, _) = self.decide(Event::Copy).await?;
+        self.take(&plan, Intent::default()).await?;
+        let sandbox = SandboxRecord::new(self.find().await?.sandbox);
+        let live = self.live.as_ref().filter(|_| plan.then == Then::CopyLive).map(|live| &live.row);
+        copies::copy(&self.host, &sandbox, live, to).await
+    }
+
+    async fn delete(&mut self, deletion: Deletion) -> Result<()> {
+        let (plan, found) = self.decide(Event::Delete).await?;
+        let intent = Intent { manual: None, deletion: Some(deletion) };
+        self.take(&plan, intent).await?;
+        let (Then::Forget, Some(found)) = (plan.then, found) else { return Ok(()) };
+        let (now, host) = (self.host.clock.now(), &found.run.host_id);
+        let snapshots = deletion.snapshots(&SandboxRecord::new(found.sandbox), now);
+        let deleted = self.host.db.delete_sandbox(&self.sandbox, host, snapshots, now).await;
+        deleted.map_err(internal("delete sandbox"))?;
+        self.host.untidy.notify_one();
+        self.host.sync_database().await
+    }
+
+    async fn update(&mut self, changes: UpdateSandbox) -> Result<Recorded> {
+        let (plan, found) = self.decide(Event::Update).await?;
+        if plan.then != Then::Change {
+            return Err(ProviderError::Stopping);
+        }
+        let SandboxWithRun { sandbox, run } = match found {
+            Some(found) => found,
+            None => self.find().await?,
+        };
+        let record = SandboxRecord::new(sandbox);
+        let mut config = SandboxConfig::clone(record.config()?);
+        let mut row = record.row;
+        let (tags, ports) = (changes.tags.clone(), changes.ports.clone());
+        let rolled_back = changes.current_snapshot.clone();
+        if let Some(id) = &rolled_back {
+            let found = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
+            let fits = |snapshot: &SnapshotRow| {
+                snapshot.namespace == row.namespace && snapshot.status == SnapshotStatus::Created
+            };
+            let found = found.filter(fits);
+            let found = found.ok_or_else(|| ProviderError::NotFound(format!("snapshot {id}")))?;
+            if found.image_id != row.image_id {
+                return Err(ProviderError::Invalid(format!(
+                    "currentSnapshotId: snapshot {id} stands on another image than the sandbox"
+                )));
+            }
+        }
+        row.persistent = changes.persistent.unwrap_or(row.persistent);
+        let policy = changes.network.is_some();
+        config.change(&self.host.config.limits, changes)?;
+        row.config = config.write()?;
+        row.updated_at = self.host.clock.now();
+        let routes = ports.as_deref().map(new_routes).transpose()?;
+        let updated = self.host.db.update_sandbox(&row, tags.as_ref(), routes.as_deref()).await;
+        updated.map_err(internal("update sandbox"))?;
+        if let Some(id) = rolled_back {
+            let live = self.live.as_ref().map(|live| &live.row);
+            let rolled_back = self.host.db.roll_back(&self.sandbox, &id, live, row.updated_at).await;
+            if !rolled_back.map_err(internal("roll back"))? {
+                return Err(ProviderError::SnapshotGone(id.to_string()));
+            }
+            self.host.untidy.notify_one();
+            row.current_snapshot = Some(id);
+        }
+        self.host.sync_database().await?;
+        let run = if policy { self.apply_policy(&config, run).await? } else { run };
+        Ok(Recorded { sandbox: Some(SandboxRecord::new(row)), run, snapshot: None })
+    }
+
+    async fn set_policy(&mut self, run: &RunId, policy: NetworkPolicy) -> Result<Recorded> {
+        let event = Event::SetPolicy { current: self.has(run) };
+        match decide(self.live_phase().unwrap_or(Phase::Asleep), event).then {
+            Then::Change => {
+                self.update(UpdateSandbox { network: Some(policy), ..UpdateSandbox::default() }).await
+            }
+            _ => Err(ProviderError::Stopped),
+        }
+    }
+
+    /// Puts the policy of a sandbox in force in its live run, if there is one.
+    /// The record came first: a server that is killed between the two reads it
+    /// when it adopts the run.
+    async fn apply_policy(&mut self, config: &SandboxConfig, run: RunRow) -> Result<RunRow> {
+        let Some(live) = self.live.as_mut() else { return Ok(run) };
+        launch::put_policy(&self.host, live.process.slot, &config.network);
+        live.row.network = config.shown_network()?;
+        live.row.updated_at = self.host.clock.now();
+        let noted = self.host.db.note_policy(&live.row.id, &live.row.network, live.row.updated_at).await;
+        noted.map_err(internal("record policy"))?;
+        Ok(live.row.clone())
+    }
+
+    async fn extend(&mut self, run: &RunId, by: Duration) -> Result<Recorded> {
+        let event = Event::Extend { current: self.has(run) };
+        let plan = decide(self.live_phase().unwrap_or(Phase::Asleep), event);
+        let Some(live) = self.live.as_mut().filter(|_| plan.then == Then::Change) else {
+            return Err(ProviderError::Stopped);
+        };
+        let now = self.host.clock.now();
+        let timeout_ms = self.host.config.limits.extended(live.row.timeout_ms, by)?;
+        let expires_at = live.expires_at.plus(by);
+        self.host.db.extend_run(run, timeout_ms, expires_at, now).await.map_err(internal("extend run"))?;
+        (live.row.timeout_ms, live.row.expires_at, live.row.updated_at) = (timeout_ms, Some(expires_at), now);
+        live.expires_at = expires_at;
+        Ok(Recorded { sandbox: None, run: live.row.clone(), snapshot: None })
+    }
+
+    /// Ends the live run: what is meant is recorded, then processes end, then
+    /// files are kept or dropped, then the end is recorded.
+    async fn end(&mut self, reason: StopReason, intent: Intent) -> Result<Recorded> {
+        let gone = || ProviderError::internal("end a run", "there is none");
+        let live = self.live.as_ref().ok_or_else(gone)?;
+        let (host, run) = (&self.host, live.row.id.clone());
+        let found = host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
+        let sandbox = found.map(|found| SandboxRecord::new(found.sandbox));
+        let ending = meant(&live.row, sandbox.as_ref(), reason, intent);
+        let (recorded, now) = (ending.write()?, host.clock.now());
+        host.db.run_stopping(&live.row, &recorded, now).await.map_err(internal("stop run"))?;
+        self.registry.unpublish(&run);
+        end_processes(host, live, ending.deletion.is_some()).await;
+        let live = self.live.as_mut().ok_or_else(gone)?;
+        live.row.status = RunStatus::Stopping;
+        live.row.stop_requested_at.get_or_insert(now);
+        live.row.ending = Some(recorded);
+        let slot = live.process.slot;
+        let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending).await?;
+        self.let_go(&run, slot);
+        refused.map_or(Ok(recorded), Err)
+    }
+
+    /// Finishes a run whose end failed half-way, and that nobody has.
+    async fn finish_left_over(&self, reason: StopReason, deletion: Option<Deletion>) -> Result<Recorded> {
+        let SandboxWithRun { sandbox, run } = self.find().await?;
+        self.host.usable()?;
+        launch::remove(&self.host, &run.id, None).await;
+        let sandbox = SandboxRecord::new(sandbox);
+        let ending = meant(&run, Some(&sandbox), reason, Intent { manual: None, deletion });
+        finish(&self.host, &run, Some(&sandbox), &ending).await.map(|ended| ended.recorded)
+    }
+
+    /// Forgets the live run, which has ended.
+    fn let_go(&mut self, run: &RunId, slot: u32) {
+        self.live = None;
+        // Nobody waits for what is only tidying; start-up does it after a crash.
+        let (host, registry, run) = (self.host.clone(), self.registry.clone(), run.clone());
+        registry.begin(&run);
+        tokio::spawn(async move {
+            launch::remove(&host, &run, Some(slot)).await;
+            registry.forget(&run, true);
+        });
+    }
+}
+
+/// How a run ends: deleted, if that is asked for now; else as was recorded; else
+/// as is asked for.
+fn meant(run: &RunRow, sandbox: Option<&SandboxRecord>, reason: StopReason, intent: Intent) -> Ending {
+    match (intent.deletion, Ending::of(run)) {
+        (Some(deletion), _) => Ending::of_deleted(deletion),
+        (None, Some(ending)) => ending,
+        (None, None) => Ending::decide(sandbox, reason, intent.manual),
+    }
+}
+
+fn has_ended(live: &Owned) -> bool {
+    host::start_time(live.process.pid) != Some(live.process.start_time)
+}
+
+/// Gracefully, then by force. Returns when PID 1 is gone, and with it every
+/// process of its namespace.
+async fn end_processes(host: &Host, live: &Owned, at_once: bool) {
+    let grace = if at_once { Duration::ZERO } else { host.config.stop_grace };
+    if !has_ended(live) {
+        let agent = Agent::in_dir(&host.socket_dir(live.row.id.as_str()));
+        let shutdown = Request::Shutdown { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(0) };
+        if let Err(error) = agent.call_within(shutdown, grace + STOP_SLACK).await {
+            tracing::warn!(run = %live.row.id, %error, "the agent did not end the run; killing it");
+            let _ = sys::pidfd_kill(live.pidfd.get_ref());
+        }
+    }
+    if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await.is_err() {
+        let _ = sys::pidfd_kill(live.pidfd.get_ref());
+        if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await.is_err() {
+            tracing::error!(run = %live.row.id, "PID 1 does not end; its files are kept as they are");
+        }
+    }
+    sys::reap(live.process.pid);
+}

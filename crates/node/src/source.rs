@@ -1,0 +1,166 @@
+//! What is put into a new sandbox before it is handed over: a clone or an
+//! archive. All of it runs inside, as the default user, so whatever the other
+//! side sends can harm nobody else. The sandbox's own policy comes into force
+//! when it is done: nothing but these commands has run until then.
+
+use std::time::Duration;
+
+use dormouse_agent_protocol::{Frame, Reply, Request, Spawn, StdinMode};
+use dormouse_control::SandboxConfig;
+use dormouse_provider::{CloneDirectory, GitSource, NetworkPolicy, ProviderError, Result, Source};
+use dormouse_store::RunRow;
+use dormouse_types::CommandId;
+
+use crate::agent::Agent;
+use crate::host::Host;
+use crate::launch;
+
+/// Words of git or tar that are kept for an error message, in bytes.
+const MAX_WORDS: usize = 2048;
+
+/// `$1` URL, `$2` directory, `$3` depth, `$4` revision or nothing. Hooks and
+/// local transports are off while nobody has looked at the repository;
+/// submodules stay out. A branch or tag is fetched as such, a commit by its
+/// whole name.
+const CLONE: &str = r#"set -e
+export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
+options="-c core.hooksPath=/dev/null -c init.defaultBranch=main -c advice.detachedHead=false"
+if [ -z "$4" ]; then
+    exec git $options clone --quiet --depth="$3" --no-recurse-submodules -- "$1" "$2"
+fi
+case "${#4}:$4" in
+40:*[!0-9a-f]*) ;;
+40:*)
+    git $options init --quiet -- "$2"
+    cd -- "$2"
+    git $options remote add origin "$1"
+    git $options fetch --quiet --depth="$3" origin "$4"
+    exec git $options checkout --quiet --detach FETCH_HEAD
+    ;;
+esac
+exec git $options clone --quiet --depth="$3" --no-recurse-submodules --branch="$4" -- "$1" "$2"
+"#;
+
+/// Answers git's question for a password from the environment of that one
+/// command (`gitcredentials(7)`).
+const HELPER: &str =
+    r#"!f() { printf 'username=%s\npassword=%s\n' "$DORMOUSE_GIT_USER" "$DORMOUSE_GIT_PASSWORD"; }; f"#;
+
+/// `$1` URL. tar finds out how it is packed.
+const UNPACK: &str = r#"set -e
+file=$(mktemp /tmp/.source.XXXXXX)
+trap 'rm -f "$file"' EXIT
+curl --silent --show-error --fail --location --proto =http,https --output "$file" -- "$1"
+tar --extract --no-same-owner --file="$file"
+"#;
+
+/// Name of the directory that git would give a clone.
+fn directory(git: &GitSource) -> String {
+    match git.directory {
+        CloneDirectory::Workdir => ".".to_owned(),
+        CloneDirectory::Named => {
+            let last = git.url.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+            let name = last.strip_suffix(".git").unwrap_or(last);
+            // Never out of the working directory.
+            if matches!(name, "" | "." | "..") { "repository".to_owned() } else { format!("./{name}") }
+        }
+    }
+}
+
+/// Puts the source into a run that nobody else can reach yet.
+pub(crate) async fn put_in(
+    host: &Host,
+    run: &RunRow,
+    config: &SandboxConfig,
+    slot: u32,
+    source: &Source,
+) -> Result<()> {
+    let (what, script, arguments, env) = match source {
+        Source::Snapshot(_) => return Ok(()),
+        Source::Git(git) => {
+            let depth = git.depth.unwrap_or(1).to_string();
+            let revision = git.revision.clone().unwrap_or_default();
+            let mut env = Vec::new();
+            if let Some((user, password)) = &git.credentials {
+                let pairs = [
+                    ("DORMOUSE_GIT_USER", user.as_str()),
+                    ("DORMOUSE_GIT_PASSWORD", password),
+                    ("GIT_CONFIG_COUNT", "1"),
+                    ("GIT_CONFIG_KEY_0", "credential.helper"),
+                    ("GIT_CONFIG_VALUE_0", HELPER),
+                ];
+                env.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            }
+            (format!("clone {}", git.url), CLONE, vec![git.url.clone(), directory(git), depth, revision], env)
+        }
+        Source::Tarball { url } => (format!("unpack {url}"), UNPACK, vec![url.clone()], Vec::new()),
+    };
+    launch::put_policy(host, slot, &NetworkPolicy::AllowAll);
+    let argv = ["sh", "-c", script, "sh"].into_iter().map(str::to_owned).chain(arguments).collect();
+    let spawn = Spawn {
+        id: CommandId::generate().to_string(),
+        argv,
+        cwd: run.cwd.clone(),
+        env: config.image_env.clone().into_iter().chain(env).collect(),
+        user: config.user.clone(),
+        stdin: StdinMode::Null,
+        timeout_ms: Some(u64::try_from(host.config.source_timeout.as_millis()).unwrap_or(u64::MAX)),
+    };
+    let agent = Agent::in_dir(&host.socket_dir(run.id.as_str()));
+    // The agent ends the command; this is for one that does not.
+    let limit = host.config.source_timeout + Duration::from_secs(20);
+    let outcome = tokio::time::timeout(limit, run_command(&agent, spawn)).await;
+    let (code, timed_out, words) = outcome.map_err(|_| ProviderError::internal(&*what, "no answer"))??;
+    launch::put_policy(host, slot, &config.network);
+    if timed_out {
+        let limit = dormouse_types::format_duration(host.config.source_timeout);
+        return Err(ProviderError::Invalid(format!("{what}: it took longer than {limit}")));
+    }
+    if code != 0 {
+        return Err(ProviderError::Invalid(format!("{what}: {}", words.trim())));
+    }
+    Ok(())
+}
+
+/// Runs a command to its end: exit code, whether its time ran out, its words.
+async fn run_command(agent: &Agent, spawn: Spawn) -> Result<(i32, bool, String)> {
+    let mut dialogue = agent.open(Request::Start { spawn, follow: true }).await?;
+    let mut words = Vec::new();
+    loop {
+        match dialogue.expect().await? {
+            Frame::Stdout(data) | Frame::Stderr(data) => {
+                words.extend_from_slice(&data);
+                let over = words.len().saturating_sub(MAX_WORDS);
+                words.drain(..over);
+            }
+            Frame::Reply(Reply::Exited(status)) => {
+                let text = String::from_utf8_lossy(&words).into_owned();
+                return Ok((status.exit_code.unwrap_or(-1), status.timed_out, text));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(url: &str) -> GitSource {
+        GitSource {
+            url: url.to_owned(),
+            depth: None,
+            revision: None,
+            credentials: None,
+            directory: CloneDirectory::Named,
+        }
+    }
+
+    #[test]
+    fn clones_go_where_git_would_put_them() {
+        assert_eq!(directory(&git("https://github.com/acme/widgets.git")), "./widgets");
+        assert_eq!(directory(&git("https://github.com/acme/widgets/")), "./widgets");
+        assert_eq!(directory(&git("https://github.com/acme/..")), "repository");
+        assert_eq!(directory(&git("https://github.com/acme/--upload-pack=x")), "./--upload-pack=x");
+    }
+}

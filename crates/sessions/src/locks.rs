@@ -1,0 +1,212 @@
+//! One change of a session's sandbox at a time: the second caller waits for
+//! the first and then finds its work done. Callers of one server queue in it;
+//! servers that share a database hold a lease on the session besides.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dormouse_jobs::Clock;
+use dormouse_store::Db;
+use dormouse_types::{HostId, SessionId};
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::SessionError;
+use crate::error::Result;
+
+/// How long a server that died keeps others from its sessions.
+const LEASE: Duration = Duration::from_secs(15);
+
+/// Between two looks at a lease that another server holds.
+const LOOK: Duration = Duration::from_millis(100);
+
+type Map = Arc<Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<()>>>>>;
+
+/// The locks of all sessions that are being changed.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    map: Map,
+    db: Db,
+    clock: Clock,
+    host: HostId,
+    /// The longest that a change takes.
+    patience: Duration,
+}
+
+/// A held lock; dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    local: Option<Local>,
+    /// Where servers share the database.
+    lease: Option<Lease>,
+}
+
+/// The lock among callers of this server.
+#[derive(Debug)]
+struct Local {
+    map: Map,
+    session: SessionId,
+    guard: Option<OwnedMutexGuard<()>>,
+}
+
+/// The lock among servers, which is held longer for as long as this lives.
+#[derive(Debug)]
+struct Lease {
+    db: Db,
+    name: String,
+    holder: String,
+    _renewing: AbortOnDropHandle<()>,
+}
+
+impl Locks {
+    pub(crate) fn new(db: Db, clock: Clock, host: HostId, patience: Duration) -> Self {
+        Self { map: Map::default(), db, clock, host, patience }
+    }
+
+    /// Waits for the session's lock.
+    ///
+    /// # Errors
+    /// [`SessionError::Contended`] when another server has it for longer than
+    /// any change takes; those of the database.
+    pub(crate) async fn take(&self, session: &SessionId) -> Result<Lock> {
+        let guard = self.mutex(session).lock_owned().await;
+        let local = self.held(session, guard);
+        if !self.db.is_shared() {
+            return Ok(Lock { local: Some(local), lease: None });
+        }
+        let until = self.clock.now().plus(self.patience);
+        loop {
+            if let Some(lease) = self.lease(session).await? {
+                return Ok(Lock { local: Some(local), lease: Some(lease) });
+            }
+            if self.clock.now() >= until {
+                return Err(SessionError::Contended);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The session's lock, unless somebody has it.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub(crate) async fn try_take(&self, session: &SessionId) -> Result<Option<Lock>> {
+        let Ok(guard) = self.mutex(session).try_lock_owned() else { return Ok(None) };
+        let local = self.held(session, guard);
+        let lease = if self.db.is_shared() {
+            match self.lease(session).await? {
+                Some(lease) => Some(lease),
+                None => return Ok(None),
+            }
+        } else {
+            None
+        };
+        Ok(Some(Lock { local: Some(local), lease }))
+    }
+
+    /// The lease on a session, unless another server holds it.
+    async fn lease(&self, session: &SessionId) -> Result<Option<Lease>> {
+        let name = format!("session {session}");
+        let holder = dormouse_types::JobId::generate().to_string();
+        let now = self.clock.now();
+        if !self.db.take_lease(&name, &self.host, &holder, now, now.plus(LEASE)).await? {
+            return Ok(None);
+        }
+        let (db, clock, held, by) = (self.db.clone(), self.clock.clone(), name.clone(), holder.clone());
+        let renewing = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LEASE / 3).await;
+                match db.renew_lease(&held, &by, clock.now().plus(LEASE)).await {
+                    Ok(true) => {}
+                    // What is written from here on is fenced by the version of
+                    // the session's row, and the name of its sandbox is taken.
+                    Ok(false) => return tracing::warn!(lease = held, "lost a lease"),
+                    Err(error) => tracing::warn!(lease = held, %error, "renew a lease"),
+                }
+            }
+        });
+        Ok(Some(Lease { db: self.db.clone(), name, holder, _renewing: AbortOnDropHandle::new(renewing) }))
+    }
+
+    fn mutex(&self, session: &SessionId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.entry(session.clone()).or_default().clone()
+    }
+
+    fn held(&self, session: &SessionId, guard: OwnedMutexGuard<()>) -> Local {
+        Local { map: self.map.clone(), session: session.clone(), guard: Some(guard) }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.guard.take());
+        // Only the map is left holding it: nobody waits.
+        if map.get(&self.session).is_some_and(|mutex| Arc::strong_count(mutex) == 1) {
+            map.remove(&self.session);
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let (Some(lease), local) = (self.lease.take(), self.local.take()) else { return };
+        // Whoever waits in this server comes after the lease is given back.
+        tokio::spawn(async move {
+            if let Err(error) = lease.db.release_lease(&lease.name, &lease.holder).await {
+                tracing::warn!(lease = lease.name, %error, "release a lease; it ends by itself");
+            }
+            drop(local);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn locks(db: Db, host: &str) -> Locks {
+        Locks::new(db, Clock::system(), host.parse().unwrap(), Duration::from_secs(60))
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time_and_nothing_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open_file(&dir.path().join("dormouse.db")).await.unwrap();
+        let (locks, session) = (locks(db, "host_one").await, SessionId::generate());
+        let first = locks.take(&session).await.unwrap();
+        let waiting = locks.take(&session);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(locks.try_take(&session).await.unwrap().is_none());
+        drop(first);
+        drop(waiting.await.unwrap());
+        assert!(locks.map.lock().unwrap().is_empty());
+        drop(locks.try_take(&session).await.unwrap().unwrap());
+        assert!(locks.map.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn servers_of_one_database_take_turns() {
+        let address = dormouse_store::testing::Postgres::shared().database().parse().unwrap();
+        let db = Db::open(&address).await.unwrap();
+        let (one, other) = (locks(db.clone(), "host_one").await, locks(db.clone(), "host_two").await);
+        let session = SessionId::generate();
+        let first = one.take(&session).await.unwrap();
+        assert!(other.try_take(&session).await.unwrap().is_none());
+        let waiting = other.take(&session);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(first);
+        let second = waiting.await.unwrap();
+        assert!(one.try_take(&session).await.unwrap().is_none());
+        drop(second);
+        // One that died holds it no longer than its lease, or its next start.
+        std::mem::forget(one.take(&session).await.unwrap());
+        assert!(other.try_take(&session).await.unwrap().is_none());
+        db.clear_leases(&one.host, Clock::system().now()).await.unwrap();
+        assert!(other.try_take(&session).await.unwrap().is_some());
+    }
+}
