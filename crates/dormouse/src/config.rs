@@ -2,6 +2,7 @@
 //! underscore goes one level down), then flags. Unknown keys are refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) network: Network,
     pub(crate) ports: Ports,
+    pub(crate) api: Api,
     pub(crate) git: Git,
     pub(crate) images: Images,
     /// Foreign tokens; absent: none are accepted.
@@ -204,6 +206,27 @@ impl Default for Ports {
     }
 }
 
+/// How many requests a caller may make of one server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Api {
+    /// Requests a second of one account.
+    pub(crate) rate: NonZeroU32,
+    /// Requests that it may make at once on top.
+    pub(crate) burst: NonZeroU32,
+    /// Requests a second of one address that fail to say who calls.
+    pub(crate) strangers_rate: NonZeroU32,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        const RATE: NonZeroU32 = NonZeroU32::new(1000).unwrap();
+        const BURST: NonZeroU32 = NonZeroU32::new(5000).unwrap();
+        const STRANGERS: NonZeroU32 = NonZeroU32::new(100).unwrap();
+        Self { rate: RATE, burst: BURST, strangers_rate: STRANGERS }
+    }
+}
+
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Git {
@@ -277,6 +300,7 @@ impl Default for Config {
             lifecycle: Lifecycle::default(),
             network: Network::default(),
             ports: Ports::default(),
+            api: Api::default(),
             git: Git::default(),
             images: Images::default(),
             jwt: None,
@@ -486,6 +510,12 @@ impl Config {
             "ports.domain: {domain:?} is no domain"
         );
         Ok(dormouse_http::PortsConfig { domain, scheme, wake_on_traffic, trusted_proxies })
+    }
+
+    /// How many requests a caller may make.
+    pub(crate) fn rates(&self) -> dormouse_http::RatesConfig {
+        let Api { rate, burst, strangers_rate } = self.api;
+        dormouse_http::RatesConfig { per_second: rate, burst, strangers_per_second: strangers_rate }
     }
 
     /// The client of the provider, when that is not the engine.

@@ -1,18 +1,24 @@
 //! Who calls: exactly one of `x-api-key` and `Authorization: Bearer`, a key of
 //! ours or a JWT of a configured issuer (session contract, section 1).
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use dormouse_store::{ApiKey, hash_secret};
 use dormouse_types::AccountId;
 
 use crate::App;
 use crate::error::ApiError;
 
-/// The authenticated account.
+/// Who calls, as the layer in front of every API found out.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller(pub(crate) AccountId);
+pub(crate) struct Caller(pub(crate) Identity);
+
+/// The account that calls.
+#[derive(Debug, Clone)]
+pub(crate) struct Account(pub(crate) AccountId);
 
 /// Who calls, and what their token says of the platform that issued it.
 #[derive(Debug, Clone)]
@@ -29,11 +35,48 @@ pub(crate) struct PlatformClaims {
     pub(crate) project_id: Option<String>,
 }
 
-impl FromRequestParts<App> for Caller {
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        authenticate(&parts.headers, app).await.map(|identity| Self(identity.account))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // A route that is not behind the layer lets nobody in.
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| ApiError::unauthorized("Unauthorized"))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Account {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Caller(identity) = Caller::from_request_parts(parts, state).await?;
+        Ok(Self(identity.account))
+    }
+}
+
+/// The layer in front of an API: finds out who calls, and holds them to the
+/// rate that they may have. `refuse` gives a refusal the API's own form.
+pub(crate) async fn layer(
+    app: App,
+    mut request: Request,
+    next: Next,
+    refuse: fn(ApiError) -> Response,
+) -> Response {
+    let peer = crate::request::peer(&request);
+    match authenticate(request.headers(), &app).await {
+        Ok(identity) => match app.rates.of_account(&identity.account) {
+            Ok(()) => {
+                crate::request::note_account(&identity.account);
+                request.extensions_mut().insert(Caller(identity));
+                next.run(request).await
+            }
+            Err(wait) => refuse(ApiError::too_many(wait)),
+        },
+        // Guesses are counted by where they come from.
+        Err(error) if error.status == StatusCode::UNAUTHORIZED => match app.rates.of_stranger(peer) {
+            Ok(()) => refuse(error),
+            Err(wait) => refuse(ApiError::too_many(wait)),
+        },
+        Err(error) => refuse(error),
     }
 }
 
@@ -63,7 +106,7 @@ fn credential(headers: &HeaderMap) -> Result<Credential, ApiError> {
     }
 }
 
-pub(crate) async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiError> {
+async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiError> {
     match credential(headers)? {
         Credential::Key(key) => {
             let found = app.db.key_by_hash(&hash_secret(&key)).await?;

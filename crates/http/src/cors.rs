@@ -22,11 +22,11 @@ fn add(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, fixed("GET, POST, PUT, DELETE, OPTIONS, PATCH"));
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        fixed("Content-Type, Authorization, X-Requested-With, x-api-key"),
+        fixed("Content-Type, Authorization, X-Requested-With, x-api-key, x-request-id"),
     );
     headers.insert(
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        fixed("x-workflow-run-id, x-workflow-stream-tail-index"),
+        fixed("x-request-id, x-workflow-run-id, x-workflow-stream-tail-index"),
     );
     headers.entry(header::CACHE_CONTROL).or_insert(fixed("no-store"));
 }

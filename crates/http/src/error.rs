@@ -1,6 +1,7 @@
 //! Errors of the session API: one envelope (seed, `Error`), status by type.
 
 use std::any::Any;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -8,24 +9,35 @@ use axum::response::{IntoResponse, Response};
 use dormouse_provider::ProviderError;
 use dormouse_sessions::SessionError;
 use dormouse_store::StoreError;
-use dormouse_types::ErrorBody;
+
+use crate::session::ErrorBody;
 
 /// An answer that is not success.
 #[derive(Debug)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
+    /// When to try again, in seconds.
+    pub(crate) retry_after: Option<u64>,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
+        Self { status, message: message.into(), retry_after }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// The caller asks for more than they may; `wait`: until the next one.
+    pub(crate) fn too_many(wait: Duration) -> Self {
+        let seconds = wait.as_secs() + 1;
+        let message = format!("too many requests; try again after {seconds} s");
+        Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
     }
 
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
@@ -36,10 +48,15 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(ErrorBody::new(self.message))).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        say_when(&mut response, self.retry_after);
         response
+    }
+}
+
+/// Says after how many seconds to try again.
+pub(crate) fn say_when(response: &mut Response, retry_after: Option<u64>) {
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
 }
 

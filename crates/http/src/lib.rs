@@ -11,12 +11,16 @@ mod openapi;
 mod operations;
 mod ports;
 mod provider;
+mod rates;
+mod request;
 mod session;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use dormouse_jobs::Clock;
 use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
 use dormouse_sessions::Sessions;
@@ -24,8 +28,9 @@ use dormouse_store::Db;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use jwt::{JwtConfig, JwtVerifier};
-pub use openapi::document as openapi_document;
+pub use openapi::{provider_document, session_document};
 pub use ports::PortsConfig;
+pub use rates::RatesConfig;
 
 /// Largest JSON body, in bytes.
 const MAX_JSON: usize = 256 << 10;
@@ -48,6 +53,8 @@ pub struct Parts {
     pub elsewhere: Option<String>,
     /// How ports are published.
     pub ports: PortsConfig,
+    /// How many requests a caller may make.
+    pub rates: RatesConfig,
     /// Time.
     pub clock: Clock,
     /// Foreign tokens, when configured.
@@ -66,11 +73,12 @@ pub(crate) struct App {
     clock: Clock,
     jwt: Option<Arc<JwtVerifier>>,
     noted: ports::Noted,
+    rates: rates::Rates,
 }
 
 /// The whole service.
 pub fn router(parts: Parts) -> Router {
-    let Parts { db, sessions, provider, gateway, health, elsewhere, ports, clock, jwt } = parts;
+    let Parts { db, sessions, provider, gateway, health, elsewhere, ports, rates, clock, jwt } = parts;
     let app = App {
         db,
         sessions,
@@ -81,14 +89,23 @@ pub fn router(parts: Parts) -> Router {
         clock,
         jwt,
         noted: ports::Noted::default(),
+        rates: rates::Rates::new(rates),
     };
     let (session_routes, _) = session::router().split_for_parts();
+    // Whoever calls is asked who they are before anything else is looked at.
+    let guard = |routes: Router<App>, refuse: fn(error::ApiError) -> Response| {
+        let layer = move |State(app): State<App>, request: Request, next: Next| {
+            auth::layer(app, request, next, refuse)
+        };
+        routes.route_layer(axum::middleware::from_fn_with_state(app.clone(), layer))
+    };
+    let provider_routes = match elsewhere {
+        None => guard(provider::router(), provider::refuse).merge(provider::open_router()),
+        Some(place) => guard(provider::elsewhere(place), provider::refuse),
+    };
     Router::new()
-        .merge(session_routes)
-        .merge(match elsewhere {
-            None => provider::router(),
-            Some(place) => provider::elsewhere(place),
-        })
+        .merge(guard(session_routes, IntoResponse::into_response))
+        .merge(provider_routes)
         .merge(operations::router())
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
@@ -96,6 +113,7 @@ pub fn router(parts: Parts) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(axum::middleware::from_fn(cors::apply))
         .layer(axum::middleware::from_fn(linger::apply))
+        .layer(axum::middleware::from_fn(request::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), ports::route))
         .with_state(app)
 }

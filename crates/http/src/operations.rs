@@ -1,4 +1,4 @@
-//! For operators: health, and the document of the session API.
+//! For operators and for clients: health, and the documents of both APIs.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -6,11 +6,15 @@ use axum::routing::get;
 use axum::{Json, Router};
 use dormouse_provider::{HealthCheck, HealthState};
 use serde_json::{Value, json};
+use utoipa::openapi::OpenApi;
 
 use crate::App;
 
 pub(crate) fn router() -> Router<App> {
-    Router::new().route("/healthz", get(health)).route("/openapi.json", get(document))
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/openapi.json", get(session_document))
+        .route("/openapi/provider.json", get(provider_document))
 }
 
 /// 200 while requests can be answered, 503 when they cannot. The body says what
@@ -38,6 +42,10 @@ async fn health(State(app): State<App>) -> (StatusCode, Json<Value>) {
     (code, Json(json!({"status": state.as_str(), "checks": shown})))
 }
 
-async fn document() -> Json<Value> {
-    Json(serde_json::to_value(crate::openapi::document()).unwrap_or_default())
+async fn session_document() -> Json<OpenApi> {
+    Json(crate::openapi::session_document())
+}
+
+async fn provider_document() -> Json<OpenApi> {
+    Json(crate::openapi::provider_document())
 }

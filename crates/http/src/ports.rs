@@ -93,7 +93,7 @@ fn asked_host(request: &Request, peer: Option<IpAddr>, trusted: &[Cidr]) -> Opti
 
 fn refusal(status: StatusCode, code: &str, message: &str) -> Response {
     let error = ErrorDetail { code: code.to_owned(), message: message.to_owned() };
-    (status, Json(ErrorReply { error })).into_response()
+    (status, Json(ErrorReply { error, request_id: None })).into_response()
 }
 
 /// Headers that are about one connection (RFC 9110, section 7.6.1).

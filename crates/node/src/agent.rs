@@ -167,7 +167,8 @@ pub(crate) struct Dialogue {
 impl Dialogue {
     /// The next frame; `None` at the end of the connection.
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, AgentError> {
-        let mut buffer = [0; 32 << 10];
+        // On the heap: each caller's future would be as large.
+        let mut buffer = vec![0; 32 << 10];
         loop {
             let frame = self.decoder.next_frame().map_err(|e| AgentError::Protocol(e.to_string()))?;
             if frame.is_some() {
@@ -230,7 +231,8 @@ pub(crate) struct DialogueReader {
 impl DialogueReader {
     /// The next frame; an error frame or the end is an error.
     pub(crate) async fn expect(&mut self) -> Result<Frame, AgentError> {
-        let mut buffer = [0; 32 << 10];
+        // On the heap: each caller's future would be as large.
+        let mut buffer = vec![0; 32 << 10];
         loop {
             match self.decoder.next_frame().map_err(|e| AgentError::Protocol(e.to_string()))? {
                 Some(Frame::Error(errno)) => return Err(AgentError::Refused(errno)),

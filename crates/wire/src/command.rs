@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// A command.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Command {
@@ -31,6 +32,7 @@ pub struct Command {
 }
 
 /// A command to start.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandRequest {
@@ -63,6 +65,7 @@ pub struct CommandRequest {
 }
 
 /// `{command}`: a reply, and first and last line of a stream.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CommandReply {
     /// The command.
@@ -70,6 +73,7 @@ pub struct CommandReply {
 }
 
 /// Reply of the list of commands.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CommandList {
     /// Oldest first.
@@ -77,6 +81,7 @@ pub struct CommandList {
 }
 
 /// A line of output.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LogLine {
     /// `stdout`, `stderr`, or `error`.
@@ -86,6 +91,7 @@ pub struct LogLine {
 }
 
 /// A signal to send.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KillRequest {
     /// Number.
@@ -93,6 +99,7 @@ pub struct KillRequest {
 }
 
 /// A file to read, or a directory to make.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PathRequest {
     /// Absolute, or relative to `cwd`.

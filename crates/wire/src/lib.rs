@@ -5,7 +5,6 @@
 //! Here a run is called a session, as on the wire, and nowhere else.
 
 mod command;
-pub mod first;
 mod policy;
 mod reply;
 mod requests;
@@ -13,6 +12,7 @@ mod sandbox;
 mod session;
 mod snapshot;
 mod terminal;
+pub mod v1;
 
 pub use command::{Command, CommandList, CommandReply, CommandRequest, KillRequest, LogLine, PathRequest};
 pub use policy::{

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Network policy as it is reported: without the values of headers.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkPolicy {
@@ -29,6 +30,7 @@ pub struct NetworkPolicy {
 
 /// Headers that are set on requests to a domain. In a request with their
 /// values, in a reply with their names.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InjectionRule {
@@ -52,6 +54,7 @@ impl std::fmt::Debug for InjectionRule {
 }
 
 /// Requests to a domain that go elsewhere.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ForwardRule {
@@ -67,6 +70,7 @@ pub struct ForwardRule {
 
 /// Network policy as it is asked for: by mode, by allowed domains and subnets,
 /// or in the older form of [`NetworkPolicy`].
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkPolicyRequest {
@@ -97,6 +101,7 @@ pub struct NetworkPolicyRequest {
 }
 
 /// Domains that may be reached.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum AllowedDomains {
@@ -107,6 +112,7 @@ pub enum AllowedDomains {
 }
 
 /// Networks that may or may not be reached.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Subnets {
     /// May.
@@ -118,6 +124,7 @@ pub struct Subnets {
 }
 
 /// What happens to requests that match. Exactly one of the last three.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRule {
@@ -143,6 +150,7 @@ impl std::fmt::Debug for PolicyRule {
 }
 
 /// Headers that are set.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Transform {
     /// Names and values.

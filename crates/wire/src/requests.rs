@@ -8,6 +8,7 @@ use crate::{KeepLastSnapshots, NetworkPolicyRequest};
 
 /// A sandbox to make. Fields that this server does not know are taken in by
 /// `mounts`, `network_id` and `drives` only to be refused.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CreateRequest {
@@ -74,6 +75,7 @@ pub struct CreateRequest {
 }
 
 /// What is put into a new sandbox.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum Source {
@@ -118,6 +120,7 @@ impl std::fmt::Debug for Source {
 }
 
 /// Limits.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Resources {
     /// CPUs.
@@ -128,6 +131,7 @@ pub struct Resources {
 }
 
 /// Changes to a sandbox; what is absent stays.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateRequest {
@@ -154,6 +158,7 @@ pub struct UpdateRequest {
     pub snapshot_expiration: Option<u64>,
     /// How many of them stay; `null`: as many as there are.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<KeepLastSnapshots>))]
     pub keep_last_snapshots: Option<Option<KeepLastSnapshots>>,
     /// What the next session starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -185,6 +190,7 @@ where
 }
 
 /// A sandbox to make from another; what is absent is copied.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ForkRequest {

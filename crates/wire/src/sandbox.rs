@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{NetworkPolicy, Pagination, Session};
 
 /// A sandbox.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
@@ -70,6 +71,7 @@ pub struct Sandbox {
 }
 
 /// What a sandbox holds on disk.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Disk {
@@ -83,6 +85,7 @@ pub struct Disk {
 }
 
 /// How many snapshots of a sandbox stay.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeepLastSnapshots {
@@ -97,6 +100,7 @@ pub struct KeepLastSnapshots {
 }
 
 /// A published port.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Route {
     /// Where it is reached.
@@ -108,6 +112,7 @@ pub struct Route {
 }
 
 /// Reply of get.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxReply {
     /// The sandbox.
@@ -122,6 +127,7 @@ pub struct SandboxReply {
 }
 
 /// Reply of list.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxList {
     /// Newest first.
@@ -131,6 +137,7 @@ pub struct SandboxList {
 }
 
 /// Reply of update and delete.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ChangeReply {
     /// The sandbox: as it is, or as it was.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{NetworkPolicy, Pagination, Route, Sandbox, Snapshot};
 
 /// One boot of a sandbox.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
@@ -73,6 +74,7 @@ pub struct Session {
 }
 
 /// Reply of the list of sessions.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionList {
     /// Newest first.
@@ -82,6 +84,7 @@ pub struct SessionList {
 }
 
 /// Reply of stop.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StopReply {
     /// The session.
@@ -95,6 +98,7 @@ pub struct StopReply {
 }
 
 /// Time to add.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExtendRequest {
     /// Milliseconds.
@@ -102,6 +106,7 @@ pub struct ExtendRequest {
 }
 
 /// `{session}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionReply {
     /// The session.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Pagination, Session};
 
 /// A snapshot to make.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SnapshotRequest {
     /// Milliseconds that it stays; 0: for ever.
@@ -16,6 +17,7 @@ pub struct SnapshotRequest {
 }
 
 /// A snapshot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
@@ -48,6 +50,7 @@ pub struct Snapshot {
 }
 
 /// `{snapshot, session}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MadeSnapshotReply {
     /// What was made.
@@ -61,6 +64,7 @@ pub struct MadeSnapshotReply {
 }
 
 /// `{snapshot}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotReply {
     /// The snapshot.
@@ -68,6 +72,7 @@ pub struct SnapshotReply {
 }
 
 /// Reply of the list of snapshots.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotList {
     /// Snapshots, deleted ones included.
@@ -77,6 +82,7 @@ pub struct SnapshotList {
 }
 
 /// A snapshot among those made on top of the same one.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotNode {
     /// The snapshot.
@@ -88,6 +94,7 @@ pub struct SnapshotNode {
 }
 
 /// Reply of the line of a snapshot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotTree {
     /// Nearest first.

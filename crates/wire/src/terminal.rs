@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Where a terminal is opened.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InteractiveReply {
     /// `ws://…`, without a query.
@@ -12,6 +13,7 @@ pub struct InteractiveReply {
 }
 
 /// What the two sides of a terminal say in text frames; bytes go in binary ones.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum TerminalMessage {

@@ -114,6 +114,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         health: engine.as_ref().map(|engine| engine.node.clone() as Arc<dyn HealthSource>),
         elsewhere: engine.is_none().then(|| config.vercel.base_url.clone()),
         ports: config.ports(address)?,
+        rates: config.rates(),
         clock,
         jwt,
     };

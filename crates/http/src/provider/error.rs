@@ -39,8 +39,62 @@ impl WireError {
 
 impl IntoResponse for WireError {
     fn into_response(self) -> Response {
-        (self.status, Json(ErrorReply { error: self.detail() })).into_response()
+        let request_id = crate::request::current_id();
+        (self.status, Json(ErrorReply { error: self.detail(), request_id })).into_response()
     }
+}
+
+/// The answer to a caller who may not come in.
+pub(crate) fn refuse(error: ApiError) -> Response {
+    let retry_after = error.retry_after;
+    let mut response = WireError::from(error).into_response();
+    crate::error::say_when(&mut response, retry_after);
+    response
+}
+
+/// Every error answer of this API.
+#[derive(utoipa::IntoResponses)]
+#[expect(dead_code, reason = "for the document only")]
+pub(crate) enum WireErrors {
+    /// The request is wrong; the message names the field.
+    #[response(status = 400)]
+    BadRequest(#[to_schema] ErrorReply),
+    /// The credentials are missing or not right.
+    #[response(status = 401)]
+    Unauthorized(#[to_schema] ErrorReply),
+    /// The caller may not do this.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] ErrorReply),
+    /// There is no such thing.
+    #[response(status = 404)]
+    NotFound(#[to_schema] ErrorReply),
+    /// The name is taken.
+    #[response(status = 409)]
+    Conflict(#[to_schema] ErrorReply),
+    /// The session has ended, or the snapshot is gone.
+    #[response(status = 410)]
+    Gone(#[to_schema] ErrorReply),
+    /// The body is too large.
+    #[response(status = 413)]
+    TooLarge(#[to_schema] ErrorReply),
+    /// The body is of another type.
+    #[response(status = 415)]
+    WrongType(#[to_schema] ErrorReply),
+    /// The sandbox lives on another server; the message says where that is.
+    #[response(status = 421)]
+    WrongServer(#[to_schema] ErrorReply),
+    /// The session is stopping.
+    #[response(status = 422)]
+    Stopping(#[to_schema] ErrorReply),
+    /// Too many requests; `retry-after` says when the next one is served.
+    #[response(status = 429)]
+    TooMany(#[to_schema] ErrorReply),
+    /// The server failed.
+    #[response(status = 502)]
+    Failed(#[to_schema] ErrorReply),
+    /// There is no room now, or the database does not answer.
+    #[response(status = 503)]
+    Unavailable(#[to_schema] ErrorReply),
 }
 
 impl From<ApiError> for WireError {
@@ -50,6 +104,7 @@ impl From<ApiError> for WireError {
             StatusCode::FORBIDDEN => "forbidden",
             StatusCode::NOT_FOUND => "not_found",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limited",
             StatusCode::MISDIRECTED_REQUEST => "wrong_server",
             _ => "bad_request",
         };

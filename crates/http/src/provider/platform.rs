@@ -8,9 +8,9 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::error::{WireError, WireResult};
-use super::{Scope, owner};
+use super::scope::{Scope, owner};
 use crate::App;
-use crate::auth::{Identity, authenticate};
+use crate::auth::{Caller, Identity};
 use crate::body::ApiJson;
 
 pub(crate) fn router() -> Router<App> {
@@ -34,7 +34,8 @@ impl axum::extract::FromRequestParts<App> for Anyone {
         parts: &mut axum::http::request::Parts,
         app: &App,
     ) -> Result<Self, WireError> {
-        Ok(Self(authenticate(&parts.headers, app).await?))
+        let Caller(identity) = Caller::from_request_parts(parts, app).await?;
+        Ok(Self(identity))
     }
 }
 

@@ -16,8 +16,8 @@ use dormouse_store::{TicketRow, hash_secret};
 use dormouse_wire as wire;
 use futures::{SinkExt as _, StreamExt as _};
 
-use super::RunScope;
-use super::error::{WireError, WireResult};
+use super::error::{WireError, WireErrors, WireResult};
+use super::scope::{RunScope, ScopeQuery};
 use crate::App;
 
 /// How long a ticket waits for its connection.
@@ -61,11 +61,16 @@ pub(crate) fn router() -> Router<App> {
         .route("/terminal", get(connect))
 }
 
+/// Get the right to open a terminal in a session: a URL and a ticket for it.
+#[utoipa::path(post, path = "/sessions/{id}/interactive", tag = "sessions",
+    params(("id" = String, Path, description = "Session id"), ScopeQuery),
+    responses((status = 200, body = wire::InteractiveReply, description = "Where, and with what"), WireErrors))]
 pub(crate) async fn invite(
     State(app): State<App>,
     scope: RunScope,
     headers: HeaderMap,
 ) -> WireResult<Json<wire::InteractiveReply>> {
+    scope.used(&app).await;
     let run = app.provider.run(&scope.run).await?;
     match run.status {
         status if status.is_ended() => return Err(dormouse_provider::ProviderError::Stopped.into()),

@@ -1,5 +1,7 @@
-//! The session API: `/api/sandbox…`, `/api/sessions…`, `/api/keys`.
+//! The session API: `/api/sandbox…`, `/api/sessions…`, `/api/keys`. One file
+//! holds one operation.
 
+mod errors;
 mod keys;
 mod sandbox;
 mod sessions;
@@ -11,19 +13,20 @@ use dormouse_types::SessionId;
 
 use crate::App;
 use crate::error::{ApiError, ApiResult};
+pub(crate) use errors::ErrorBody;
 
 /// All routes with their documentation.
 pub(crate) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(sandbox::create, sandbox::stop))
-        .routes(routes!(sandbox::status))
-        .routes(routes!(sandbox::reconnect))
-        .routes(routes!(sandbox::activity))
-        .routes(routes!(sandbox::extend))
-        .routes(routes!(sandbox::pause, sandbox::resume))
-        .routes(routes!(sessions::list, sessions::create))
-        .routes(routes!(sessions::get, sessions::patch, sessions::delete))
-        .routes(routes!(keys::list, keys::create, keys::delete))
+        .routes(routes!(sandbox::create::create, sandbox::stop::stop))
+        .routes(routes!(sandbox::status::status))
+        .routes(routes!(sandbox::reconnect::reconnect))
+        .routes(routes!(sandbox::activity::activity))
+        .routes(routes!(sandbox::extend::extend))
+        .routes(routes!(sandbox::pause::pause, sandbox::resume::resume))
+        .routes(routes!(sessions::list::list, sessions::create::create))
+        .routes(routes!(sessions::get::get, sessions::patch::patch, sessions::delete::delete))
+        .routes(routes!(keys::list::list, keys::create::create, keys::delete::delete))
 }
 
 /// A session id, or 404: what cannot be an id names no session.

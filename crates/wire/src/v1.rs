@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{Route, Session};
 
 /// Reply about one sandbox.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::SandboxReply))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxReply {
     /// The session.
@@ -15,6 +17,8 @@ pub struct SandboxReply {
 }
 
 /// Reply of the list of sandboxes.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::SandboxList))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxList {
     /// Newest first.
@@ -24,6 +28,8 @@ pub struct SandboxList {
 }
 
 /// A place in a list, named by instants in milliseconds.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::Pagination))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pagination {
     /// Items on this page.
@@ -35,6 +41,8 @@ pub struct Pagination {
 }
 
 /// A snapshot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::Snapshot))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
@@ -52,6 +60,8 @@ impl From<crate::Snapshot> for Snapshot {
 }
 
 /// Reply about one snapshot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::SnapshotReply))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotReply {
     /// The snapshot.
@@ -59,6 +69,8 @@ pub struct SnapshotReply {
 }
 
 /// Reply of the list of snapshots.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::SnapshotList))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotList {
     /// Newest first.
@@ -68,6 +80,8 @@ pub struct SnapshotList {
 }
 
 /// Reply of a snapshot that was made.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = v1::MadeSnapshotReply))]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MadeSnapshotReply {
     /// What was made.

@@ -1,109 +1,20 @@
-//! Commands: start, follow, wait, kill, standard input.
+//! Output as lines of JSON.
 
-use std::time::Duration;
-
-use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use bytes::Bytes;
-use dormouse_provider::{BoxStream, CommandSpec, LogEvent, StdinSource};
-use dormouse_types::CommandId;
+use dormouse_provider::{BoxStream, LogEvent};
 use dormouse_wire as wire;
 use futures::StreamExt as _;
 
-use super::error::{WireError, WireResult};
-use super::{RunScope, present};
-use crate::App;
-use crate::body::ApiJson;
+use super::super::error::WireError;
+use super::super::present;
 
 /// The protocol's clients compare this letter by letter.
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
-pub(crate) async fn start(
-    State(app): State<App>,
-    scope: RunScope,
-    ApiJson(body): ApiJson<wire::CommandRequest>,
-) -> WireResult<Response> {
-    let spec = CommandSpec {
-        argv: std::iter::once(body.command).chain(body.args).collect(),
-        cwd: body.cwd.filter(|cwd| !cwd.is_empty()),
-        env: body.env,
-        sudo: body.sudo,
-        timeout: body.timeout.map(Duration::from_millis),
-        stdin: if body.stdin { StdinSource::Stream } else { StdinSource::Empty },
-    };
-    let id = CommandId::generate();
-    if !body.wait {
-        let command = app.provider.start(&scope.run, id, spec).await?;
-        return Ok(Json(wire::CommandReply { command: present::command(command) }).into_response());
-    }
-    let events = app.provider.exec(&scope.run, id, spec).await?;
-    Ok(stream(events, body.logs, true))
-}
-
-pub(crate) async fn list(State(app): State<App>, scope: RunScope) -> WireResult<Json<wire::CommandList>> {
-    let commands = app.provider.commands(&scope.run).await?;
-    let commands = commands.into_iter().map(present::command).collect();
-    Ok(Json(wire::CommandList { commands }))
-}
-
-fn command_id(text: &str) -> WireResult<CommandId> {
-    text.parse().map_err(|_| WireError::not_found(format!("command {text} not found")))
-}
-
-#[derive(serde::Deserialize)]
-pub(crate) struct WaitQuery {
-    #[serde(default)]
-    wait: bool,
-}
-
-pub(crate) async fn get(
-    State(app): State<App>,
-    scope: RunScope,
-    Path((_, command)): Path<(String, String)>,
-    Query(query): Query<WaitQuery>,
-) -> WireResult<Json<wire::CommandReply>> {
-    let id = command_id(&command)?;
-    let command = if query.wait {
-        app.provider.wait(&scope.run, &id).await?
-    } else {
-        app.provider.command(&scope.run, &id).await?
-    };
-    Ok(Json(wire::CommandReply { command: present::command(command) }))
-}
-
-pub(crate) async fn logs(
-    State(app): State<App>,
-    scope: RunScope,
-    Path((_, command)): Path<(String, String)>,
-) -> WireResult<Response> {
-    Ok(stream(app.provider.logs(&scope.run, &command_id(&command)?).await?, true, false))
-}
-
-pub(crate) async fn kill(
-    State(app): State<App>,
-    scope: RunScope,
-    Path((_, command)): Path<(String, String)>,
-    ApiJson(body): ApiJson<wire::KillRequest>,
-) -> WireResult<Json<wire::CommandReply>> {
-    let command = app.provider.kill(&scope.run, &command_id(&command)?, body.signal).await?;
-    Ok(Json(wire::CommandReply { command: present::command(command) }))
-}
-
-pub(crate) async fn stdin(
-    State(app): State<App>,
-    scope: RunScope,
-    Path((_, command)): Path<(String, String)>,
-    body: Body,
-) -> WireResult<Json<serde_json::Value>> {
-    let body = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other));
-    app.provider.stdin(&scope.run, &command_id(&command)?, Box::pin(body)).await?;
-    Ok(Json(serde_json::json!({})))
-}
-
-/// Output as lines of JSON. Text is cut only between characters; bytes that
+/// Text is cut only between characters; bytes that
 /// are no UTF-8 become replacement characters, as the protocol has text only.
 #[derive(Default)]
 struct Utf8Tail {
@@ -154,7 +65,7 @@ fn output(stream: &str, text: String) -> Option<Bytes> {
     (!text.is_empty()).then(|| line(&wire::LogLine { stream: stream.to_owned(), data: text.into() }))
 }
 
-fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) -> Response {
+pub(super) fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) -> Response {
     let lines = events.scan(Utf8Tail::default(), move |tail, event| {
         let lines: Vec<Bytes> = match event {
             Ok(LogEvent::Started(command) | LogEvent::Exited(command)) => {

@@ -1,0 +1,5 @@
+//! Files.
+
+pub(crate) mod mkdir;
+pub(crate) mod read;
+pub(crate) mod write;
