@@ -2,6 +2,7 @@
 //! checked in as `openapi/session-api.json` and `openapi/provider-api.json`; a
 //! test fails on drift.
 
+use utoipa::ToSchema;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathItem, SecurityRequirement};
@@ -10,7 +11,11 @@ use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathItem, SecurityRe
 #[must_use]
 pub fn session_document() -> OpenApi {
     let (_, routes) = crate::session::router().split_for_parts();
-    document(routes, "Dormouse session API", "A Linux sandbox for every agent session.")
+    document::<crate::session::ErrorBody>(
+        routes,
+        "Dormouse session API",
+        "A Linux sandbox for every agent session.",
+    )
 }
 
 /// The document of the provider API.
@@ -20,13 +25,18 @@ pub fn provider_document() -> OpenApi {
     let about = "Versions 2 and 3 of the Vercel Sandbox protocol. They are the same but for one thing: a git \
         source goes into the working directory itself in 2, into a directory of its own in 3. Version 1, which \
         older clients speak, is served too.";
-    document(routes, "Dormouse provider API", about)
+    document::<dormouse_wire::ErrorReply>(routes, "Dormouse provider API", about)
 }
 
-fn document(routes: OpenApi, title: &str, about: &str) -> OpenApi {
+/// `E`: the body of every error answer, which the handlers' own schemas leave
+/// out.
+fn document<E: ToSchema>(routes: OpenApi, title: &str, about: &str) -> OpenApi {
     let info = InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).description(Some(about));
     let mut document = OpenApiBuilder::new().info(info.build()).build().merge_from(routes);
     let components = document.components.get_or_insert_with(Default::default);
+    let mut schemas = vec![(E::name().into_owned(), E::schema())];
+    E::schemas(&mut schemas);
+    components.schemas.extend(schemas);
     components.add_security_scheme(
         "ApiKeyAuth",
         SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("x-api-key"))),

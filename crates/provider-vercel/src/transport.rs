@@ -268,7 +268,7 @@ impl Transport {
         let detail = tokio::time::timeout(self.short, collect(answer)).await.ok().and_then(|body| body.ok());
         let detail = detail.and_then(|body| serde_json::from_slice::<wire::ErrorReply>(&body).ok());
         let (code, message) = match detail {
-            Some(wire::ErrorReply { error }) => (error.code, error.message),
+            Some(wire::ErrorReply { error, .. }) => (error.code, error.message),
             None => (String::new(), format!("the sandbox provider answered {status}")),
         };
         if status.is_server_error() {

@@ -8,6 +8,8 @@ use utoipa::{IntoResponses, ToSchema};
 #[schema(as = Error)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ErrorBody {
+    /// Always `error`.
+    #[schema(inline)]
     status: ErrorWord,
     /// What went wrong and what would be right.
     error: String,

@@ -54,6 +54,7 @@ pub(crate) struct CreateSandboxResponse {
     /// Branch that is checked out.
     current_branch: String,
     /// Always `vercel`: the name of the protocol.
+    #[schema(inline)]
     mode: Mode,
     timing: Timing,
 }
