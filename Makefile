@@ -5,9 +5,9 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test test-vm demo bench setup tools lint unit blackbox fuzz fmt audit
+.PHONY: test test-vm demo bench setup tools lint unit documents blackbox fuzz fmt audit
 
-test: setup lint unit blackbox fuzz test-vm
+test: setup lint unit documents blackbox fuzz test-vm
 
 ## What the tests and the demo need from Debian.
 setup:
@@ -29,6 +29,12 @@ lint: tools
 
 unit:
 	cargo test --workspace --exclude dormouse-tests --locked
+
+## Both OpenAPI documents: valid, as the seed says, and fit for a client.
+documents:
+	@scripts/setup node=nodejs npm=npm
+	cd tests/clients && npm ci --no-audit --no-fund
+	scripts/check-openapi
 
 blackbox: tools
 	@scripts/setup node=nodejs npm=npm ip=iproute2

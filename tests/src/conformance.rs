@@ -12,7 +12,9 @@ use clap::{Parser, Subcommand};
 use dormouse_control::{Control, ControlConfig, Limits};
 use dormouse_jobs::Clock;
 use dormouse_node::{Node, NodeConfig, StorageConfig, StorageKind, host_id};
-use dormouse_provider::{Namespace, Resources, SandboxProvider, conformance};
+use dormouse_provider::{
+    CreateSandbox, Namespace, Resources, RunRef, SandboxKey, SandboxProvider, StopReason, conformance,
+};
 use dormouse_provider_vercel::{Vercel, VercelConfig};
 use dormouse_store::Db;
 
@@ -31,6 +33,14 @@ enum Provider {
     /// The engine, in this process, on a data directory that no server uses
     /// and that has a default image.
     Engine {
+        /// Data directory.
+        data_dir: PathBuf,
+        /// Instance of this host.
+        instance: u8,
+    },
+    /// Not the suite: how often the engine asks its database for one stop, on a
+    /// data directory as for the engine.
+    Traffic {
         /// Data directory.
         data_dir: PathBuf,
         /// Instance of this host.
@@ -55,8 +65,7 @@ enum Provider {
     },
 }
 
-async fn engine(data_dir: PathBuf, instance: u8) -> anyhow::Result<(Arc<Node>, Control)> {
-    let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<Node>, Control)> {
     let host = host_id(&data_dir).context("read the host's id")?;
     let limits = Limits {
         default_resources: Resources { vcpus: 2, memory_mib: 1024, pids: 512, disk_mib: Some(1024) },
@@ -116,16 +125,46 @@ async fn suite(provider: Arc<dyn SandboxProvider>, namespace: &str, only: Option
     failed == 0 && passed > 0
 }
 
+/// Stops a sandbox a few times. A stop reads the sandbox, records how it is to
+/// end, and records that it did. Over HTTP two reads come before that: whose the
+/// key is, and whose the run.
+async fn stop_traffic(control: &Control, db: &Db) -> anyhow::Result<bool> {
+    let namespace = Namespace::default_of("acc_conformance");
+    let key = SandboxKey { namespace: namespace.clone(), name: "traffic".parse()? };
+    let mut run = control.create(CreateSandbox::new(key.clone())).await?.run;
+    let mut good = true;
+    for _ in 0..5 {
+        let id = RunRef { namespace: namespace.clone(), id: run.id };
+        let before = db.traffic();
+        control.stop(&id, StopReason::Requested).await?;
+        let after = db.traffic();
+        let (reads, writes) = (after.reads - before.reads, after.writes - before.writes);
+        println!("a stop: {reads} reads, {writes} write transactions");
+        good &= reads <= 1 && writes <= 2;
+        run = control.resume(&key).await?.run;
+    }
+    control.delete(&key, true).await?;
+    Ok(good)
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let only = args.only.as_deref();
     let good = match args.provider {
         Provider::Engine { data_dir, instance } => {
-            let (node, control) = engine(data_dir, instance).await?;
+            let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+            let (node, control) = engine(data_dir, instance, db).await?;
             let good = suite(Arc::new(control), "acc_conformance", only).await;
             node.detach();
             good
+        }
+        Provider::Traffic { data_dir, instance } => {
+            let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+            let (node, control) = engine(data_dir, instance, db.clone()).await?;
+            let good = stop_traffic(&control, &db).await;
+            node.detach();
+            good?
         }
         Provider::Http { base_url, token, team, project, runtime } => {
             let config = VercelConfig { team, project, runtime, ..VercelConfig::new(base_url, token) };

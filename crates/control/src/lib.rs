@@ -34,6 +34,7 @@ use dormouse_jobs::Clock;
 use dormouse_provider::{ProviderError, Result, RunRef, SandboxKey};
 use dormouse_store::{Db, RunRow, SandboxWithRun, StoreError};
 use dormouse_types::HostId;
+use tracing::Instrument as _;
 
 pub use ground::{Files, Ground};
 pub use record::{SandboxRecord, pending_run};
@@ -125,5 +126,5 @@ async fn carry_through<T: Send + 'static>(
     operation: &'static str,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    tokio::spawn(work).await.map_err(|error| ProviderError::internal(operation, error))?
+    tokio::spawn(work.in_current_span()).await.map_err(|error| ProviderError::internal(operation, error))?
 }

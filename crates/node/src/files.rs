@@ -99,7 +99,10 @@ async fn record(
     refused: Option<ProviderError>,
 ) -> Result<Ended> {
     let row = host.db.record_end(end).await.map_err(internal("record the end of a run"))?;
-    host.untidy.notify_one();
+    let replaced = sandbox.is_some_and(|sandbox| sandbox.row.current_snapshot.is_some());
+    if end.volume != Volume::Kept || end.forget.is_some() || (end.retire.is_some() && replaced) {
+        host.untidy.notify_one();
+    }
     host.sync_database().await?;
     let run = ended(end.run, end.status, end.reason, end.now);
     let sandbox = row.map(|row| match sandbox {

@@ -8,6 +8,7 @@ use dormouse_provider::{CommandSpec, CreateSandbox, LogEvent, ProviderError, Run
 use dormouse_store::SessionRow;
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
+use tracing::Instrument as _;
 
 use crate::decide::Event;
 use crate::error::Result;
@@ -76,13 +77,15 @@ impl Sessions {
         repo: GithubRepo,
     ) -> Result<Provisioned> {
         let sessions = self.clone();
-        let work = tokio::spawn(async move {
+        let work = async move {
             match session {
                 Some(session) => sessions.provision_session(&account, &session, &repo).await,
                 None => sessions.provision_ephemeral(&account, &repo).await,
             }
-        });
-        work.await.map_err(|error| ProviderError::internal("provision", error))?
+        };
+        tokio::spawn(work.in_current_span())
+            .await
+            .map_err(|error| ProviderError::internal("provision", error))?
     }
 
     async fn provision_session(

@@ -47,11 +47,20 @@ pub(crate) fn restart_keeps_sandboxes(w: &World) -> anyhow::Result<()> {
 
 /// Changes one row of the server's database behind its back.
 fn change_row(w: &World, sql: &str) -> anyhow::Result<()> {
-    let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
-                  print(db.execute(sys.argv[2]).rowcount); db.commit()";
-    let database = w.dir.join("data/dormouse.db");
-    let output = Command::new("python3").args(["-c", script]).arg(database).arg(sql).output()?;
-    ensure!(output.stdout == b"1\n", "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    let config = std::fs::read_to_string(w.dir.join("config.toml"))?;
+    let url = config.lines().find_map(|line| line.strip_prefix("database_url = "));
+    let (output, expected) = match url {
+        Some(url) => {
+            (Command::new("psql").args([url.trim_matches('"'), "--command", sql]).output()?, "UPDATE 1\n")
+        }
+        None => {
+            let script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
+                          print(db.execute(sys.argv[2]).rowcount); db.commit()";
+            let database = w.dir.join("data/dormouse.db");
+            (Command::new("python3").args(["-c", script]).arg(database).arg(sql).output()?, "1\n")
+        }
+    };
+    ensure!(output.stdout == expected.as_bytes(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

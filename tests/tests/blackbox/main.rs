@@ -9,6 +9,7 @@ mod api;
 mod boot;
 mod cli;
 mod clients;
+mod cluster;
 mod commands;
 mod crash;
 mod files;
@@ -96,6 +97,29 @@ const SLEEPY: &[Scenario] = &[
     ("crash::kill_under_all_operations", crash::kill_under_all_operations),
 ];
 
+/// Scenarios of a world whose rows are in Postgres.
+const POSTGRES: &[Scenario] = &[
+    ("api::main_job", api::main_job),
+    ("api::siblings", api::siblings),
+    ("api::failed_clone_leaves_nothing", api::failed_clone_leaves_nothing),
+    ("api::ephemeral", api::ephemeral),
+    ("api::one_session_200_posts", api::one_session_200_posts),
+    ("api::fifty_sessions", api::fifty_sessions),
+    ("commands::files", commands::files),
+    ("lifecycle::stop_ends_everything", lifecycle::stop_ends_everything),
+    ("lifecycle::archive_and_back", lifecycle::archive_and_back),
+    ("lifecycle::changes_under_use", lifecycle::changes_under_use),
+    ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
+    ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
+    ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
+    ("provider::owners_and_teams", provider::owners_and_teams),
+    ("provider::lost_answers", provider::lost_answers),
+    ("provider::use_of_a_session", provider::use_of_a_session),
+    ("vercel::client_conforms", vercel::client_conforms),
+    ("crash::kill_under_all_operations", crash::kill_under_all_operations),
+    ("cluster::two_servers", cluster::two_servers),
+];
+
 /// Scenarios of a world on the plain storage driver.
 const PLAIN: &[Scenario] = &[
     ("api::main_job", api::main_job),
@@ -127,6 +151,7 @@ const CLIENTS: &[Scenario] = &[
     ("cli::shell", cli::shell),
     ("services::restart", services::restart),
     ("vercel::engine_conforms", vercel::engine_conforms),
+    ("vercel::a_stop_is_frugal", vercel::a_stop_is_frugal),
     ("vercel::client_conforms", vercel::client_conforms),
     ("vercel::sessions_run_elsewhere", vercel::sessions_run_elsewhere),
     ("vercel::elsewhere_is_away", vercel::elsewhere_is_away),
@@ -153,6 +178,9 @@ const OTHER_POOLS: &[Scenario] = &[
 /// Scenarios of a world on a disk that loses power.
 const UNRELIABLE: &[Scenario] = &[("crash::power_cuts", crash::power_cuts)];
 
+/// Instance of the world whose rows are in Postgres.
+const ON_POSTGRES: u8 = 15;
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
@@ -166,6 +194,12 @@ fn main() -> ExitCode {
         (11, "[sandbox]\ndisk_mib = 16384\n", Disk::Device(2048), OTHER_POOLS),
         (12, "[sandbox]\ndisk_mib = 16384\n", Disk::Mounted(2048), OTHER_POOLS),
         (7, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Unreliable(6144), UNRELIABLE),
+        (
+            ON_POSTGRES,
+            "[lifecycle]\nidle_timeout = \"60s\"\n[sandbox]\nstop_grace = \"200ms\"\n",
+            Disk::Host,
+            POSTGRES,
+        ),
     ];
     for (instance, config, disk, scenarios) in worlds {
         let scenarios: Vec<_> =
@@ -177,7 +211,12 @@ fn main() -> ExitCode {
             eprintln!("sweep world {instance}: {error:#}");
         }
         let before = world::Footprint::take(instance);
-        let world = match World::start(instance, config, disk) {
+        let mut config = config.to_owned();
+        if instance == ON_POSTGRES {
+            let database = dormouse_store::testing::Postgres::shared().database();
+            config = format!("database_url = \"{database}\"\n{config}");
+        }
+        let world = match World::start(instance, &config, disk) {
             Ok(world) => world,
             Err(error) => {
                 eprintln!("world {instance} does not start: {error:#}");

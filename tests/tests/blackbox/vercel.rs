@@ -34,6 +34,16 @@ pub(crate) fn engine_conforms(w: &World) -> anyhow::Result<()> {
     outcome
 }
 
+/// How often one stop asks the database.
+pub(crate) fn a_stop_is_frugal(w: &World) -> anyhow::Result<()> {
+    w.end_server("-TERM")?;
+    let data = w.dir.join("data");
+    let instance = w.instance.to_string();
+    let outcome = conformance(Command::new(binary("conformance")).arg("traffic").arg(data).arg(instance));
+    w.serve()?;
+    outcome
+}
+
 /// Client, server, engine.
 pub(crate) fn client_conforms(w: &World) -> anyhow::Result<()> {
     let base = format!("{}/api", w.base);

@@ -8,7 +8,6 @@ use utoipa::{IntoResponses, ToSchema};
 #[schema(as = Error)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ErrorBody {
-    /// Always `error`.
     #[schema(inline)]
     status: ErrorWord,
     /// What went wrong and what would be right.
@@ -19,7 +18,7 @@ pub(crate) struct ErrorBody {
     request_id: Option<String>,
 }
 
-/// The only status of an error.
+/// Always `error`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum ErrorWord {

@@ -53,12 +53,12 @@ pub(crate) struct CreateSandboxResponse {
     timeout: i64,
     /// Branch that is checked out.
     current_branch: String,
-    /// Always `vercel`: the name of the protocol.
     #[schema(inline)]
     mode: Mode,
     timing: Timing,
 }
 
+/// Always `vercel`: the name of the protocol.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
