@@ -7,6 +7,8 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod health;
 mod model;
 mod policy;
