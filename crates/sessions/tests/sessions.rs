@@ -1,0 +1,367 @@
+//! Sessions over a provider in memory, with a clock that is moved by hand and
+//! faults where the test wants them; on both databases.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_jobs::Clock;
+use dormouse_provider::fake::{Call, Fake, Fault};
+use dormouse_provider::{
+    CommandSpec, ProviderError, RunRef, RunStatus, SandboxKey, SandboxProvider, StopReason,
+};
+use dormouse_sessions::{
+    LifecycleConfig, LifecycleState, NewSession, Probe, SessionError, SessionPatch, SessionStatus, Sessions,
+};
+use dormouse_store::{AccountRow, Address, Db, testing::Postgres};
+use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
+use tokio::sync::Notify;
+
+const IDLE: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = Duration::from_secs(3600);
+
+fn repo() -> GithubRepo {
+    "https://github.com/acme/widgets".parse().unwrap()
+}
+
+/// Git, as far as sessions need it: a clone, and the branch in it.
+fn git(spec: &CommandSpec) -> Option<(i32, String)> {
+    let script = spec.argv.get(2)?;
+    let is_git = script.contains("git") && spec.argv[0] == "sh";
+    is_git.then(|| match spec.argv.iter().any(|word| word.contains("missing")) {
+        true => (128, String::new()),
+        false => (0, "trunk\n".to_owned()),
+    })
+}
+
+struct Bench {
+    db: Db,
+    fake: Arc<Fake>,
+    clock: Clock,
+    sessions: Arc<Sessions>,
+    account: AccountId,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn on(address: Address, dir: tempfile::TempDir) -> Self {
+        let db = Db::open(&address).await.unwrap();
+        let clock = Clock::fixed(Timestamp(1_000_000));
+        let time = clock.clone();
+        let fake = Arc::new(Fake::new(move || time.now()).with_programs(git));
+        let account = AccountId::generate();
+        let row =
+            AccountRow { id: account.clone(), name: "Ada".into(), email: None, created_at: clock.now() };
+        db.insert_account(&row).await.unwrap();
+        let sessions = server(&db, &fake, &clock, "host_one");
+        Self { db, fake, clock, sessions, account, _dir: dir }
+    }
+
+    /// One for each kind of database.
+    async fn all() -> Vec<Self> {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sqlite = Address::Sqlite(one.path().join("dormouse.db"));
+        let postgres = Postgres::shared().database().parse().unwrap();
+        vec![Self::on(sqlite, one).await, Self::on(postgres, other).await]
+    }
+
+    async fn session(&self) -> SessionId {
+        self.sessions.create(&self.account, NewSession { title: None, repo: None }).await.unwrap().id
+    }
+
+    async fn provision(&self, id: &SessionId) -> Result<(), SessionError> {
+        self.sessions.provision(self.account.clone(), Some(id.clone()), repo()).await.map(drop)
+    }
+
+    /// A session whose sandbox is ready.
+    async fn ready(&self) -> SessionId {
+        let id = self.session().await;
+        self.provision(&id).await.unwrap();
+        id
+    }
+
+    async fn state(&self, id: &SessionId) -> LifecycleState {
+        self.db.session(id).await.unwrap().unwrap().lifecycle_state
+    }
+
+    fn key(&self, id: &SessionId) -> SandboxKey {
+        SandboxKey { namespace: Sessions::namespace(&self.account), name: SandboxName::for_session(id) }
+    }
+
+    async fn run(&self, id: &SessionId) -> RunRef {
+        let found = self.fake.get(&self.key(id)).await.unwrap();
+        RunRef { namespace: self.key(id).namespace, id: found.run.id }
+    }
+
+    /// Lets the reconciler look until the sandbox sleeps: the lock of the call
+    /// before is given back in the background.
+    async fn falls_asleep(&self, id: &SessionId) {
+        for _ in 0..200 {
+            self.sessions.reconcile_once().await;
+            if !self.is_awake(id).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it does not fall asleep");
+    }
+
+    async fn is_awake(&self, id: &SessionId) -> bool {
+        self.fake.get(&self.key(id)).await.unwrap().run.status == RunStatus::Running
+    }
+}
+
+fn server(db: &Db, fake: &Arc<Fake>, clock: &Clock, host: &str) -> Arc<Sessions> {
+    let config = LifecycleConfig {
+        idle_timeout: IDLE,
+        max_lifetime: LIFETIME,
+        clone_timeout: Duration::from_secs(30),
+    };
+    let provider: Arc<dyn SandboxProvider> = fake.clone();
+    // Every server can deal with the sandboxes of this provider.
+    Arc::new(Sessions::new(db.clone(), provider, clock.clone(), config, host.parse().unwrap(), false))
+}
+
+fn broken() -> ProviderError {
+    ProviderError::internal("ask", "nobody is there")
+}
+
+#[tokio::test]
+async fn idle_ones_sleep_and_come_back() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        assert_eq!(bench.state(&id).await, LifecycleState::Active);
+        bench.clock.advance(IDLE / 2);
+        assert!(bench.sessions.activity(&bench.account, &id).await.unwrap());
+        bench.clock.advance(IDLE / 2 + Duration::from_secs(1));
+        bench.sessions.reconcile_once().await;
+        assert!(bench.is_awake(&id).await, "it was used");
+        bench.clock.advance(IDLE);
+        bench.falls_asleep(&id).await;
+        assert_eq!(bench.state(&id).await, LifecycleState::Hibernated);
+        bench.provision(&id).await.unwrap();
+        assert_eq!((bench.fake.count(Call::Create), bench.state(&id).await), (1, LifecycleState::Active));
+    }
+}
+
+#[tokio::test]
+async fn a_lifetime_ends_whatever_happens() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        for _ in 0..LIFETIME.as_secs() / 50 + 1 {
+            bench.clock.advance(Duration::from_secs(50));
+            bench.sessions.activity(&bench.account, &id).await.unwrap();
+        }
+        bench.falls_asleep(&id).await;
+        assert_eq!(bench.state(&id).await, LifecycleState::Hibernated);
+    }
+}
+
+/// Fault 2: nobody waits for somebody else's clone.
+#[tokio::test]
+async fn a_clone_that_hangs_keeps_nobody_else_awake() {
+    for bench in Bench::all().await {
+        let idle = bench.ready().await;
+        let release = Arc::new(Notify::new());
+        bench.fake.plan(Call::Create, Fault::Hang(release.clone()));
+        let hanging = bench.session().await;
+        let (sessions, account, id) = (bench.sessions.clone(), bench.account.clone(), hanging.clone());
+        let clone = tokio::spawn(async move { sessions.provision(account, Some(id), repo()).await });
+        while bench.state(&hanging).await != LifecycleState::Restoring {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        bench.clock.advance(IDLE + Duration::from_secs(1));
+        let round = tokio::time::timeout(Duration::from_secs(5), bench.sessions.reconcile_once()).await;
+        assert!(round.is_ok(), "the reconciler waits for the clone");
+        bench.falls_asleep(&idle).await;
+        assert_eq!(bench.state(&idle).await, LifecycleState::Hibernated);
+        release.notify_one();
+        clone.await.unwrap().unwrap();
+        assert_eq!(bench.state(&hanging).await, LifecycleState::Active);
+    }
+}
+
+/// Fault 3: a provider that cannot tell has not said that nothing runs.
+#[tokio::test]
+async fn a_provider_that_does_not_answer_stops_nothing() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        bench.clock.advance(IDLE + Duration::from_secs(1));
+        bench.fake.plan(Call::Commands, Fault::Error(broken()));
+        bench.sessions.reconcile_once().await;
+        assert_eq!(bench.state(&id).await, LifecycleState::Active, "it may be busy");
+        bench.fake.plan(Call::Get, Fault::Error(broken()));
+        assert!(bench.sessions.stop(&bench.account, &id).await.is_err(), "not: it was stopped already");
+        bench.fake.plan(Call::Get, Fault::Error(broken()));
+        assert!(bench.sessions.probe(&bench.account, &id).await.is_err());
+        assert!(bench.is_awake(&id).await);
+        // A control: nothing fails, and it sleeps.
+        bench.clock.advance(IDLE + Duration::from_secs(1));
+        bench.falls_asleep(&id).await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_runs_keeps_it_awake() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        let run = bench.run(&id).await;
+        let command = CommandId::generate();
+        bench.fake.start(&run, command.clone(), CommandSpec::new(["sleep", "1000"])).await.unwrap();
+        for _ in 0..3 {
+            bench.clock.advance(IDLE + Duration::from_secs(1));
+            bench.sessions.reconcile_once().await;
+            assert!(bench.is_awake(&id).await);
+        }
+        bench.fake.kill(&run, &command, 9).await.unwrap();
+        bench.clock.advance(IDLE + Duration::from_secs(1));
+        bench.falls_asleep(&id).await;
+    }
+}
+
+/// Fault 12: what the provider granted is not lost to somebody else's write.
+#[tokio::test]
+async fn an_extension_and_a_use_at_once() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        for _ in 0..10 {
+            let extend = bench.sessions.extend(&bench.account, &id);
+            let (extended, used) = tokio::join!(extend, bench.sessions.touch(&id));
+            let (end, _) = extended.unwrap();
+            assert!(used.unwrap());
+            let row = bench.db.session(&id).await.unwrap().unwrap();
+            assert_eq!(row.sandbox_expires_at, Some(end));
+            assert_eq!(bench.fake.get(&bench.key(&id)).await.unwrap().sandbox.expires_at, Some(end));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_fails_is_healed_by_the_next_call() {
+    for bench in Bench::all().await {
+        // Nothing is left of a clone that failed.
+        let id = bench.session().await;
+        let missing: GithubRepo = "https://github.com/acme/missing".parse().unwrap();
+        let failed = bench.sessions.provision(bench.account.clone(), Some(id.clone()), missing).await;
+        assert!(matches!(failed, Err(SessionError::Clone { .. })));
+        assert!(bench.fake.sandboxes().is_empty());
+        assert_eq!(bench.state(&id).await, LifecycleState::Provisioning);
+        // A creation whose answer was lost is not made twice.
+        bench.fake.plan(Call::Create, Fault::LostAnswer);
+        assert!(bench.provision(&id).await.is_err());
+        bench.provision(&id).await.unwrap();
+        assert_eq!(bench.fake.sandboxes().len(), 1);
+        // A stop whose answer was lost.
+        bench.fake.plan(Call::Stop, Fault::LostAnswer);
+        assert!(bench.sessions.pause(&bench.account, &id).await.is_err());
+        assert_eq!(bench.state(&id).await, LifecycleState::Failed);
+        bench.provision(&id).await.unwrap();
+        assert_eq!(bench.state(&id).await, LifecycleState::Active);
+        // A resume that fails.
+        bench.sessions.pause(&bench.account, &id).await.unwrap();
+        bench.fake.plan(Call::Resume, Fault::Error(broken()));
+        assert!(bench.provision(&id).await.is_err());
+        assert_eq!(bench.state(&id).await, LifecycleState::Failed);
+        bench.provision(&id).await.unwrap();
+        assert!(bench.is_awake(&id).await);
+    }
+}
+
+/// Whatever a server that died was at, the next one brings to rest.
+#[tokio::test]
+async fn what_a_crash_left_comes_to_rest() {
+    for bench in Bench::all().await {
+        for (left, rests) in [
+            (LifecycleState::Hibernating, LifecycleState::Hibernated),
+            (LifecycleState::Restoring, LifecycleState::Hibernated),
+        ] {
+            let id = bench.ready().await;
+            let set = |row: &mut dormouse_store::SessionRow| {
+                row.lifecycle_state = left;
+                true
+            };
+            bench.db.change_session(&id, set).await.unwrap().unwrap();
+            bench.falls_asleep(&id).await;
+            assert_eq!(bench.state(&id).await, rests);
+        }
+        // A first provisioning: what it made was never acknowledged.
+        let id = bench.ready().await;
+        let unbind = |row: &mut dormouse_store::SessionRow| {
+            (row.lifecycle_state, row.sandbox_name) = (LifecycleState::Restoring, None);
+            true
+        };
+        bench.db.change_session(&id, unbind).await.unwrap().unwrap();
+        while bench.state(&id).await != LifecycleState::Provisioning {
+            bench.sessions.reconcile_once().await;
+        }
+        assert!(bench.fake.get(&bench.key(&id)).await.is_err());
+        // Used before the next server looked, it is awake for its session too.
+        let id = bench.ready().await;
+        let set = |row: &mut dormouse_store::SessionRow| {
+            row.lifecycle_state = LifecycleState::Hibernating;
+            true
+        };
+        bench.db.change_session(&id, set).await.unwrap().unwrap();
+        let key = bench.key(&id);
+        bench.sessions.note_use(&key.namespace, &key.name).await.unwrap();
+        assert_eq!(bench.state(&id).await, LifecycleState::Active);
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_died_is_noticed() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        let (probe, _) = bench.sessions.probe(&bench.account, &id).await.unwrap();
+        assert!(matches!(probe, Probe::Connected(Some(_))), "{probe:?}");
+        let run = bench.run(&id).await;
+        bench.fake.stop(&run, StopReason::Died).await.unwrap();
+        let (probe, status) = bench.sessions.probe(&bench.account, &id).await.unwrap();
+        assert_eq!((probe, status.has_snapshot), (Probe::Expired, true));
+        let (ran, _) = bench.sessions.wake_up(&bench.account, &id).await.unwrap();
+        assert!(!ran && bench.is_awake(&id).await);
+        let (ran, _) = bench.sessions.wake_up(&bench.account, &id).await.unwrap();
+        assert!(ran);
+    }
+}
+
+#[tokio::test]
+async fn archived_ones_sleep_until_they_are_wanted() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        let to = |status| SessionPatch { status: Some(status), ..SessionPatch::default() };
+        let archived = bench.sessions.patch(&bench.account, &id, to(SessionStatus::Archived)).await.unwrap();
+        assert_eq!(archived.lifecycle_state, LifecycleState::Archived);
+        assert!(!bench.is_awake(&id).await);
+        assert!(matches!(bench.provision(&id).await, Err(SessionError::Archived)));
+        let back = bench.sessions.patch(&bench.account, &id, to(SessionStatus::Running)).await.unwrap();
+        assert_eq!(back.lifecycle_state, LifecycleState::Hibernated);
+        bench.provision(&id).await.unwrap();
+        bench.sessions.delete(&bench.account, &id).await.unwrap();
+        assert!(bench.fake.sandboxes().is_empty());
+    }
+}
+
+/// Two servers on one database: a session has one sandbox.
+#[tokio::test]
+async fn two_servers_make_one_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::on(Postgres::shared().database().parse().unwrap(), dir).await;
+    let other = server(&bench.db, &bench.fake, &bench.clock, "host_two");
+    for _ in 0..5 {
+        let id = bench.session().await;
+        let created = bench.fake.count(Call::Create);
+        let mut asking = tokio::task::JoinSet::new();
+        for turn in 0..8 {
+            let sessions = if turn % 2 == 0 { bench.sessions.clone() } else { other.clone() };
+            let (account, id) = (bench.account.clone(), id.clone());
+            asking.spawn(async move { sessions.provision(account, Some(id), repo()).await.map(drop) });
+        }
+        for outcome in asking.join_all().await {
+            outcome.unwrap();
+        }
+        assert_eq!(bench.fake.count(Call::Create), created + 1);
+    }
+    assert_eq!(bench.fake.sandboxes().len(), 5);
+}
