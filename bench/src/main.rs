@@ -9,6 +9,7 @@
 mod api;
 mod files;
 mod peers;
+mod rows;
 mod timing;
 
 use std::collections::HashMap;
@@ -46,7 +47,8 @@ const IDLE: usize = 200;
 
 /// What is measured, in this order; `peers` are others in the sections `engine`
 /// and `operations`.
-const SECTIONS: [&str; 8] = ["peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
+const SECTIONS: [&str; 9] =
+    ["rows", "peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
 
 /// Sections that were asked for; all where none was.
 struct Chosen(Vec<String>);
@@ -58,6 +60,11 @@ impl Chosen {
             ensure!(SECTIONS.contains(&word.as_str()), "{word:?} is none of {}", SECTIONS.join(", "));
         }
         Ok(Self(words))
+    }
+
+    /// Nothing else was asked for.
+    fn is_only(&self, section: &str) -> bool {
+        self.0.iter().all(|word| word == section) && !self.0.is_empty()
     }
 
     fn has(&self, section: &str) -> bool {
@@ -77,6 +84,13 @@ async fn run() -> anyhow::Result<()> {
     let bare = dir.join("git/dormouse/dormouse.git");
     let cloned = Command::new("git").args(["clone", "--quiet", "--bare", "."]).arg(&bare).status()?;
     ensure!(cloned.success(), "clone this repository");
+    if chosen.has("rows") {
+        timing::head();
+        rows::measure(&dir).await?;
+        if chosen.is_only("rows") {
+            return Ok(std::fs::remove_dir_all(&dir)?);
+        }
+    }
     let exe = std::env::current_exe()?;
     let url_file = dir.join("git.url");
     let mut git = Command::new(exe.with_file_name("git-http"))

@@ -15,7 +15,7 @@ impl Output {
         Self { format }
     }
 
-    /// Prints a result: JSON for programs, `text` for people.
+    /// Prints a result: JSON for programs, `text` for users.
     pub(crate) fn data(&self, json: &serde_json::Value, text: &str) {
         let printed = match self.format {
             Format::Json => format!("{json:#}\n"),
@@ -26,7 +26,7 @@ impl Output {
         let _ = std::io::stdout().write_all(printed.as_bytes());
     }
 
-    /// Prints a table for people, the rows' JSON for programs.
+    /// Prints a table for users, the rows' JSON for programs.
     pub(crate) fn table(&self, json: &serde_json::Value, header: &[&str], rows: &[Vec<String>]) {
         let mut widths: Vec<usize> = header.iter().map(|cell| cell.len()).collect();
         for row in rows {

@@ -1,7 +1,7 @@
 //! Creation that happens once, however often it is sent. The protocol has no
 //! key for that; what it has are names, which are unique, and labels, which
 //! come back. So each creation carries a label of its own: whoever finds the
-//! name taken after an attempt whose end nobody saw can tell whether it was
+//! name taken after an attempt with an unknown outcome can tell whether it was
 //! that attempt that took it.
 
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use dormouse_provider::{ProviderError, Result, RunStatus, SandboxKey, SandboxVie
 use dormouse_wire as wire;
 use reqwest::{Method, StatusCode};
 
+use crate::Vercel;
 use crate::replies::{self, CREATION_TAG};
-use crate::transport::{ATTEMPTS, Call, Failure, Repeat};
-use crate::{Vercel, provider};
+use crate::transport::{ATTEMPTS, Call, Failure, Repeat, late};
 
 /// Labels that a sandbox may have (provider contract, section 3).
 const MAX_TAGS: usize = 5;
@@ -23,8 +23,8 @@ const POLL: Duration = Duration::from_millis(250);
 /// How long a name may be taken by something that cannot be seen yet.
 const UNSEEN: Duration = Duration::from_secs(10);
 
-/// Adds the label, where there is room for it. Without room a creation whose
-/// end nobody saw counts as somebody else's.
+/// Adds the label, where there is room for it. Without room a creation
+/// with an unknown outcome counts as somebody else's.
 pub(crate) fn mark(tags: &mut std::collections::BTreeMap<String, String>) -> Result<Option<String>> {
     if tags.len() >= MAX_TAGS {
         return Ok(None);
@@ -61,7 +61,7 @@ impl Vercel {
                 };
             }
             unknown |= matches!(failure, Failure::Unknown(_));
-            match failure.pause(Repeat::Harmless, attempt) {
+            match failure.pause(Repeat::Idempotent, attempt) {
                 Some(pause) if attempt + 1 < ATTEMPTS => {
                     tracing::warn!(sandbox = %key.name, %failure, ?pause, "create again");
                     tokio::time::sleep(pause).await;
@@ -115,7 +115,7 @@ impl Vercel {
                 return Ok(Some(found));
             }
             if Instant::now() > deadline {
-                return Err(provider::late(&format!("sandbox {}", key.name)));
+                return Err(late(&format!("sandbox {}", key.name)));
             }
             tokio::time::sleep(POLL).await;
         }

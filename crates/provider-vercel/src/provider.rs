@@ -19,7 +19,7 @@ use reqwest::Method;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 
 use crate::follow::Followed;
-use crate::transport::Call;
+use crate::transport::{Call, late};
 use crate::{Vercel, creation, replies, requests};
 
 /// Between two looks at a run that is ending.
@@ -30,11 +30,6 @@ const TRANSFER: Duration = Duration::from_secs(3600);
 
 /// Longest silence in the middle of a file.
 const SILENCE: Duration = Duration::from_secs(120);
-
-/// An operation that the other side began and did not end in time.
-pub(crate) fn late(subject: &str) -> ProviderError {
-    ProviderError::internal(format!("wait for {subject}"), "it took too long")
-}
 
 fn run_path(run: &RunRef, rest: &str) -> String {
     format!("/v2/sandboxes/sessions/{}{rest}", run.id)
@@ -244,7 +239,7 @@ impl SandboxProvider for Vercel {
 
     async fn stop(&self, run: &RunRef, _reason: StopReason) -> Result<Stopped> {
         // Ending what has ended changes nothing, so it may be said again.
-        let call = Call::post(run_path(run, "/stop"), of_run(run)).harmless().patient();
+        let call = Call::post(run_path(run, "/stop"), of_run(run)).idempotent().patient();
         let reply: wire::StopReply = self.transport.json(&call).await?;
         let name = reply.sandbox.as_ref().map(|sandbox| sandbox.name.clone());
         let mut stopped = Stopped {
@@ -313,7 +308,7 @@ impl SandboxProvider for Vercel {
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run> {
         let call = Call::post(run_path(run, "/network-policy"), of_run(run));
         // The same policy twice is the same policy.
-        let call = call.json(&requests::policy(&policy)?)?.harmless();
+        let call = call.json(&requests::policy(&policy)?)?.idempotent();
         let session = self.transport.json::<wire::SessionReply>(&call).await?.session;
         // There the sandbox is told apart from its session: without this the
         // next run would start with the policy of before.
@@ -343,7 +338,7 @@ impl SandboxProvider for Vercel {
     }
 
     /// The other side names the command: the id in the answer counts, and a
-    /// start whose end nobody saw is not repeated.
+    /// start with an unknown outcome is not repeated.
     async fn start(&self, run: &RunRef, _: CommandId, spec: CommandSpec) -> Result<Command> {
         self.check_stdin(run, &spec).await?;
         let call = Call::post(run_path(run, "/cmd"), of_run(run)).json(&requests::command(&spec)?)?;
@@ -407,7 +402,7 @@ impl SandboxProvider for Vercel {
     async fn read_file(&self, run: &RunRef, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
         let body = wire::PathRequest { path: path.to_owned(), cwd: cwd.map(str::to_owned), recursive: None };
         // It only reads, whatever its method.
-        let call = Call::post(run_path(run, "/fs/read"), format!("file {path}")).json(&body)?.harmless();
+        let call = Call::post(run_path(run, "/fs/read"), format!("file {path}")).json(&body)?.idempotent();
         let content = self.transport.stream(&call).await?.bytes_stream();
         let content = tokio_stream::StreamExt::timeout(content, SILENCE).map(|chunk| match chunk {
             Ok(Ok(chunk)) => Ok(chunk),
@@ -425,7 +420,7 @@ impl SandboxProvider for Vercel {
         };
         let call = Call::post(run_path(run, "/fs/mkdir"), format!("the parent of {path}")).json(&body)?;
         // With parents, what exists is no error.
-        let call = if recursive { call.harmless() } else { call };
+        let call = if recursive { call.idempotent() } else { call };
         self.transport.json::<serde_json::Value>(&call).await.map(drop)
     }
 }

@@ -66,7 +66,7 @@ impl Vercel {
         };
         let path = format!("/v2/sandboxes/sessions/{}/interactive", run.id);
         // A ticket that nobody uses does nothing.
-        let call = Call::post(path, subject).json(&serde_json::json!({}))?.harmless();
+        let call = Call::post(path, subject).json(&serde_json::json!({}))?.idempotent();
         let invited: wire::InteractiveReply = self.transport.json(&call).await?;
         let address = format!("{}?token={}", invited.url, invited.token);
         // The address stays out of errors: it carries the ticket.

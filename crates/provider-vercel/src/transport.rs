@@ -39,9 +39,9 @@ const MAX_ANSWER: usize = 16 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Repeat {
     /// Twice is as good as once.
-    Harmless,
+    Idempotent,
     /// Only when it surely was not begun.
-    Unbegun,
+    NotSent,
 }
 
 /// How long an answer may take.
@@ -75,7 +75,7 @@ impl Call {
             path: path.into(),
             query: Vec::new(),
             body: None,
-            repeat: Repeat::Harmless,
+            repeat: Repeat::Idempotent,
             patience: Patience::Short,
             subject: subject.into(),
         }
@@ -83,7 +83,7 @@ impl Call {
 
     /// A call that does something, once.
     pub(crate) fn post(path: impl Into<String>, subject: impl Into<String>) -> Self {
-        Self { method: Method::POST, repeat: Repeat::Unbegun, ..Self::get(path, subject) }
+        Self { method: Method::POST, repeat: Repeat::NotSent, ..Self::get(path, subject) }
     }
 
     pub(crate) fn method(self, method: Method) -> Self {
@@ -102,8 +102,8 @@ impl Call {
         Ok(Self { body: Some(body.into()), ..self })
     }
 
-    pub(crate) fn harmless(self) -> Self {
-        Self { repeat: Repeat::Harmless, ..self }
+    pub(crate) fn idempotent(self) -> Self {
+        Self { repeat: Repeat::Idempotent, ..self }
     }
 
     pub(crate) fn patient(self) -> Self {
@@ -115,12 +115,17 @@ impl Call {
     }
 }
 
+/// An operation that the other side began and did not end in time.
+pub(crate) fn late(subject: &str) -> ProviderError {
+    ProviderError::internal(format!("wait for {subject}"), "it took too long")
+}
+
 /// Why one attempt did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The other side never saw it.
     #[error("not reached")]
-    Unbegun(#[source] reqwest::Error),
+    NotSent(#[source] reqwest::Error),
     /// It may have been done: the connection broke, time passed, or the other
     /// side broke.
     #[error("{0}")]
@@ -138,8 +143,8 @@ impl Failure {
     pub(crate) fn pause(&self, repeat: Repeat, attempt: u32) -> Option<Duration> {
         let usual = FIRST_PAUSE * 2_u32.pow(attempt);
         match self {
-            Self::Unbegun(_) => Some(jittered(usual)),
-            Self::Unknown(_) => (repeat == Repeat::Harmless).then(|| jittered(usual)),
+            Self::NotSent(_) => Some(jittered(usual)),
+            Self::Unknown(_) => (repeat == Repeat::Idempotent).then(|| jittered(usual)),
             Self::Throttled(None) => Some(jittered(usual)),
             Self::Throttled(Some(asked)) => (*asked <= LONGEST_PAUSE).then_some(*asked),
             Self::Refused { .. } => None,
@@ -251,7 +256,7 @@ impl Transport {
     ) -> std::result::Result<Response, Failure> {
         let answer = match tokio::time::timeout(limit, request.send()).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) if error.is_connect() => return Err(Failure::Unbegun(error)),
+            Ok(Err(error)) if error.is_connect() => return Err(Failure::NotSent(error)),
             Ok(Err(error)) => return Err(Failure::Unknown(describe(&error))),
             Err(_) => return Err(Failure::Unknown(format!("no answer within {} s", limit.as_secs()))),
         };

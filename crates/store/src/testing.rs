@@ -1,4 +1,4 @@
-//! A Postgres of one's own, for tests and the bench: Debian's programs in a
+//! A Postgres for tests and the bench: Debian's programs in a
 //! temporary directory, on a Unix socket there, without a port and without
 //! syncing. It goes with the process that asked for it.
 
@@ -158,5 +158,83 @@ impl Postgres {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+/// Rows to fill a database with.
+#[derive(Debug, Clone, Copy)]
+pub struct Fill<'a> {
+    /// Whose they are.
+    pub account: &'a str,
+    /// Where the sandboxes live.
+    pub host: &'a str,
+    /// Sessions: nine of ten sleep, the others are active and not due.
+    pub sessions: i64,
+    /// Sandboxes that are stopped, each with a run and a snapshot.
+    pub sandboxes: i64,
+    /// Milliseconds since the epoch.
+    pub now: i64,
+}
+
+impl Fill<'_> {
+    /// Fills the database.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn put_in(self, db: &crate::Db) -> crate::Result<()> {
+        let numbers = |count: i64| {
+            format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})")
+        };
+        let Self { account, host, now, .. } = self;
+        let far = now + 86_400_000_000;
+        let mut statements = vec![format!(
+            "INSERT INTO sessions (id, account_id, title, status, sandbox_name, host_id, lifecycle_state,
+               lifecycle_version, hibernate_after, due_at, created_at, updated_at) {}
+             SELECT 'ses_fill' || i, '{account}', 'A session', 'running', 'session-ses_fill' || i, '{host}',
+               CASE WHEN i % 10 = 0 THEN 'active' ELSE 'hibernated' END, 1,
+               CASE WHEN i % 10 = 0 THEN {far} + i END, CASE WHEN i % 10 = 0 THEN {far} + i END,
+               {now} - i, {now} - i FROM n",
+            numbers(self.sessions)
+        )];
+        if self.sandboxes > 0 {
+            let n = numbers(self.sandboxes);
+            statements.extend([
+                format!(
+                    "INSERT INTO images (id, host_id, name, digest, size_bytes, config, source, created_at)
+                     VALUES ('img_fill', '{host}', 'fill', 'fill', 1, '{{}}', '', {now})"
+                ),
+                format!(
+                    "INSERT INTO sandboxes (id, owner, project, name, persistent, image_id, config,
+                       current_run, current_snapshot, volume_id, base_bytes, boots, created_at, updated_at,
+                       status_updated_at) {n}
+                     SELECT 'box_fill' || i, '{account}', 'default', 'fill-' || i, TRUE, 'img_fill', '{{}}',
+                       'sbx_fill' || i, 'snap_fill' || i, 'vol_fill' || i, 1, 1, {now} - i, {now} - i,
+                       {now} - i FROM n"
+                ),
+                format!(
+                    "INSERT INTO runs (id, sandbox_id, host_id, owner, project, sandbox_name, status, number,
+                       vcpus, memory_mib, pids, cwd, runtime, network, volume_id, made_volume, timeout_ms,
+                       requested_at, stopped_at, warnings, updated_at) {n}
+                     SELECT 'sbx_fill' || i, 'box_fill' || i, '{host}', '{account}', 'default', 'fill-' || i,
+                       'stopped', 1, 2, 4096, 512, '/', 'default', '\"allow-all\"', 'vol_fill' || i, TRUE, 1,
+                       {now} - i, {now} - i, '[]', {now} - i FROM n"
+                ),
+                format!(
+                    "INSERT INTO snapshots (id, host_id, owner, project, sandbox_id, sandbox_name, source_run,
+                       image_id, kind, status, size_bytes, boots, retired, created_at, updated_at) {n}
+                     SELECT 'snap_fill' || i, '{host}', '{account}', 'default', 'box_fill' || i, 'fill-' || i,
+                       'sbx_fill' || i, 'img_fill', 'automatic', 'created', 1, 1, FALSE, {now} - i, {now} - i
+                     FROM n"
+                ),
+            ]);
+        }
+        for statement in statements {
+            let mut tx = db.write().await?;
+            tx.sql("fill the database", statement).execute().await?;
+            tx.commit("fill the database").await?;
+        }
+        let mut tx = db.write().await?;
+        tx.sql("look at what is there", "ANALYZE").execute().await?;
+        tx.commit("look at what is there").await
     }
 }

@@ -30,6 +30,6 @@ pub struct ErrorReply {
 pub struct ErrorDetail {
     /// For programs.
     pub code: String,
-    /// For people.
+    /// Shown to users; never interpreted.
     pub message: String,
 }

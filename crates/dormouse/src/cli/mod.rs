@@ -31,7 +31,7 @@ pub(crate) struct Cli {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    /// Lines and tables.
     Text,
     /// For programs: one JSON document.
     Json,
@@ -144,7 +144,7 @@ pub(crate) enum KeyAction {
         /// Whose key.
         #[arg(long)]
         account: String,
-        /// For people.
+        /// Shown to users; never interpreted.
         #[arg(long, default_value = "default")]
         name: String,
         /// End of its validity from now, such as 90d.
@@ -209,7 +209,7 @@ pub(crate) enum SessionAction {
         /// Repository: https://github.com/owner/repo.
         #[arg(long)]
         repo: Option<String>,
-        /// For people.
+        /// Shown to users; never interpreted.
         #[arg(long)]
         title: Option<String>,
     },

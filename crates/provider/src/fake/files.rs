@@ -142,7 +142,7 @@ impl Files {
             if !parents {
                 return error(ENOENT, path, "No such file or directory");
             }
-            self.mkdir(&parent(path).to_owned(), true, user)?;
+            self.mkdir(parent(path), true, user)?;
         }
         self.put(path, Content::Dir, user, 0o755);
         Ok(())
