@@ -57,7 +57,7 @@ impl Control {
 
     /// What a stop left, of a run that had ended already too.
     async fn stopped(&self, recorded: Recorded) -> Result<Stopped> {
-        let run = present::run(&recorded.run)?;
+        let run = present::run(&recorded.run);
         let Some(sandbox) = &recorded.sandbox else {
             return Ok(Stopped { run, sandbox: None, snapshot: None });
         };
@@ -75,7 +75,7 @@ impl Control {
         } else {
             let current = self.db.run(&sandbox.row.current_run).await.map_err(internal("read run"))?;
             match current {
-                Some(current) => present::sandbox(sandbox, &present::run(&current)?),
+                Some(current) => present::sandbox(sandbox, &present::run(&current)),
                 None => present::sandbox(sandbox, &run),
             }
         };
@@ -138,13 +138,13 @@ impl SandboxProvider for Control {
     async fn delete(&self, key: &SandboxKey, with_snapshots: bool) -> Result<Sandbox> {
         let found = self.find_here(key).await?;
         let id = found.sandbox.id.clone();
-        let before = present::sandbox(&SandboxRecord::new(found.sandbox), &present::run(&found.run)?);
+        let before = present::sandbox(&SandboxRecord::new(found.sandbox), &present::run(&found.run));
         self.runner.delete(&id, with_snapshots).await?;
         Ok(before)
     }
 
     async fn run(&self, run: &RunRef) -> Result<Run> {
-        present::run(&self.find_run(run).await?)
+        Ok(present::run(&self.find_run(run).await?))
     }
 
     async fn routes(&self, run: &RunRef) -> Result<Vec<Route>> {
@@ -163,7 +163,7 @@ impl SandboxProvider for Control {
         let rows = self.db.runs_of(namespace, sandbox, ascending, cursor, limit).await;
         let mut rows = rows.map_err(internal("list runs"))?;
         let next = take_page(&mut rows, list.page.limit, |row| row.id.to_string());
-        Ok((rows.iter().map(present::run).collect::<Result<_>>()?, next))
+        Ok((rows.iter().map(present::run).collect(), next))
     }
 
     async fn snapshot(&self, run: &RunRef, request: SnapshotRequest) -> Result<MadeSnapshot> {
@@ -171,7 +171,7 @@ impl SandboxProvider for Control {
         let (recorded, stall) = self.runner.snapshot(&sandbox, &run.id, request).await?;
         let missing = || ProviderError::internal("make a snapshot", "none was made");
         let snapshot = recorded.snapshot.as_ref().ok_or_else(missing)?;
-        Ok(MadeSnapshot { snapshot: present::snapshot(snapshot), run: present::run(&recorded.run)?, stall })
+        Ok(MadeSnapshot { snapshot: present::snapshot(snapshot), run: present::run(&recorded.run), stall })
     }
 
     async fn snapshots(
@@ -202,7 +202,7 @@ impl SandboxProvider for Control {
 
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run> {
         let sandbox = self.ordered(run).await?;
-        present::run(&self.runner.set_policy(&sandbox, &run.id, policy).await?.run)
+        Ok(present::run(&self.runner.set_policy(&sandbox, &run.id, policy).await?.run))
     }
 
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped> {
@@ -227,7 +227,7 @@ impl SandboxProvider for Control {
 
     async fn extend(&self, run: &RunRef, by: Duration) -> Result<Run> {
         let sandbox = self.ordered(run).await?;
-        present::run(&self.runner.extend(&sandbox, &run.id, by).await?.run)
+        Ok(present::run(&self.runner.extend(&sandbox, &run.id, by).await?.run))
     }
 
     async fn terminal(

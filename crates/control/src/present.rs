@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dormouse_provider::{
-    DiskUse, Namespace, ProviderError, Result, Retention, Route, Run, RunStatus, Sandbox, SandboxView,
-    Snapshot, SnapshotStatus,
+    DiskUse, Namespace, NetworkPolicy, ProviderError, Result, Retention, Route, Run, RunStatus, Sandbox,
+    SandboxView, Snapshot, SnapshotStatus,
 };
 use dormouse_store::{RunRow, SandboxWithRun, SnapshotRow};
 use dormouse_types::{SandboxId, SnapshotId};
@@ -19,7 +19,7 @@ impl Control {
         run: &RunRow,
         resumed: bool,
     ) -> Result<SandboxView> {
-        let run = self::run(run)?;
+        let run = self::run(run);
         let routes = self.routes_of(sandbox).await?;
         Ok(SandboxView { sandbox: self::sandbox(sandbox, &run), run, routes, resumed })
     }
@@ -104,10 +104,16 @@ pub(crate) fn take_page<T>(rows: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) ->
     rows.last().filter(|_| more).map(cursor)
 }
 
-pub(crate) fn run(row: &RunRow) -> Result<Run> {
-    let network = serde_json::from_str(&row.network)
-        .map_err(|error| ProviderError::internal(format!("read the policy of {}", row.id), error))?;
-    Ok(Run {
+/// A policy that cannot be read is shown as the strictest, with a warning: what is
+/// broken in one row hides nothing else and hinders no deletion.
+pub(crate) fn run(row: &RunRow) -> Run {
+    let mut warnings = row.warnings.clone();
+    let network = serde_json::from_str(&row.network).unwrap_or_else(|error| {
+        tracing::error!(run = %row.id, %error, "read a network policy");
+        warnings.push("the record of the network policy cannot be read".to_owned());
+        NetworkPolicy::DenyAll
+    });
+    Run {
         id: row.id.clone(),
         sandbox: row.sandbox_name.clone(),
         status: row.status,
@@ -123,8 +129,8 @@ pub(crate) fn run(row: &RunRow) -> Result<Run> {
         stop_reason: row.stop_reason.map(|reason| reason.to_string()),
         runtime: Some(row.runtime.clone()),
         network,
-        warnings: row.warnings.clone(),
-    })
+        warnings,
+    }
 }
 
 /// A sandbox whose configuration cannot be read is shown as its newest run was.

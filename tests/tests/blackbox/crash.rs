@@ -90,7 +90,16 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
 
 /// kill -9 under stops, snapshots, live ones, forks, rollbacks, deletions.
 pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
-    let (kills, seed) = (rounds(40), first_seed());
+    kill(w, rounds(40))
+}
+
+/// The same with rows in Postgres, which every round of the above is not worth.
+pub(crate) fn kill_on_postgres(w: &World) -> anyhow::Result<()> {
+    kill(w, rounds(12))
+}
+
+fn kill(w: &World, kills: u32) -> anyhow::Result<()> {
+    let seed = first_seed();
     eprintln!("      {kills} kills, seed {seed}");
     let (mut dice, load) = (Dice::new(seed), Load::new(w, SANDBOXES)?);
     for round in 0..kills {

@@ -81,6 +81,34 @@ pub(crate) fn a_stop_finishes_what_was_left(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// A row that cannot be read harms its own sandbox alone: the server starts, lists
+/// show it, and it can be deleted.
+pub(crate) fn a_spoiled_record(w: &World) -> anyhow::Result<()> {
+    let before = cgroups(w.instance).len();
+    let (_, spoiled) = w.sandbox()?;
+    let (_, other) = w.sandbox()?;
+    let run = w.run(&spoiled)?;
+    w.end_server("-KILL")?;
+    change_row(w, &format!("UPDATE sandboxes SET config = 'spoiled' WHERE name = '{spoiled}'"))?;
+    change_row(w, &format!("UPDATE runs SET network = 'spoiled' WHERE id = '{run}'"))?;
+    w.serve()?;
+    ensure!(w.ok(&other, "echo fine")? == "fine");
+    let listed = w.good(Method::GET, "/api/v2/sandboxes", None)?;
+    for name in [&spoiled, &other] {
+        let found =
+            listed["sandboxes"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == **name));
+        ensure!(found, "{name} is not in {listed}");
+    }
+    let (status, reply) =
+        w.call(Method::GET, &format!("/api/v2/sandboxes/{spoiled}?resume=true"), Some(&w.key), None)?;
+    ensure!(status == StatusCode::BAD_GATEWAY, "it does not run: {status} {reply}");
+    w.delete(&spoiled)?;
+    let (status, _) = w.call(Method::GET, &format!("/api/v2/sandboxes/{spoiled}"), Some(&w.key), None)?;
+    ensure!(status == StatusCode::NOT_FOUND, "{status}");
+    w.delete(&other)?;
+    eventually("nothing of them runs", Duration::from_secs(10), || Ok(cgroups(w.instance).len() <= before))
+}
+
 /// A server that died while it put a session to sleep, or woke it: whoever uses
 /// its sandbox before the next one has a look at it keeps it awake.
 pub(crate) fn used_after_a_crash(w: &World) -> anyhow::Result<()> {

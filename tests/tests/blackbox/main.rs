@@ -85,6 +85,7 @@ const SHARED: &[Scenario] = &[
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
     ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
     ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
+    ("lifecycle::a_spoiled_record", lifecycle::a_spoiled_record),
 ];
 
 /// Scenarios of a world whose sandboxes fall asleep after two seconds.
@@ -112,11 +113,12 @@ const POSTGRES: &[Scenario] = &[
     ("lifecycle::restart_keeps_sandboxes", lifecycle::restart_keeps_sandboxes),
     ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
     ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
+    ("lifecycle::a_spoiled_record", lifecycle::a_spoiled_record),
     ("provider::owners_and_teams", provider::owners_and_teams),
     ("provider::lost_answers", provider::lost_answers),
     ("provider::use_of_a_session", provider::use_of_a_session),
     ("vercel::client_conforms", vercel::client_conforms),
-    ("crash::kill_under_all_operations", crash::kill_under_all_operations),
+    ("crash::kill_on_postgres", crash::kill_on_postgres),
     ("cluster::two_servers", cluster::two_servers),
 ];
 
@@ -194,12 +196,7 @@ fn main() -> ExitCode {
         (11, "[sandbox]\ndisk_mib = 16384\n", Disk::Device(2048), OTHER_POOLS),
         (12, "[sandbox]\ndisk_mib = 16384\n", Disk::Mounted(2048), OTHER_POOLS),
         (7, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Unreliable(6144), UNRELIABLE),
-        (
-            ON_POSTGRES,
-            "[lifecycle]\nidle_timeout = \"60s\"\n[sandbox]\nstop_grace = \"200ms\"\n",
-            Disk::Host,
-            POSTGRES,
-        ),
+        (ON_POSTGRES, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Host, POSTGRES),
     ];
     for (instance, config, disk, scenarios) in worlds {
         let scenarios: Vec<_> =

@@ -29,8 +29,12 @@ const SAVE: Duration = Duration::from_secs(5);
 /// How long requests under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// What is logged unless `DORMOUSE_LOG` says otherwise. Postgres' notices are about
+/// statements of a library (a migration table that exists, a rollback too many).
+const LOG: &str = "info,sqlx::postgres::notice=error";
+
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
