@@ -96,6 +96,9 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Result<()> {
     if tags.len() > MAX_TAGS {
         return Err(invalid(format!("tags: at most {MAX_TAGS}")));
     }
+    if tags.iter().any(|(key, value)| key.contains('\0') || value.contains('\0')) {
+        return Err(invalid("tags: no NUL characters"));
+    }
     match tags.iter().find(|(key, value)| key.is_empty() || key.len() > MAX_TAG || value.len() > MAX_TAG) {
         Some(_) => Err(invalid(format!("tags: a key has 1 to {MAX_TAG} bytes, a value at most {MAX_TAG}"))),
         None => Ok(()),

@@ -343,14 +343,16 @@ enum Joined {
     Other,
 }
 
+/// A sandbox that was started again was found by somebody, so its creation is
+/// over, whether its answer arrived or not.
 fn joined(found: &SandboxWithRun, retry_key: &str, now: Timestamp) -> Joined {
-    match found.run.status {
-        _ if found.sandbox.retry_key.as_deref() != Some(retry_key) => Joined::Other,
-        RunStatus::Pending => Joined::Making,
-        _ => match found.run.started_at {
-            Some(started) if now < started.plus(KEPT) => Joined::Made,
-            _ => Joined::Other,
-        },
+    if found.sandbox.retry_key.as_deref() != Some(retry_key) || found.run.number != 1 {
+        return Joined::Other;
+    }
+    match (found.run.status, found.run.started_at) {
+        (RunStatus::Pending, _) => Joined::Making,
+        (RunStatus::Running, Some(started)) if now < started.plus(KEPT) => Joined::Made,
+        _ => Joined::Other,
     }
 }
 
@@ -373,6 +375,11 @@ mod tests {
         found.run.started_at = Some(Timestamp(90_000));
         assert_eq!(joined(&found, "k", now), Joined::Made);
         assert_eq!(joined(&found, "k", Timestamp(150_000)), Joined::Other, "long ago");
+        found.run.status = RunStatus::Stopped;
+        assert_eq!(joined(&found, "k", now), Joined::Other, "it ended");
+        (found.run.status, found.run.number) = (RunStatus::Running, 2);
+        assert_eq!(joined(&found, "k", now), Joined::Other, "started again");
+        found.run.number = 1;
         found.sandbox.retry_key = None;
         assert_eq!(joined(&found, "k", now), Joined::Other, "handed over");
     }

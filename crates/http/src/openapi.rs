@@ -11,7 +11,7 @@ use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder, PathItem, SecurityRe
 #[must_use]
 pub fn session_document() -> OpenApi {
     let (_, routes) = crate::session::router().split_for_parts();
-    document::<crate::session::ErrorBody>(
+    document::<crate::error::ErrorBody>(
         routes,
         "Dormouse session API",
         "A Linux sandbox for every agent session.",

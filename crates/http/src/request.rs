@@ -4,6 +4,7 @@
 //! that the request causes, in the answer's headers, and in error replies.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -14,8 +15,6 @@ use axum::middleware::Next;
 use axum::response::Response;
 use dormouse_types::AccountId;
 use tracing::Instrument as _;
-
-use crate::error::ApiError;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -52,9 +51,9 @@ pub(crate) fn peer(request: &Request) -> Option<IpAddr> {
 pub(crate) struct Received(pub(crate) Instant);
 
 impl<S: Send + Sync> FromRequestParts<S> for Received {
-    type Rejection = ApiError;
+    type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(parts.extensions.get().copied().unwrap_or_else(|| Self(Instant::now())))
     }
 }

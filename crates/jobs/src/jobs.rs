@@ -237,11 +237,14 @@ async fn hold(claim: &Claim) {
         tokio::time::sleep(claim.lease / 3).await;
         let now = claim.jobs.clock.now();
         let ends = now.plus(claim.lease);
-        match claim.jobs.db.hold_job(&claim.row, None, now, ends).await {
-            Ok(true) => until = ends,
-            Ok(false) => return,
-            Err(error) if now < until => tracing::warn!(job = %claim.row.id, %error, "hold a job"),
-            Err(_) => return,
+        // A database that does not answer must not hide that the lease is over.
+        let left = until.since(now).min(claim.lease / 3);
+        match tokio::time::timeout(left, claim.jobs.db.hold_job(&claim.row, None, now, ends)).await {
+            Ok(Ok(true)) => until = ends,
+            Ok(Ok(false)) => return,
+            _ if now >= until => return,
+            Ok(Err(error)) => tracing::warn!(job = %claim.row.id, %error, "hold a job"),
+            Err(_) => tracing::warn!(job = %claim.row.id, "hold a job: the database does not answer"),
         }
     }
 }

@@ -16,7 +16,7 @@ use dormouse_types::{CommandId, SandboxId, Timestamp};
 use futures::StreamExt as _;
 
 use crate::agent::{AgentError, Dialogue};
-use crate::machine::Live;
+use crate::live::Live;
 use crate::ports::Tied;
 
 /// Largest argument list and environment of a command, in bytes: half of what

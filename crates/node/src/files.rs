@@ -76,6 +76,8 @@ pub(crate) async fn finish(
                 if end.volume != Volume::RolledBack {
                     end.volume = Volume::Kept;
                 }
+                // Nor a sandbox that would have gone with its snapshot made.
+                end.forget = None;
                 refused = ending.manual.as_ref().map(|_| error);
             }
             Err(error) => return Err(error),

@@ -23,6 +23,7 @@ mod files;
 mod host;
 mod image;
 mod launch;
+mod live;
 mod machine;
 mod network;
 mod ports;
@@ -58,7 +59,7 @@ pub use sys::write_durably;
 use binaries::Binaries;
 use cgroup::Cgroups;
 use host::{Host, MirrorTrust};
-use machine::Command;
+use live::Command;
 use network::Network;
 use registry::Registry;
 use storage::{PoolHealth, Storage};
@@ -274,7 +275,9 @@ impl Node {
         self.wait_until_recovered().await?;
         for _ in 0..3 {
             let (reply, outcome) = oneshot::channel();
-            let queue = recovery::task_queue(&self.host, &self.registry, sandbox);
+            let Some(queue) = recovery::task_queue(&self.host, &self.registry, sandbox) else {
+                return Err(ProviderError::Capacity("the server is going down".to_owned()));
+            };
             if queue.send(command(reply)).await.is_ok()
                 && let Ok(outcome) = outcome.await
             {

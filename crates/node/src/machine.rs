@@ -1,7 +1,7 @@
 //! One task owns one sandbox: commands, the death of its processes and its
 //! deadline all enter here, so there is one writer. What to do is decided in
 //! [`crate::decide`], with its diagram; here it is done. What others may see of a
-//! live run is published in [`Live`].
+//! live run is published as [`Live`].
 //!
 //! The task lives while a run lives and for a while after; the next command
 //! starts a new one.
@@ -21,9 +21,9 @@ use dormouse_provider::{
 use dormouse_store::{
     Garbage, GarbageKind, ImageRow, RunProcess, RunRow, SandboxWithRun, SnapshotRow, VolumeState,
 };
-use dormouse_types::{Namespace, RunId, SandboxId, SnapshotId, Timestamp};
+use dormouse_types::{RunId, SandboxId, SnapshotId, Timestamp};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
@@ -31,8 +31,9 @@ use crate::decide::{Event, Phase, Plan, Step, Then, decide};
 use crate::files::{Ended, finish, prepare};
 use crate::host::{self, Host, internal, pool};
 use crate::launch::{self, Footing, LaunchError, Launched};
+use crate::live::{Command, Live};
 use crate::registry::Registry;
-use crate::{copies, source, sys};
+use crate::{copies, recovery, source, sys};
 
 /// How long a task without a live run waits for the next command.
 const LINGER: Duration = Duration::from_secs(30);
@@ -42,73 +43,6 @@ const STOP_SLACK: Duration = Duration::from_secs(8);
 
 /// After SIGKILL to PID 1: how long the kernel may take to end the run.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
-
-type Reply<T> = oneshot::Sender<Result<T>>;
-
-/// What a task is asked to do: the orders of [`dormouse_control::order::Runner`],
-/// and to take over a run that a server before us started.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Create {
-        creation: Box<Creation>,
-        reply: Reply<Recorded>,
-    },
-    Resume {
-        reply: Reply<(Recorded, bool)>,
-    },
-    Adopt {
-        run: Box<RunRow>,
-        reply: Reply<()>,
-    },
-    /// `None` means whichever run is live.
-    Stop {
-        run: Option<RunId>,
-        reason: StopReason,
-        reply: Reply<Recorded>,
-    },
-    Snapshot {
-        run: RunId,
-        request: SnapshotRequest,
-        reply: Reply<(Recorded, Option<Duration>)>,
-    },
-    Copy {
-        to: CopyTo,
-        reply: Reply<Option<VolumeState>>,
-    },
-    Delete {
-        with_snapshots: bool,
-        reply: Reply<()>,
-    },
-    Update {
-        changes: Box<UpdateSandbox>,
-        reply: Reply<Recorded>,
-    },
-    SetPolicy {
-        run: RunId,
-        policy: NetworkPolicy,
-        reply: Reply<Recorded>,
-    },
-    Extend {
-        run: RunId,
-        by: Duration,
-        reply: Reply<Recorded>,
-    },
-}
-
-/// A live run, as everybody may see it.
-#[derive(Debug)]
-pub(crate) struct Live {
-    pub(crate) run: RunId,
-    pub(crate) sandbox: SandboxId,
-    pub(crate) namespace: Namespace,
-    pub(crate) config: Arc<SandboxConfig>,
-    /// Default working directory, which is not the configured one where that
-    /// cannot be.
-    pub(crate) cwd: String,
-    pub(crate) agent: Agent,
-    /// Ends what outlives no run: connections to its ports.
-    pub(crate) ended: CancellationToken,
-}
 
 /// The owner's own view of its live run.
 struct Owned {
@@ -379,10 +313,13 @@ impl Machine {
             tracing::warn!(run = %run.id, sandbox = %run.sandbox_name, error = %error.detail(), "run did not start");
             let now = self.host.clock.now();
             let failed = self.host.db.run_failed(&run, with_sandbox, now).await;
+            self.registry.forget(&run.id, true);
+            // What is not recorded is left over, and the next order finishes it.
             failed.map_err(internal("end run"))?;
             self.host.untidy.notify_one();
+            return started;
         }
-        self.registry.forget(&run.id, started.is_err());
+        self.registry.forget(&run.id, false);
         started
     }
 
@@ -472,7 +409,18 @@ impl Machine {
     /// Takes over a run that lives. On failure it does not any more, or is
     /// nothing that this server can keep.
     async fn adopt(&mut self, run: RunRow) -> Result<()> {
-        let sandbox = SandboxRecord::new(self.find().await?.sandbox);
+        // A database that does not answer for a moment ends nobody.
+        let found = loop {
+            match self.host.db.sandbox_by_id(&self.sandbox).await {
+                Ok(found) => break found,
+                Err(error) => {
+                    tracing::error!(run = %run.id, %error, "read a sandbox to adopt; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        };
+        let found = found.ok_or_else(|| ProviderError::NotFound(format!("sandbox {}", self.sandbox)))?;
+        let sandbox = SandboxRecord::new(found.sandbox);
         let config = sandbox.config()?.clone();
         let process = run.process.clone();
         let process = process.ok_or_else(|| ProviderError::internal("adopt a run", "it has no process"))?;
@@ -686,6 +634,11 @@ impl Machine {
         let SandboxWithRun { sandbox, run } = self.find().await?;
         self.host.usable()?;
         launch::remove(&self.host, &run.id, None).await;
+        if run.process.is_none() && deletion.is_none() {
+            // It never took a command, so nothing of it stays.
+            recovery::abandon(&self.host, &run).await?;
+            return self.as_recorded(Some(&run.id)).await;
+        }
         let sandbox = SandboxRecord::new(sandbox);
         let ending = meant(&run, Some(&sandbox), reason, Intent { manual: None, deletion });
         finish(&self.host, &run, Some(&sandbox), &ending).await.map(|ended| ended.recorded)

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use dormouse_control::SandboxRecord;
 use dormouse_control::ending::Ending;
-use dormouse_provider::{RunStatus, StopReason};
+use dormouse_provider::{ProviderError, RunStatus, StopReason};
 use dormouse_store::{Garbage, GarbageKind, RunRow};
 use dormouse_types::SandboxId;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::files::finish;
-use crate::host::{self, Host};
-use crate::machine::{Command, Machine};
+use crate::host::{self, Host, internal};
+use crate::live::Command;
+use crate::machine::Machine;
 use crate::registry::Registry;
 use crate::storage::PoolHealth;
 use crate::{launch, sys};
@@ -36,7 +37,7 @@ pub(crate) fn task_queue(
     host: &Arc<Host>,
     registry: &Arc<Registry>,
     sandbox: &SandboxId,
-) -> mpsc::Sender<Command> {
+) -> Option<mpsc::Sender<Command>> {
     registry.queue(sandbox, |commands| {
         tokio::spawn(Machine::run(host.clone(), registry.clone(), sandbox.clone(), commands)).abort_handle()
     })
@@ -168,12 +169,14 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
     let alive =
         same_boot && run.process.as_ref().is_some_and(|p| host::start_time(p.pid) == Some(p.start_time));
     if alive && run.status == RunStatus::Running {
-        let queue = task_queue(host, registry, &run.sandbox_id);
+        // The server ends already: the next one adopts it.
+        let Some(queue) = task_queue(host, registry, &run.sandbox_id) else { return false };
         let (reply, adopted) = oneshot::channel();
         let sent = queue.send(Command::Adopt { run: Box::new(run.clone()), reply }).await;
         match adopted.await {
             Ok(Ok(())) => return false,
             Ok(Err(error)) => tracing::error!(run = %run.id, error = %error.detail(), "adopt"),
+            Err(_) if registry.is_closed() => return false,
             Err(_) => tracing::error!(run = %run.id, sent = sent.is_ok(), "its task is gone"),
         }
     }
@@ -182,8 +185,11 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
     }
     let slot = run.process.as_ref().map(|process| process.slot);
     launch::remove(host, &run.id, slot).await;
-    let ended =
-        if run.process.is_none() { abandon(host, &run).await } else { end(host, &run, same_boot).await };
+    let ended = if run.process.is_none() {
+        abandon(host, &run).await.map_err(|error| error.detail())
+    } else {
+        end(host, &run, same_boot).await
+    };
     match ended {
         Ok(()) => tracing::info!(run = %run.id, "ended"),
         Err(error) => tracing::error!(run = %run.id, error, "end run"),
@@ -211,9 +217,11 @@ async fn end(host: &Arc<Host>, run: &RunRow, same_boot: bool) -> Result<(), Stri
 /// A run that never took a command: nothing was acknowledged, so nothing of it
 /// stays: a volume that was made for it goes, and the sandbox too if this was
 /// to be its first run.
-async fn abandon(host: &Arc<Host>, run: &RunRow) -> Result<(), String> {
+pub(crate) async fn abandon(host: &Host, run: &RunRow) -> Result<(), ProviderError> {
     let failed = host.db.run_failed(run, run.number == 1, host.clock.now()).await;
-    failed.map_err(|error| error.to_string())
+    failed.map_err(internal("end a run that did not start"))?;
+    host.untidy.notify_one();
+    Ok(())
 }
 
 /// Removes from the host what no live run owns, and does the housekeeping.

@@ -7,7 +7,7 @@ use dormouse_types::{RunId, SandboxId};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::machine::{Command, Live};
+use crate::live::{Command, Live};
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -16,6 +16,8 @@ struct Inner {
     busy: HashSet<RunId>,
     queues: HashMap<SandboxId, mpsc::Sender<Command>>,
     tasks: HashMap<SandboxId, AbortHandle>,
+    /// Nobody gets a task any more.
+    closed: bool,
 }
 
 /// What the tasks publish.
@@ -65,8 +67,13 @@ impl Registry {
     /// Ends every task; runs go on without an owner.
     pub(crate) fn close(&self) {
         let mut inner = self.lock();
+        inner.closed = true;
         inner.queues.clear();
         inner.tasks.drain().for_each(|(_, task)| task.abort());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Whether any run is being made or tidied.
@@ -84,19 +91,24 @@ impl Registry {
     }
 
     /// The queue of a sandbox's task; `start` makes the task where there is none.
+    /// `None` after [`Self::close`]: a task of then would know no live run, and take
+    /// those that go on for left over.
     pub(crate) fn queue(
         &self,
         sandbox: &SandboxId,
         start: impl FnOnce(mpsc::Receiver<Command>) -> AbortHandle,
-    ) -> mpsc::Sender<Command> {
+    ) -> Option<mpsc::Sender<Command>> {
         let mut inner = self.lock();
+        if inner.closed {
+            return None;
+        }
         if let Some(queue) = inner.queues.get(sandbox).filter(|queue| !queue.is_closed()) {
-            return queue.clone();
+            return Some(queue.clone());
         }
         let (sender, receiver) = mpsc::channel(64);
         inner.queues.insert(sandbox.clone(), sender.clone());
         inner.tasks.insert(sandbox.clone(), start(receiver));
-        sender
+        Some(sender)
     }
 
     /// Ends the queue of a task that owns nothing, unless a command waits in

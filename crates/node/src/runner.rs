@@ -11,7 +11,7 @@ use dormouse_types::{RunId, SandboxId};
 
 use crate::Node;
 use crate::host::pool;
-use crate::machine::Command;
+use crate::live::Command;
 
 #[async_trait]
 impl Runner for Node {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse_agent_protocol::{Frame, Reply, Request, Spawn, StdinMode};
 use dormouse_control::SandboxConfig;
-use dormouse_provider::{CloneDirectory, GitSource, NetworkPolicy, ProviderError, Result, Source};
+use dormouse_provider::{CloneDirectory, GitSource, NetworkPolicy, ProviderError, Result, Source, shown_url};
 use dormouse_store::RunRow;
 use dormouse_types::CommandId;
 
@@ -91,9 +91,16 @@ pub(crate) async fn put_in(
                 ];
                 env.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
             }
-            (format!("clone {}", git.url), CLONE, vec![git.url.clone(), directory(git), depth, revision], env)
+            (
+                format!("clone {}", shown_url(&git.url)),
+                CLONE,
+                vec![git.url.clone(), directory(git), depth, revision],
+                env,
+            )
         }
-        Source::Tarball { url } => (format!("unpack {url}"), UNPACK, vec![url.clone()], Vec::new()),
+        Source::Tarball { url } => {
+            (format!("unpack {}", shown_url(url)), UNPACK, vec![url.clone()], Vec::new())
+        }
     };
     launch::put_policy(host, slot, &NetworkPolicy::AllowAll);
     let argv = ["sh", "-c", script, "sh"].into_iter().map(str::to_owned).chain(arguments).collect();

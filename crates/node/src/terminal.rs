@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 
 use crate::agent::{AgentError, DialogueWriter};
 use crate::calls::{cut_off, start_request, unexpected};
-use crate::machine::Live;
+use crate::live::Live;
 
 impl Live {
     pub(crate) async fn open_terminal(

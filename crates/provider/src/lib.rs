@@ -23,7 +23,7 @@ pub use model::{
     ForkSandbox, GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page, ResourcesRequest,
     Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxSort, SandboxView, Snapshot, SnapshotNode,
     SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput, TerminalSize,
-    UpdateSandbox,
+    UpdateSandbox, shown_url,
 };
 pub use policy::{
     Action, CustomPolicy, DirectResponse, DomainPolicy, KeyValueMatcher, Matcher, NetworkPolicy,

@@ -80,11 +80,21 @@ pub struct GitSource {
     pub directory: CloneDirectory,
 }
 
+/// A URL without what may be a secret in it: user, password, query, fragment.
+#[must_use]
+pub fn shown_url(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Git(git) => write!(f, "Git({})", git.url),
-            Self::Tarball { url } => write!(f, "Tarball({url})"),
+            Self::Git(git) => write!(f, "Git({})", shown_url(&git.url)),
+            Self::Tarball { url } => write!(f, "Tarball({})", shown_url(url)),
             Self::Snapshot(id) => write!(f, "Snapshot({id})"),
         }
     }
@@ -93,7 +103,7 @@ impl std::fmt::Debug for Source {
 impl std::fmt::Debug for GitSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The password stays out.
-        write!(f, "GitSource({})", self.url)
+        write!(f, "GitSource({})", shown_url(&self.url))
     }
 }
 

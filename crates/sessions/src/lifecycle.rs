@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_provider::{ProviderError, RunRef, RunStatus, SandboxKey, StopReason};
 use dormouse_store::SessionRow;
-use dormouse_types::SandboxName;
+use dormouse_types::{SandboxName, Timestamp};
 use futures::{StreamExt as _, stream};
 
 use crate::decide::{Action, Due, Event, View, decide};
@@ -68,6 +68,10 @@ impl Sessions {
             action = decide(view, Event::Look { now, busy: Some(self.is_busy(&row).await) });
         }
         match action {
+            Action::Hibernate(StopReason::Lifetime) => match self.later_end(&row).await? {
+                Some(end) => self.change(row, |row| row.sandbox_expires_at = Some(end)).await.map(drop),
+                None => self.hibernate(row, StopReason::Lifetime).await.map(drop),
+            },
             Action::Hibernate(reason) => self.hibernate(row, reason).await.map(drop),
             Action::Touch => self.touch(&row.id).await.map(drop),
             Action::DiscardAndPut(state) => {
@@ -75,6 +79,19 @@ impl Sessions {
                 self.write(SessionRow { lifecycle_state: state, ..row }).await.map(drop)
             }
             Action::Put(_) | Action::Nothing | Action::Ask | Action::Refuse => Ok(()),
+        }
+    }
+
+    /// When the lifetime of the session's run ends, if that is later than its row
+    /// says: the run was extended, or is another one, without the session.
+    async fn later_end(&self, row: &SessionRow) -> Result<Option<Timestamp>> {
+        let Some(name) = &row.sandbox_name else { return Ok(None) };
+        match self.provider.get(&Self::key(row, name)).await {
+            Ok(found) => Ok((found.run.status == RunStatus::Running)
+                .then(|| found.run.expires_at())
+                .filter(|end| *end > self.now() && Some(*end) > row.sandbox_expires_at)),
+            Err(ProviderError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -141,6 +158,8 @@ impl Sessions {
                 row.hibernate_after = None;
                 self.write(row).await
             }
+            // Nobody waits for it, and the next round tries again.
+            Err(error) if matches!(reason, StopReason::Idle | StopReason::Lifetime) => Err(error.into()),
             Err(error) => {
                 put(&mut row, Event::SleepFailed);
                 row.lifecycle_error = Some("the sandbox could not be stopped".to_owned());

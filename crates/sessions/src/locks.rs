@@ -10,6 +10,7 @@ use dormouse_jobs::Clock;
 use dormouse_store::Db;
 use dormouse_types::{HostId, SessionId};
 use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::SessionError;
@@ -17,6 +18,9 @@ use crate::error::Result;
 
 /// How long a server that died keeps others from its sessions.
 const LEASE: Duration = Duration::from_secs(15);
+
+/// Between two renewals of a lease.
+const RENEW: Duration = Duration::from_secs(5);
 
 /// Between two looks at a lease that another server holds.
 const LOOK: Duration = Duration::from_millis(100);
@@ -56,6 +60,8 @@ struct Lease {
     db: Db,
     name: String,
     holder: String,
+    /// Another server may have it.
+    lost: CancellationToken,
     _renewing: AbortOnDropHandle<()>,
 }
 
@@ -113,20 +119,10 @@ impl Locks {
         if !self.db.take_lease(&name, &self.host, &holder, now, now.plus(LEASE)).await? {
             return Ok(None);
         }
-        let (db, clock, held, by) = (self.db.clone(), self.clock.clone(), name.clone(), holder.clone());
-        let renewing = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(LEASE / 3).await;
-                match db.renew_lease(&held, &by, clock.now().plus(LEASE)).await {
-                    Ok(true) => {}
-                    // What is written from here on is fenced by the version of
-                    // the session's row, and the name of its sandbox is taken.
-                    Ok(false) => return tracing::warn!(lease = held, "lost a lease"),
-                    Err(error) => tracing::warn!(lease = held, %error, "renew a lease"),
-                }
-            }
-        });
-        Ok(Some(Lease { db: self.db.clone(), name, holder, _renewing: AbortOnDropHandle::new(renewing) }))
+        let lost = CancellationToken::new();
+        let renewing = renew(self.db.clone(), self.clock.clone(), name.clone(), holder.clone(), lost.clone());
+        let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
+        Ok(Some(Lease { db: self.db.clone(), name, holder, lost, _renewing: renewing }))
     }
 
     fn mutex(&self, session: &SessionId) -> Arc<tokio::sync::Mutex<()>> {
@@ -136,6 +132,40 @@ impl Locks {
 
     fn held(&self, session: &SessionId, guard: OwnedMutexGuard<()>) -> Local {
         Local { map: self.map.clone(), session: session.clone(), guard: Some(guard) }
+    }
+}
+
+/// Holds a lease longer, again and again, until it is somebody else's or has
+/// ended, since the database did not answer in time.
+async fn renew(db: Db, clock: Clock, lease: String, holder: String, lost: CancellationToken) {
+    let mut ends_at = clock.now().plus(LEASE);
+    loop {
+        tokio::time::sleep(RENEW.min(ends_at.since(clock.now()))).await;
+        let now = clock.now();
+        if now >= ends_at {
+            break;
+        }
+        let longer = now.plus(LEASE);
+        let answer = db.renew_lease(&lease, &holder, longer);
+        match tokio::time::timeout(RENEW.min(ends_at.since(now)), answer).await {
+            Ok(Ok(true)) => ends_at = longer,
+            Ok(Ok(false)) => break,
+            Ok(Err(error)) => tracing::warn!(lease, %error, "renew a lease"),
+            Err(_) => tracing::warn!(lease, "renew a lease: the database does not answer"),
+        }
+    }
+    tracing::warn!(lease, "lost a lease");
+    lost.cancel();
+}
+
+impl Lock {
+    /// Returns once another server may have the lock. What its holder was doing
+    /// must end there: what it finds and removes may be the other's.
+    pub(crate) async fn lost(&self) {
+        match &self.lease {
+            Some(lease) => lease.lost.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -96,11 +96,11 @@ impl Sessions {
     ) -> Result<Provisioned> {
         // Before the lock: whoever may not come in does not wait.
         check(&self.owned(account, session).await?, repo)?;
-        let (_lock, mut row) = self.locked(account, session).await?;
+        let (lock, mut row) = self.locked(account, session).await?;
         check(&row, repo)?;
         let name = SandboxName::for_session(session);
         let key = Self::key(&row, &name);
-        let before = row.lifecycle_state;
+        let (before, fresh) = (row.lifecycle_state, row.sandbox_name.is_none());
         if row.sandbox_name.is_none() || before != LifecycleState::Active {
             row = self
                 .change(row, |row| {
@@ -109,8 +109,16 @@ impl Sessions {
                 })
                 .await?;
         }
-        let ready = match self.bring_up(&key, &row, account, repo).await {
+        let work = self.bring_up(&key, &row, account, repo);
+        let ready = tokio::select! {
+            biased;
+            () = lock.lost() => Err(SessionError::Contended),
+            ready = work => ready,
+        };
+        let ready = match ready {
             Ok(ready) => ready,
+            // Another server has the session by now, and may have its sandbox.
+            Err(SessionError::Contended) => return Err(SessionError::Contended),
             Err(error) => {
                 self.note_failure(row, before, &error).await;
                 return Err(error);
@@ -132,9 +140,17 @@ impl Sessions {
             })
             .await;
         if let Err(error) = bound {
-            // Archived or deleted in the meantime: the sandbox must not stay.
             tracing::warn!(%session, ?error, "bind sandbox");
-            self.discard(&key).await;
+            // What was made just now was acknowledged to nobody, and what belongs to
+            // no session must not stay. All else is somebody's work.
+            let nobodys = match error {
+                SessionError::NotFound => true,
+                SessionError::Contended => false,
+                _ => fresh,
+            };
+            if nobodys {
+                self.discard(&key).await;
+            }
             return Err(error);
         }
         Ok(Provisioned { ready_at: now, timeout: self.config.idle_timeout, branch, sandbox: name })
@@ -232,13 +248,15 @@ impl Sessions {
                 LogEvent::Stderr(data) => keep_last(&mut words, &data),
                 LogEvent::Started(_) => {}
                 LogEvent::Exited(command) => {
-                    let out = String::from_utf8_lossy(&out).into_owned();
+                    // Postgres keeps no NUL.
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
+                    let out = text(&out);
                     let failed = (command.exit_code != Some(0)).then(|| {
                         if command.timed_out {
                             let limit = dormouse_types::format_duration(self.config.clone_timeout);
                             return format!("it took longer than {limit}");
                         }
-                        String::from_utf8_lossy(&words).trim().to_owned()
+                        text(&words).trim().to_owned()
                     });
                     return Ok((failed, out));
                 }
@@ -270,30 +288,36 @@ impl Sessions {
         }
     }
 
-    /// Changes a row, whatever others write in the meantime, as long as the
+    /// Changes a row, although its session was used in the meantime, as long as the
     /// session may still be provisioned.
+    ///
+    /// # Errors
+    /// [`SessionError::Contended`] where somebody else moved the session on: the
+    /// lock was lost.
     pub(crate) async fn change(
         &self,
         mut row: SessionRow,
         change: impl Fn(&mut SessionRow),
     ) -> Result<SessionRow> {
-        let id = row.id.clone();
+        let (id, seen) = (row.id.clone(), (row.lifecycle_state, row.sandbox_name.clone()));
         change(&mut row);
         match self.write(row).await {
             Err(SessionError::Contended) => {}
             other => return other,
         }
         // It was used meanwhile.
-        let (now, mut archived) = (self.now(), false);
+        let (now, mut archived, mut moved) = (self.now(), false, false);
         let changed = self.db.change_session(&id, |row| {
             archived = row.status == SessionStatus::Archived;
+            moved = (row.lifecycle_state, &row.sandbox_name) != (seen.0, &seen.1);
             change(row);
             row.updated_at = now;
-            !archived
+            !archived && !moved
         });
         match changed.await? {
             Some(row) => Ok(row),
             None if archived => Err(SessionError::Archived),
+            None if moved => Err(SessionError::Contended),
             None => Err(SessionError::NotFound),
         }
     }

@@ -140,7 +140,9 @@ impl Sessions {
         let (archives, unarchives) = (is_archived && !was_archived, was_archived && !is_archived);
         if archives {
             self.at_hand(&row).await?;
-            row = self.hibernate(row, StopReason::Requested).await?;
+            if row.sandbox_name.is_some() {
+                row = self.hibernate(row, StopReason::Requested).await?;
+            }
         }
         self.change(row, |row| {
             if archives {

@@ -14,7 +14,8 @@ use dormouse_provider::{
 use dormouse_sessions::{
     LifecycleConfig, LifecycleState, NewSession, Probe, SessionError, SessionPatch, SessionStatus, Sessions,
 };
-use dormouse_store::{AccountRow, Address, Db, testing::Postgres};
+use dormouse_store::testing::{Postgres, refuse_active};
+use dormouse_store::{AccountRow, Address, Db};
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use tokio::sync::Notify;
 
@@ -364,4 +365,88 @@ async fn two_servers_make_one_sandbox() {
         assert_eq!(bench.fake.count(Call::Create), created + 1);
     }
     assert_eq!(bench.fake.sandboxes().len(), 5);
+}
+
+/// What fails once there is a sandbox with somebody's work in it leaves it be.
+#[tokio::test]
+async fn a_database_that_fails_costs_no_files() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        bench.sessions.pause(&bench.account, &id).await.unwrap();
+        refuse_active(&bench.db, true).await.unwrap();
+        assert!(matches!(bench.provision(&id).await, Err(SessionError::Store(_))));
+        // A control: what was made for this very call goes.
+        let fresh = bench.session().await;
+        assert!(matches!(bench.provision(&fresh).await, Err(SessionError::Store(_))));
+        assert_eq!(bench.fake.sandboxes().len(), 1);
+        refuse_active(&bench.db, false).await.unwrap();
+        bench.provision(&id).await.unwrap();
+        assert_eq!(bench.fake.count(Call::Create), 2, "it is the sandbox of before");
+    }
+}
+
+/// A server that was away for longer than its lease does nothing more: the
+/// sandbox of that name is another server's.
+#[tokio::test]
+async fn a_lost_lease_ends_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::on(Postgres::shared().database().parse().unwrap(), dir).await;
+    let other = server(&bench.db, &bench.fake, &bench.clock, "host_two");
+    let (id, release) = (bench.session().await, Arc::new(Notify::new()));
+    bench.fake.plan(Call::Create, Fault::Hang(release.clone()));
+    let (sessions, account, session) = (bench.sessions.clone(), bench.account.clone(), id.clone());
+    let clone = tokio::spawn(async move { sessions.provision(account, Some(session), repo()).await });
+    while bench.state(&id).await != LifecycleState::Restoring {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.db.clear_leases(&"host_one".parse().unwrap(), bench.clock.now()).await.unwrap();
+    other.provision(bench.account.clone(), Some(id.clone()), repo()).await.unwrap();
+    let run = bench.run(&id).await;
+    let ended = tokio::time::timeout(Duration::from_secs(20), clone).await;
+    let outcome = ended.expect("it goes on").unwrap();
+    assert!(matches!(outcome, Err(SessionError::Contended)), "{outcome:?}");
+    release.notify_one();
+    assert_eq!(bench.state(&id).await, LifecycleState::Active);
+    assert_eq!(bench.run(&id).await.id, run.id);
+}
+
+/// Whoever has the provider give a run more time gets it.
+#[tokio::test]
+async fn a_lifetime_that_was_extended_at_the_provider_holds() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        bench.fake.extend(&bench.run(&id).await, LIFETIME / 2).await.unwrap();
+        let use_for = async |time: Duration| {
+            for _ in 0..time.as_secs() / 50 + 1 {
+                bench.clock.advance(Duration::from_secs(50));
+                bench.sessions.activity(&bench.account, &id).await.unwrap();
+            }
+        };
+        use_for(LIFETIME).await;
+        for _ in 0..10 {
+            bench.sessions.reconcile_once().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(bench.is_awake(&id).await, "it was extended");
+        assert_eq!(bench.state(&id).await, LifecycleState::Active);
+        use_for(LIFETIME / 2).await;
+        bench.falls_asleep(&id).await;
+    }
+}
+
+/// One failed stop does not keep an idle sandbox awake for good.
+#[tokio::test]
+async fn sleep_that_fails_is_tried_again() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        bench.clock.advance(IDLE + Duration::from_secs(1));
+        bench.fake.plan(Call::Stop, Fault::Error(broken()));
+        while bench.state(&id).await == LifecycleState::Active {
+            bench.sessions.reconcile_once().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(bench.state(&id).await, LifecycleState::Hibernating);
+        bench.falls_asleep(&id).await;
+        assert_eq!(bench.state(&id).await, LifecycleState::Hibernated);
+    }
 }

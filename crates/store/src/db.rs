@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, PgPool, SqlitePool};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, SqlitePool};
 
 use crate::error::{Result, StoreError};
 use crate::room::Room;
@@ -258,19 +258,28 @@ async fn open_sqlite(path: &Path) -> Result<Pool> {
     Ok(Pool::Sqlite { writer, readers, log, room })
 }
 
+/// Postgres waits for ever for a server that lost power in a transaction, and so
+/// would everybody who wants the rows that it locked.
+const LIMITS: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s';
+    SET idle_in_transaction_session_timeout = '30s'; SET tcp_keepalives_idle = '15s';
+    SET tcp_keepalives_interval = '5s'; SET tcp_keepalives_count = 3; SET tcp_user_timeout = '30s'";
+
 async fn open_postgres(address: &PostgresAddress) -> Result<Pool> {
     let operation = "connect to the Postgres database";
     let options = PgConnectOptions::from_str(&address.0).map_err(StoreError::database(operation))?;
     // What is slow is told by the server's own log.
     let options = options.application_name("dormouse").disable_statement_logging();
+    // Under an advisory lock: two servers may start at once. It may take its time.
+    let mut alone = PgConnection::connect_with(&options).await.map_err(StoreError::database(operation))?;
+    sqlx::migrate!("migrations/postgres").run(&mut alone).await?;
+    alone.close().await.map_err(StoreError::database(operation))?;
     let pool = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(PATIENCE)
+        .after_connect(|connection, _| Box::pin(async move { connection.execute(LIMITS).await.map(drop) }))
         .connect_with(options)
         .await
         .map_err(StoreError::database(operation))?;
-    // Under an advisory lock: two servers may start at once.
-    sqlx::migrate!("migrations/postgres").run(&pool).await?;
     Ok(Pool::Postgres(pool))
 }
 

@@ -1,5 +1,5 @@
-//! The database behind one type. One file per table; a method here reads or
-//! writes rows and holds no rule: who may do what, and what follows from what,
+//! The database behind one type. One file per table, and one for the changes of
+//! several at once; a method here reads or writes rows and holds no rule: who may do what, and what follows from what,
 //! is decided above.
 //!
 //! SQLite is embedded and the default; a Postgres may be shared by several
@@ -7,6 +7,7 @@
 //! (`sql`), and one suite runs on both (`tests/store.rs`).
 
 mod accounts;
+mod changes;
 mod db;
 mod error;
 mod garbage;
@@ -29,6 +30,7 @@ pub mod testing;
 mod tickets;
 
 pub use accounts::AccountRow;
+pub use changes::{RunEnd, SnapshotsOfDeleted, Volume};
 pub use db::{Address, Db, PostgresAddress, Traffic, Tx};
 pub use error::{Result, StoreError};
 pub use garbage::{Garbage, GarbageKind};
@@ -39,8 +41,8 @@ pub use keys::KeyRow;
 pub use organizations::OrgRow;
 pub use routes::RouteRow;
 pub use runs::{RunProcess, RunRow, VolumeState};
-pub use sandboxes::{SandboxFilter, SandboxOrder, SandboxRow, SandboxWithRun, SnapshotsOfDeleted};
+pub use sandboxes::{SandboxFilter, SandboxOrder, SandboxRow, SandboxWithRun};
 pub use secret::{ApiKey, hash_secret};
 pub use sessions::{SessionFilter, SessionRow};
-pub use snapshots::{Retire, RunEnd, SnapshotRow, Volume};
+pub use snapshots::{Retire, SnapshotRow};
 pub use tickets::TicketRow;

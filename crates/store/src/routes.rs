@@ -4,7 +4,6 @@ use dormouse_types::SandboxId;
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
-use crate::sandboxes::{self, SandboxWithRun};
 
 /// A port of a sandbox and the name that reaches it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,18 +62,5 @@ impl Db {
             Ok(RouteRow { subdomain: row.get("subdomain")?, port: row.number("port")? })
         })
         .await
-    }
-
-    /// The sandbox and port behind a name.
-    pub async fn route(&self, subdomain: &str) -> Result<Option<(SandboxWithRun, u16)>> {
-        let text = format!(
-            "SELECT {}, t.port AS port FROM routes t JOIN sandboxes s ON s.id = t.sandbox_id
-             JOIN runs r ON r.id = s.current_run WHERE t.subdomain = $1",
-            sandboxes::columns_with_run()
-        );
-        self.sql(format!("read route {subdomain}"), text)
-            .bind(subdomain.to_owned())
-            .one(|row| Ok((sandboxes::read_with_run(row)?, row.of("routes", "").number("port")?)))
-            .await
     }
 }

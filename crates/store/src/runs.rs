@@ -7,8 +7,6 @@ use dormouse_types::{
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
-use crate::garbage::{self, GarbageKind};
-use crate::sandboxes::{self, SandboxRow};
 use crate::sql::{Row, placeholders};
 
 /// One boot of a sandbox.
@@ -249,40 +247,6 @@ async fn status_changed(tx: &mut Tx, run: &RunRow, now: Timestamp) -> Result<()>
 }
 
 impl Db {
-    /// Adds a run to an existing sandbox, whose current run it is from now on,
-    /// and whose volume is the run's. `false`, and nothing done, where the
-    /// sandbox is not as `was` says any more: the snapshot that it stood on went,
-    /// or somebody else started a run.
-    pub async fn insert_run(&self, run: &RunRow, volume: &VolumeState, was: &SandboxRow) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let given = tx
-            .sql(
-                format!("give {} to its sandbox", run.volume_id),
-                "UPDATE sandboxes SET volume_id = $1, descends_from = $2, base_bytes = $3, boots = $4,
-                 current_run = $5, status_updated_at = $6
-                 WHERE id = $7 AND volume_id IS NOT DISTINCT FROM $8
-                   AND current_snapshot IS NOT DISTINCT FROM $9 AND current_run = $10",
-            )
-            .bind(&run.volume_id)
-            .bind(&volume.descends_from)
-            .bind(volume.base_bytes)
-            .bind(volume.boots)
-            .bind(&run.id)
-            .bind(run.requested_at)
-            .bind(&run.sandbox_id)
-            .bind(&was.volume_id)
-            .bind(&was.current_snapshot)
-            .bind(&was.current_run)
-            .execute()
-            .await?;
-        if given == 0 {
-            return Ok(false);
-        }
-        insert(&mut tx, run).await?;
-        supersede(&mut tx, &was.current_run, run.requested_at).await?;
-        tx.commit("insert run").await.map(|()| true)
-    }
-
     /// The run with this id.
     pub async fn run(&self, id: &RunId) -> Result<Option<RunRow>> {
         self.sql(format!("read run {id}"), format!("SELECT {} FROM runs WHERE id = $1", columns()))
@@ -394,22 +358,6 @@ impl Db {
         tx.commit("extend run").await
     }
 
-    /// The run never came up. A volume that was made for it goes; one that was
-    /// there before is as it was. `and_sandbox`: the sandbox, which never had
-    /// another run, goes too.
-    pub async fn run_failed(&self, run: &RunRow, and_sandbox: bool, now: Timestamp) -> Result<()> {
-        let mut tx = self.write().await?;
-        if run.made_volume {
-            drop_volume(&mut tx, run, now).await?;
-        }
-        ended(&mut tx, run, RunStatus::Failed, StopReason::StartFailed, now).await?;
-        if and_sandbox {
-            let gone = sandboxes::SnapshotsOfDeleted::AllGo;
-            sandboxes::forget(&mut tx, &run.sandbox_id, &run.host_id, gone, now).await?;
-        }
-        tx.commit("end run").await
-    }
-
     /// Forgets runs that have been history since before `before`, oldest first,
     /// at most `limit`; how many those were.
     pub async fn prune_runs(&self, before: Timestamp, limit: i64) -> Result<u64> {
@@ -470,20 +418,6 @@ pub(crate) async fn supersede(tx: &mut Tx, run: &RunId, now: Timestamp) -> Resul
         .execute()
         .await
         .map(drop)
-}
-
-/// The sandbox of `run` has its volume no more, and the volume's files go.
-pub(crate) async fn drop_volume(tx: &mut Tx, run: &RunRow, now: Timestamp) -> Result<()> {
-    garbage::add(tx, &run.host_id, GarbageKind::Volume, run.volume_id.as_str(), now).await?;
-    tx.sql(
-        format!("drop {}", run.volume_id),
-        "UPDATE sandboxes SET volume_id = NULL WHERE id = $1 AND volume_id = $2",
-    )
-    .bind(&run.sandbox_id)
-    .bind(&run.volume_id)
-    .execute()
-    .await
-    .map(drop)
 }
 
 /// Ends a live run inside a larger change.

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 
 use dormouse_types::{
-    HostId, ImageId, Namespace, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId,
+    ImageId, Namespace, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId,
 };
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
-use crate::garbage::{self, GarbageKind};
 use crate::routes::{self, RouteRow};
 use crate::runs::{self, RunRow};
-use crate::snapshots::{self, GO, TOUCHED};
 use crate::sql::{Row, placeholders, prefixed};
 
 /// One sandbox.
@@ -89,20 +87,6 @@ pub struct SandboxFilter<'a> {
     pub limit: i64,
 }
 
-/// Which snapshots go with a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SnapshotsOfDeleted {
-    /// None; automatic ones that would stay for ever go at this time.
-    Stay {
-        /// When.
-        automatic_until: Timestamp,
-    },
-    /// The automatic ones.
-    AutomaticGo,
-    /// All.
-    AllGo,
-}
-
 const COLUMNS: &[&str] = &[
     "id",
     "owner",
@@ -146,11 +130,11 @@ fn read(row: &Row) -> Result<SandboxRow> {
 }
 
 /// What a query selects that calls sandboxes `s` and their current runs `r`.
-pub(crate) fn columns_with_run() -> String {
+fn columns_with_run() -> String {
     format!("{}, {}", prefixed("s", "", COLUMNS), prefixed("r", "run_", runs::COLUMNS))
 }
 
-pub(crate) fn read_with_run(row: &Row) -> Result<SandboxWithRun> {
+fn read_with_run(row: &Row) -> Result<SandboxWithRun> {
     Ok(SandboxWithRun { sandbox: read(row)?, run: runs::read(row, "run_")? })
 }
 
@@ -348,40 +332,6 @@ impl Db {
         query.bind(filter.limit).all(read_with_run).await
     }
 
-    /// The next run of a sandbox starts from `snapshot`. What it has on disk
-    /// goes: at once, or, while `live` has it, with that run. `false`, and
-    /// nothing done, where the snapshot or the sandbox is gone.
-    pub async fn roll_back(
-        &self,
-        id: &SandboxId,
-        snapshot: &SnapshotId,
-        live: Option<&RunRow>,
-        now: Timestamp,
-    ) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let Some(mut sandbox) = lock(&mut tx, id).await? else { return Ok(false) };
-        let text =
-            format!("SELECT host_id FROM snapshots WHERE id = $1 AND status = 'created'{}", tx.locking());
-        let host: Option<HostId> = tx
-            .sql(format!("lock snapshot {snapshot}"), text)
-            .bind(snapshot)
-            .one(|row| row.of("snapshots", "").get("host_id"))
-            .await?;
-        let Some(host) = host else { return Ok(false) };
-        if let Some(volume) = sandbox.volume_id.take()
-            && live.is_none_or(|live| live.volume_id != volume)
-        {
-            garbage::add(&mut tx, &host, GarbageKind::Volume, volume.as_str(), now).await?;
-        }
-        let before = sandbox.current_snapshot.replace(snapshot.clone());
-        sandbox.updated_at = now;
-        write_files(&mut tx, &sandbox).await?;
-        if let Some(before) = before.filter(|before| before != snapshot) {
-            snapshots::let_go(&mut tx, &before, now).await?;
-        }
-        tx.commit("roll back").await.map(|()| true)
-    }
-
     /// The answer to a creation was taken: who asks again gets that the name is
     /// taken.
     pub async fn creation_taken(&self, namespace: &Namespace, name: &SandboxName) -> Result<()> {
@@ -399,75 +349,17 @@ impl Db {
         tx.commit("note a creation").await
     }
 
-    /// Forgets a sandbox with its labels and routes. Its volume goes.
-    pub async fn delete_sandbox(
-        &self,
-        id: &SandboxId,
-        host: &HostId,
-        snapshots: SnapshotsOfDeleted,
-        now: Timestamp,
-    ) -> Result<()> {
-        let mut tx = self.write().await?;
-        forget(&mut tx, id, host, snapshots, now).await?;
-        tx.commit("delete sandbox").await
-    }
-}
-
-/// [`Db::delete_sandbox`] as part of something larger.
-pub(crate) async fn forget(
-    tx: &mut Tx,
-    id: &SandboxId,
-    host: &HostId,
-    snapshots: SnapshotsOfDeleted,
-    now: Timestamp,
-) -> Result<()> {
-    let gone: Option<(Option<VolumeId>, RunId, Option<SnapshotId>)> = tx
-        .sql(
-            format!("delete sandbox {id}"),
-            "DELETE FROM sandboxes WHERE id = $1 RETURNING volume_id, current_run, current_snapshot",
-        )
-        .bind(id)
-        .one(|row| {
-            let row = row.of("sandboxes", "");
-            Ok((row.get("volume_id")?, row.get("current_run")?, row.get("current_snapshot")?))
-        })
-        .await?;
-    let Some((volume, run, stood_on)) = gone else { return Ok(()) };
-    if let Some(volume) = volume {
-        garbage::add(tx, host, GarbageKind::Volume, volume.as_str(), now).await?;
-    }
-    runs::supersede(tx, &run, now).await?;
-    let operation = format!("retire snapshots of {id}");
-    let changed = match snapshots {
-        SnapshotsOfDeleted::Stay { automatic_until } => {
-            tx.sql(
-                operation,
-                format!(
-                    "UPDATE snapshots SET expires_at = $3, updated_at = $1 WHERE sandbox_id = $2
-                     AND status = 'created' AND kind = 'automatic' AND expires_at IS NULL {TOUCHED}"
-                ),
-            )
-            .bind(now)
-            .bind(id)
-            .bind(automatic_until)
-            .all(snapshots::touched)
-            .await?
-        }
-        SnapshotsOfDeleted::AutomaticGo | SnapshotsOfDeleted::AllGo => {
-            let which = match snapshots {
-                SnapshotsOfDeleted::AllGo => "",
-                _ => " AND kind = 'automatic'",
-            };
-            let text = format!(
-                "UPDATE snapshots SET {GO} WHERE sandbox_id = $2 AND status = 'created'{which} {TOUCHED}"
-            );
-            tx.sql(operation, text).bind(now).bind(id).all(snapshots::touched).await?
-        }
-    };
-    snapshots::deleted(tx, changed, now).await?;
-    match stood_on {
-        Some(snapshot) => snapshots::let_go(tx, &snapshot, now).await,
-        None => Ok(()),
+    /// The sandbox and port behind a name.
+    pub async fn route(&self, subdomain: &str) -> Result<Option<(SandboxWithRun, u16)>> {
+        let text = format!(
+            "SELECT {}, t.port AS port FROM routes t JOIN sandboxes s ON s.id = t.sandbox_id
+             JOIN runs r ON r.id = s.current_run WHERE t.subdomain = $1",
+            columns_with_run()
+        );
+        self.sql(format!("read route {subdomain}"), text)
+            .bind(subdomain.to_owned())
+            .one(|row| Ok((read_with_run(row)?, row.of("routes", "").number("port")?)))
+            .await
     }
 }
 

@@ -1,15 +1,14 @@
-//! Table `snapshots`, and the end of a run, which may make one.
+//! Table `snapshots`.
 
 use dormouse_types::{
-    HostId, ImageId, Namespace, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, SnapshotKind,
-    SnapshotStatus, StopReason, Timestamp, VolumeId,
+    HostId, ImageId, Namespace, RunId, SandboxId, SandboxName, SnapshotId, SnapshotKind, SnapshotStatus,
+    Timestamp, VolumeId,
 };
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
 use crate::garbage::{self, GarbageKind};
-use crate::runs::{self, LIVE, RunRow};
-use crate::sandboxes::{self, SandboxRow, SnapshotsOfDeleted};
+use crate::runs::{self, LIVE};
 use crate::sql::{Row, placeholders};
 
 /// One snapshot.
@@ -67,38 +66,6 @@ pub enum Retire {
     BeyondNewestAt(u32, Timestamp),
 }
 
-/// What becomes of the volume of a run that ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Volume {
-    /// The sandbox's next run continues with it.
-    Kept,
-    /// It goes.
-    Dropped,
-    /// It goes, since the sandbox's next run was told to start from a snapshot.
-    RolledBack,
-}
-
-/// The end of a run.
-#[derive(Debug, Clone, Copy)]
-pub struct RunEnd<'a> {
-    /// Which run.
-    pub run: &'a RunRow,
-    /// Its last status.
-    pub status: RunStatus,
-    /// Why it ended.
-    pub reason: StopReason,
-    /// The snapshot that was made of its files.
-    pub snapshot: Option<&'a SnapshotRow>,
-    /// Which older snapshots go.
-    pub retire: Option<Retire>,
-    /// What becomes of its volume.
-    pub volume: Volume,
-    /// The sandbox goes too, and of its snapshots these.
-    pub forget: Option<SnapshotsOfDeleted>,
-    /// When that is.
-    pub now: Timestamp,
-}
-
 const COLUMNS: &str = "id, host_id, owner, project, sandbox_id, sandbox_name, source_run, image_id, kind,
     status, size_bytes, boots, parent, expiration_ms, expires_at, last_used_at, created_at, updated_at";
 
@@ -126,7 +93,7 @@ fn read(row: &Row) -> Result<SnapshotRow> {
 }
 
 /// Adds a snapshot; one that a crash recorded already stays as it is.
-async fn insert(tx: &mut Tx, snapshot: &SnapshotRow) -> Result<()> {
+pub(crate) async fn insert(tx: &mut Tx, snapshot: &SnapshotRow) -> Result<()> {
     let into = "id, host_id, owner, project, sandbox_id, sandbox_name, source_run, image_id, kind, status,
         size_bytes, boots, parent, expiration_ms, expires_at, retired, created_at, updated_at";
     tx.sql(
@@ -156,17 +123,6 @@ async fn insert(tx: &mut Tx, snapshot: &SnapshotRow) -> Result<()> {
     .map(drop)
 }
 
-/// Has `sandbox` start its copies from `snapshot` from now on (`None`: its
-/// volume alone tells its files); returns what that was before.
-fn make_current(sandbox: &mut SandboxRow, snapshot: Option<&SnapshotId>) -> Option<SnapshotId> {
-    let before = std::mem::replace(&mut sandbox.current_snapshot, snapshot.cloned());
-    if let Some(snapshot) = snapshot {
-        sandbox.descends_from = Some(snapshot.clone());
-    }
-    // Said again after a crash, it replaces nothing.
-    before.filter(|before| Some(before) != snapshot)
-}
-
 /// Snapshots that a change touched: which, and whether it deleted them.
 type Touched = Vec<(SnapshotId, HostId, SnapshotStatus)>;
 
@@ -178,6 +134,19 @@ pub(crate) fn touched(row: &Row) -> Result<(SnapshotId, HostId, SnapshotStatus)>
     Ok((row.get("id")?, row.get("host_id")?, row.get("status")?))
 }
 
+/// Locks the snapshots of a sandbox that are there. A condition on what stands on
+/// them must come after: Postgres looks at other tables as they were when a
+/// statement began, also when it had to wait for a row.
+pub(crate) async fn lock_all_of(tx: &mut Tx, sandbox: &SandboxId) -> Result<()> {
+    let locking = tx.locking();
+    if locking.is_empty() {
+        return Ok(());
+    }
+    let text =
+        format!("SELECT id FROM snapshots WHERE sandbox_id = $1 AND status = 'created' ORDER BY id{locking}");
+    tx.sql(format!("lock the snapshots of {sandbox}"), text).bind(sandbox).fetch_all().await.map(drop)
+}
+
 /// `SET` of snapshots that go: at once, or, while a sandbox would start from
 /// one next, as soon as none does.
 pub(crate) const GO: &str = "status = CASE WHEN EXISTS
@@ -186,13 +155,14 @@ pub(crate) const GO: &str = "status = CASE WHEN EXISTS
 
 /// Applies `rule` to the snapshots of `sandbox`, of which `replaced` was the
 /// current one until now.
-async fn retire(
+pub(crate) async fn retire(
     tx: &mut Tx,
     rule: Retire,
     sandbox: &SandboxId,
     replaced: Option<&SnapshotId>,
     now: Timestamp,
 ) -> Result<()> {
+    lock_all_of(tx, sandbox).await?;
     let operation = format!("retire snapshots of {sandbox}");
     // A fork's first one belongs to another sandbox.
     let of_replaced = "status = 'created' AND sandbox_id = $2 AND id = $3 AND kind = 'automatic'";
@@ -233,6 +203,11 @@ async fn retire(
 /// Nothing of a sandbox starts from `snapshot` any more: if it was only kept for
 /// that, it goes.
 pub(crate) async fn let_go(tx: &mut Tx, snapshot: &SnapshotId, now: Timestamp) -> Result<()> {
+    let locking = tx.locking();
+    if !locking.is_empty() {
+        let text = format!("SELECT id FROM snapshots WHERE id = $1{locking}");
+        tx.sql(format!("lock snapshot {snapshot}"), text).bind(snapshot).fetch_all().await?;
+    }
     let changed = tx
         .sql(
             format!("let go of {snapshot}"),
@@ -278,75 +253,6 @@ pub(crate) async fn deleted(tx: &mut Tx, changed: Touched, now: Timestamp) -> Re
 }
 
 impl Db {
-    /// The end of a run, in one transaction: its status and reason, the
-    /// snapshot that was made, the sandbox's volume and current snapshot, and
-    /// what retires. Doing it again after a crash changes nothing more. Returns
-    /// the sandbox as it is then, unless it is gone.
-    pub async fn record_end(&self, end: &RunEnd<'_>) -> Result<Option<SandboxRow>> {
-        let RunEnd { run, status, reason, snapshot, retire: rule, volume, forget, now } = *end;
-        let mut tx = self.write().await?;
-        let mut sandbox = sandboxes::lock(&mut tx, &run.sandbox_id).await?;
-        if let Some(snapshot) = snapshot {
-            insert(&mut tx, snapshot).await?;
-        }
-        let made = snapshot.map(|snapshot| &snapshot.id);
-        let mut replaced = None;
-        if let Some(sandbox) = &mut sandbox {
-            replaced = match (volume, made) {
-                // The sandbox was rolled back while the run lived: it has moved
-                // on.
-                (Volume::RolledBack, _) | (Volume::Dropped, None) => None,
-                (Volume::Kept | Volume::Dropped, made) => make_current(sandbox, made),
-            };
-            if volume != Volume::Kept && sandbox.volume_id.as_ref() == Some(&run.volume_id) {
-                sandbox.volume_id = None;
-            }
-            sandbox.updated_at = now;
-            if sandbox.current_run == run.id {
-                sandbox.status_updated_at = now;
-            }
-            sandboxes::write_files(&mut tx, sandbox).await?;
-        }
-        runs::ended(&mut tx, run, status, reason, now).await?;
-        if volume != Volume::Kept {
-            garbage::add(&mut tx, &run.host_id, GarbageKind::Volume, run.volume_id.as_str(), now).await?;
-        }
-        if let Some(rule) = rule {
-            retire(&mut tx, rule, &run.sandbox_id, replaced.as_ref(), now).await?;
-        }
-        if let Some(replaced) = &replaced {
-            let_go(&mut tx, replaced, now).await?;
-        }
-        if let Some(snapshots) = forget {
-            sandboxes::forget(&mut tx, &run.sandbox_id, &run.host_id, snapshots, now).await?;
-            sandbox = None;
-        }
-        tx.commit("record the end of a run").await?;
-        Ok(sandbox)
-    }
-
-    /// A snapshot of a run that goes on: it becomes the sandbox's current one,
-    /// unless the sandbox was rolled back meanwhile and has moved on.
-    pub async fn record_snapshot(&self, snapshot: &SnapshotRow, run: &RunRow, rule: Retire) -> Result<()> {
-        let now = snapshot.updated_at;
-        let mut tx = self.write().await?;
-        let sandbox = sandboxes::lock(&mut tx, &snapshot.sandbox_id).await?;
-        insert(&mut tx, snapshot).await?;
-        let mut replaced = None;
-        if let Some(mut sandbox) = sandbox
-            && sandbox.volume_id.as_ref() == Some(&run.volume_id)
-        {
-            replaced = make_current(&mut sandbox, Some(&snapshot.id));
-            sandbox.updated_at = now;
-            sandboxes::write_files(&mut tx, &sandbox).await?;
-        }
-        retire(&mut tx, rule, &snapshot.sandbox_id, replaced.as_ref(), now).await?;
-        if let Some(replaced) = &replaced {
-            let_go(&mut tx, replaced, now).await?;
-        }
-        tx.commit("record snapshot").await
-    }
-
     /// The snapshot with this id.
     pub async fn snapshot(&self, id: &SnapshotId) -> Result<Option<SnapshotRow>> {
         let text = format!("SELECT {COLUMNS} FROM snapshots WHERE id = $1");

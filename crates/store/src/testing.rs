@@ -161,6 +161,28 @@ impl Postgres {
     }
 }
 
+/// Has the database refuse every session that becomes active, as one that goes
+/// away at the wrong moment does; or not any more.
+///
+/// # Errors
+/// Those of the database.
+pub async fn refuse_active(db: &crate::Db, refuse: bool) -> crate::Result<()> {
+    let statement = match (db.is_shared(), refuse) {
+        (false, true) => {
+            "CREATE TRIGGER refuse_active BEFORE UPDATE ON sessions WHEN NEW.lifecycle_state = 'active'
+             BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        }
+        (false, false) => "DROP TRIGGER refuse_active",
+        (true, true) => {
+            "ALTER TABLE sessions ADD CONSTRAINT refuse_active CHECK (lifecycle_state <> 'active') NOT VALID"
+        }
+        (true, false) => "ALTER TABLE sessions DROP CONSTRAINT refuse_active",
+    };
+    let mut tx = db.write().await?;
+    tx.sql("refuse active sessions", statement).execute().await?;
+    tx.commit("refuse active sessions").await
+}
+
 /// Rows to fill a database with.
 #[derive(Debug, Clone, Copy)]
 pub struct Fill<'a> {
@@ -230,10 +252,16 @@ impl Fill<'_> {
         }
         for statement in statements {
             let mut tx = db.write().await?;
+            if db.is_shared() {
+                tx.sql("take time", "SET LOCAL statement_timeout = 0").execute().await?;
+            }
             tx.sql("fill the database", statement).execute().await?;
             tx.commit("fill the database").await?;
         }
         let mut tx = db.write().await?;
+        if db.is_shared() {
+            tx.sql("take time", "SET LOCAL statement_timeout = 0").execute().await?;
+        }
         tx.sql("look at what is there", "ANALYZE").execute().await?;
         tx.commit("look at what is there").await
     }

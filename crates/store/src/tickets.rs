@@ -36,8 +36,12 @@ impl Db {
     }
 
     /// Uses a ticket up: it is handed out once, on whichever server, and not
-    /// after its time.
+    /// after its time. A guess writes nothing.
     pub async fn redeem_ticket(&self, hash: &str, now: Timestamp) -> Result<Option<TicketRow>> {
+        let there = self.sql("look for a ticket", "SELECT 1 FROM tickets WHERE hash = $1");
+        if !there.bind(hash.to_owned()).exists().await? {
+            return Ok(None);
+        }
         let mut tx = self.write().await?;
         let found = tx
             .sql(

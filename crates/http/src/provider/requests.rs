@@ -95,19 +95,27 @@ pub(crate) fn extension(ms: u64) -> WireResult<Duration> {
     Ok(Duration::from_millis(ms))
 }
 
-pub(crate) fn expiration(ms: u64) -> Expiration {
-    if ms == 0 { Expiration::Never } else { Expiration::After(ms) }
+/// The longest expiration that is not for ever, in milliseconds: a hundred years.
+const LONGEST_EXPIRATION: u64 = 100 * 365 * 24 * 3600 * 1000;
+
+/// How long a snapshot stays; 0 is for ever (provider contract, section 9).
+pub(crate) fn expiration(ms: u64) -> WireResult<Expiration> {
+    match ms {
+        0 => Ok(Expiration::Never),
+        1..=LONGEST_EXPIRATION => Ok(Expiration::After(ms)),
+        _ => Err(bad(format!(
+            "an expiration of {ms} milliseconds is too long; it may be at most {LONGEST_EXPIRATION}, or 0 for none"
+        ))),
+    }
 }
 
-pub(crate) fn retention(keep: Option<wire::KeepLastSnapshots>) -> Retention {
-    match keep {
-        None => Retention::Expiry,
-        Some(keep) => Retention::KeepLast(KeepLast {
-            count: keep.count,
-            expiration: keep.expiration.map(expiration),
-            delete_evicted: keep.delete_evicted.unwrap_or(true),
-        }),
-    }
+pub(crate) fn retention(keep: Option<wire::KeepLastSnapshots>) -> WireResult<Retention> {
+    let Some(keep) = keep else { return Ok(Retention::Expiry) };
+    Ok(Retention::KeepLast(KeepLast {
+        count: keep.count,
+        expiration: keep.expiration.map(expiration).transpose()?,
+        delete_evicted: keep.delete_evicted.unwrap_or(true),
+    }))
 }
 
 pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
@@ -127,8 +135,8 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         tags: body.tags,
         ports: body.ports,
         network: body.network_policy.map(policy).transpose()?,
-        snapshot_expiration: body.snapshot_expiration.map(expiration),
-        retention: body.keep_last_snapshots.map(retention),
+        snapshot_expiration: body.snapshot_expiration.map(expiration).transpose()?,
+        retention: body.keep_last_snapshots.map(|keep| retention(keep)).transpose()?,
         current_snapshot: body.current_snapshot_id.map(snapshot).transpose()?,
     })
 }

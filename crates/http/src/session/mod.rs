@@ -1,7 +1,6 @@
 //! The session API: `/api/sandbox…`, `/api/sessions…`, `/api/keys`. One file
 //! holds one operation.
 
-mod errors;
 mod keys;
 mod sandbox;
 mod sessions;
@@ -13,7 +12,6 @@ use dormouse_types::SessionId;
 
 use crate::App;
 use crate::error::{ApiError, ApiResult};
-pub(crate) use errors::ErrorBody;
 
 /// All routes with their documentation.
 pub(crate) fn router() -> OpenApiRouter<App> {

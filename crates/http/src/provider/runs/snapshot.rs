@@ -20,7 +20,10 @@ pub(crate) async fn snapshot(
     ApiJson(body): ApiJson<wire::SnapshotRequest>,
 ) -> WireResult<Json<wire::MadeSnapshotReply>> {
     let run_ref = scope.used(&app).await;
-    let request = SnapshotRequest { expiration: body.expiration.map(requests::expiration), live: body.live };
+    let request = SnapshotRequest {
+        expiration: body.expiration.map(requests::expiration).transpose()?,
+        live: body.live,
+    };
     let made = app.provider.snapshot(&run_ref, request).await?;
     Ok(Json(wire::MadeSnapshotReply {
         snapshot: present::snapshot(made.snapshot),

@@ -59,8 +59,8 @@ pub(crate) fn creation(
         tags: body.tags.unwrap_or_default(),
         ports: body.ports.unwrap_or_default(),
         network: body.network_policy.map(requests::policy).transpose()?.unwrap_or_default(),
-        snapshot_expiration: body.snapshot_expiration.map(requests::expiration),
-        retention: requests::retention(body.keep_last_snapshots),
+        snapshot_expiration: body.snapshot_expiration.map(requests::expiration).transpose()?,
+        retention: requests::retention(body.keep_last_snapshots)?,
         ephemeral: body.ephemeral,
         ..CreateSandbox::new(key)
     })

@@ -8,6 +8,7 @@ pub(crate) mod list;
 pub(crate) mod update;
 
 use axum::body::{Body, Bytes};
+use axum::extract::OriginalUri;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use dormouse_provider::SandboxKey;
@@ -18,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::{WireError, WireResult};
 use super::scope::Scope;
 use crate::App;
+use crate::auth::Caller;
 use crate::body::ApiJson;
 
 fn key(scope: &Scope, name: &str) -> WireResult<SandboxKey> {
@@ -26,10 +28,10 @@ fn key(scope: &Scope, name: &str) -> WireResult<SandboxKey> {
     Ok(SandboxKey { namespace: scope.namespace.clone(), name })
 }
 
-/// A body, and what it is recognized by when it is sent again. The protocol's
-/// clients send a creation again when the connection broke or a gateway answered
-/// in our place, and have no key to say so: what they send again is the same
-/// body for the same name.
+/// A body, and what its request is recognized by when it is sent again. The
+/// protocol's clients send a creation again when the connection broke or a gateway
+/// answered in our place, and have no key to say so: what they send again is the
+/// same body, to the same path, from the same account.
 pub(crate) struct Repeatable<T>(pub(crate) T, pub(crate) String);
 
 impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Repeatable<T> {
@@ -40,7 +42,14 @@ impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Repeata
         let bytes = Bytes::from_request(axum::extract::Request::from_parts(parts.clone(), body), app).await;
         let bytes =
             bytes.map_err(|_| WireError::bad_request("the body could not be read, or is too large"))?;
-        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
+        let account = parts.extensions.get::<Caller>().map_or("", |caller| caller.0.account.as_str());
+        let mut digest = Sha256::new();
+        for part in [account.as_bytes(), path.to_string().as_bytes(), &bytes] {
+            digest.update(part.len().to_be_bytes());
+            digest.update(part);
+        }
+        let digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         let request = axum::extract::Request::from_parts(parts, Body::from(bytes));
         let ApiJson(value) = ApiJson::from_request(request, app).await?;
         Ok(Self(value, digest))

@@ -17,7 +17,7 @@ pub(super) async fn snapshot(
     ApiJson(body): ApiJson<wire::SnapshotRequest>,
 ) -> WireResult<Json<wire::v1::MadeSnapshotReply>> {
     scope.used(&app).await;
-    let expiration = body.expiration.map(requests::expiration);
+    let expiration = body.expiration.map(requests::expiration).transpose()?;
     let request = SnapshotRequest { expiration, live: false };
     let made = app.provider.snapshot(&scope.run, request).await?;
     let (snapshot, sandbox) = (present::snapshot(made.snapshot).into(), present::session(made.run));

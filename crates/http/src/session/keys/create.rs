@@ -8,11 +8,10 @@ use dormouse_types::KeyId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiJson;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiErrors, ApiResult};
 
 /// Longest name, in characters.
 const MAX_NAME: usize = 100;

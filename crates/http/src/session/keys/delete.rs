@@ -7,11 +7,10 @@ use dormouse_types::KeyId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiJson;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiErrors, ApiResult};
 
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct DeleteKeyRequest {

@@ -6,13 +6,12 @@ use dormouse_types::GithubRepo;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use super::super::session_id;
 use super::millis;
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiJson;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiErrors, ApiResult};
 use crate::request::Received;
 
 #[derive(Debug, Deserialize, ToSchema)]

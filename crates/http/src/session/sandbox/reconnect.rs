@@ -6,12 +6,11 @@ use dormouse_sessions::Probe;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use super::{Lifecycle, SessionQuery, required};
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiQuery;
-use crate::error::ApiResult;
+use crate::error::{ApiErrors, ApiResult};
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -5,12 +5,11 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use super::{SessionRequest, required};
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiJson;
-use crate::error::ApiResult;
+use crate::error::{ApiErrors, ApiResult};
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -6,12 +6,11 @@ use dormouse_sessions::NewSession;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use super::{SessionReply, checked_title};
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiJson;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiErrors, ApiResult};
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

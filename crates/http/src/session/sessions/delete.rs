@@ -5,11 +5,10 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use super::super::session_id;
 use crate::App;
 use crate::auth::Account;
-use crate::error::ApiResult;
+use crate::error::{ApiErrors, ApiResult};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SuccessReply {

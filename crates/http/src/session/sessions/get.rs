@@ -3,12 +3,11 @@
 use axum::Json;
 use axum::extract::{Path, State};
 
-use super::super::errors::ApiErrors;
 use super::super::session_id;
 use super::SessionReply;
 use crate::App;
 use crate::auth::Account;
-use crate::error::ApiResult;
+use crate::error::{ApiErrors, ApiResult};
 
 /// Get a session.
 #[utoipa::path(get, path = "/api/sessions/{id}", tag = "sessions", params(("id" = String, Path, description = "Session id")),

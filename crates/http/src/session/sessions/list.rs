@@ -6,12 +6,11 @@ use dormouse_store::SessionFilter;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::super::errors::ApiErrors;
 use super::Session;
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiQuery;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiErrors, ApiResult};
 
 /// Longest page.
 const MAX_PAGE: i64 = 100;

@@ -73,6 +73,9 @@ pub(crate) struct SessionReply {
 }
 
 fn checked_title(title: String) -> ApiResult<String> {
+    if title.contains('\0') {
+        return Err(ApiError::bad_request("title must not hold a NUL character"));
+    }
     if title.chars().count() > MAX_TITLE {
         return Err(ApiError::bad_request(format!("title must not be over {MAX_TITLE} characters")));
     }

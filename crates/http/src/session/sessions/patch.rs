@@ -6,13 +6,12 @@ use dormouse_sessions::{SessionPatch, SessionStatus};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::super::errors::ApiErrors;
 use super::super::session_id;
 use super::{SessionReply, checked_title};
 use crate::App;
 use crate::auth::Account;
 use crate::body::ApiJson;
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiErrors, ApiResult};
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -1,0 +1,82 @@
+//! What a sandbox's task is asked for, and what it publishes of a live run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_control::SandboxConfig;
+use dormouse_control::order::{CopyTo, Creation, Recorded};
+use dormouse_provider::{NetworkPolicy, Result, SnapshotRequest, StopReason, UpdateSandbox};
+use dormouse_store::{RunRow, VolumeState};
+use dormouse_types::{Namespace, RunId, SandboxId};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+
+/// Where the answer to a command goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// What a task is asked to do: the orders of [`dormouse_control::order::Runner`],
+/// and to take over a run that a server before us started.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Create {
+        creation: Box<Creation>,
+        reply: Reply<Recorded>,
+    },
+    Resume {
+        reply: Reply<(Recorded, bool)>,
+    },
+    Adopt {
+        run: Box<RunRow>,
+        reply: Reply<()>,
+    },
+    /// `None` means whichever run is live.
+    Stop {
+        run: Option<RunId>,
+        reason: StopReason,
+        reply: Reply<Recorded>,
+    },
+    Snapshot {
+        run: RunId,
+        request: SnapshotRequest,
+        reply: Reply<(Recorded, Option<Duration>)>,
+    },
+    Copy {
+        to: CopyTo,
+        reply: Reply<Option<VolumeState>>,
+    },
+    Delete {
+        with_snapshots: bool,
+        reply: Reply<()>,
+    },
+    Update {
+        changes: Box<UpdateSandbox>,
+        reply: Reply<Recorded>,
+    },
+    SetPolicy {
+        run: RunId,
+        policy: NetworkPolicy,
+        reply: Reply<Recorded>,
+    },
+    Extend {
+        run: RunId,
+        by: Duration,
+        reply: Reply<Recorded>,
+    },
+}
+
+/// A live run, as everybody may see it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) run: RunId,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) namespace: Namespace,
+    pub(crate) config: Arc<SandboxConfig>,
+    /// Default working directory, which is not the configured one where that
+    /// cannot be.
+    pub(crate) cwd: String,
+    pub(crate) agent: Agent,
+    /// Ends what outlives no run: connections to its ports.
+    pub(crate) ended: CancellationToken,
+}
