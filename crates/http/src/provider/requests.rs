@@ -136,7 +136,7 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         ports: body.ports,
         network: body.network_policy.map(policy).transpose()?,
         snapshot_expiration: body.snapshot_expiration.map(expiration).transpose()?,
-        retention: body.keep_last_snapshots.map(|keep| retention(keep)).transpose()?,
+        retention: body.keep_last_snapshots.map(retention).transpose()?,
         current_snapshot: body.current_snapshot_id.map(snapshot).transpose()?,
     })
 }
