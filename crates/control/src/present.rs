@@ -34,7 +34,7 @@ impl Control {
         let snapshots = self.db.count_snapshots(id).await.map_err(internal("count snapshots"))?;
         Ok(Some(DiskUse {
             used_bytes,
-            limit_bytes: sandbox.resources.disk_mib.map(|mib| mib << 20),
+            limit_bytes: sandbox.resources.disk_bytes(),
             snapshots: u64::try_from(snapshots).unwrap_or(0),
         }))
     }

@@ -213,7 +213,7 @@ impl Control {
         let to = CopyTo {
             volume: foundation.ground.volume.clone(),
             sandbox: foundation.id.clone(),
-            limit: config.disk_limit(),
+            limit: config.resources.disk_bytes(),
         };
         let Some(state) = self.runner.copy(&source.id, to).await? else { return Ok(None) };
         foundation.ground.state = state;

@@ -101,12 +101,6 @@ pub struct SandboxConfig {
 stored! { SandboxConfig, "configuration of a sandbox", SandboxVersions { "1" => V1(SandboxConfig) } }
 
 impl SandboxConfig {
-    /// Bytes that its disk may hold; `None`: not limited.
-    #[must_use]
-    pub fn disk_limit(&self) -> Option<u64> {
-        self.resources.disk_mib.map(|mib| mib << 20)
-    }
-
     /// The policy of its network as a row of a run has it: what is secret stays
     /// with the sandbox.
     ///

@@ -220,6 +220,7 @@ pub(crate) struct Api {
 
 impl Default for Api {
     fn default() -> Self {
+        // The compiler evaluates these, and they are not zero.
         const RATE: NonZeroU32 = NonZeroU32::new(1000).unwrap();
         const BURST: NonZeroU32 = NonZeroU32::new(5000).unwrap();
         const STRANGERS: NonZeroU32 = NonZeroU32::new(100).unwrap();

@@ -4,13 +4,13 @@
 //! their own. The name is unguessable and is the only credential.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
@@ -54,7 +54,7 @@ fn first_label(host: &str) -> String {
 
 /// Middleware: requests to a published port go there, the others on.
 pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let peer = crate::request::peer(&request);
     let subdomain = asked_host(&request, peer, &app.ports.trusted_proxies).map(|host| first_label(&host));
     let Some(subdomain) = subdomain.filter(|label| is_subdomain(label)) else {
         return next.run(request).await;

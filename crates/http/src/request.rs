@@ -13,7 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use dormouse_types::AccountId;
+use dormouse_types::{AccountId, RequestId};
 use tracing::Instrument as _;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -70,8 +70,7 @@ fn given(request: &Request) -> Option<String> {
 pub(crate) async fn layer(mut request: Request, next: Next) -> Response {
     let received = Instant::now();
     request.extensions_mut().insert(Received(received));
-    let id =
-        given(&request).unwrap_or_else(|| dormouse_types::JobId::generate().as_str().replace("job_", "req_"));
+    let id = given(&request).unwrap_or_else(|| RequestId::generate().to_string());
     // The query may hold a ticket: it stays out of the log.
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = tracing::info_span!("request", id);

@@ -21,7 +21,7 @@ use dormouse_store::{Db, JobRow, Move, Result};
 use dormouse_types::{HostId, JobId, Timestamp};
 use tokio::sync::Notify;
 
-use crate::{Backoff, Clock};
+use crate::{Backoff, Clock, keep_lease};
 
 /// How often a worker looks without being told to: what another server asked
 /// for waits no longer.
@@ -203,10 +203,7 @@ async fn attempt(handler: &dyn Handler, claim: Claim) {
                 let limit = dormouse_types::format_duration(kind.deadline);
                 Outcome::Failed(format!("it took longer than {limit}"))
             }),
-            () = hold(&claim) => {
-                tracing::warn!(kind = kind_name, key, "lost the lease on a job");
-                return;
-            }
+            () = hold(&claim) => return,
         }
     };
     let (db, now) = (&claim.jobs.db, claim.jobs.clock.now());
@@ -232,19 +229,10 @@ async fn attempt(handler: &dyn Handler, claim: Claim) {
 
 /// Holds a claim; returns when it is lost.
 async fn hold(claim: &Claim) {
-    let mut until = claim.row.lease_ends_at.unwrap_or_else(|| claim.jobs.clock.now());
-    loop {
-        tokio::time::sleep(claim.lease / 3).await;
-        let now = claim.jobs.clock.now();
-        let ends = now.plus(claim.lease);
-        // A database that does not answer must not hide that the lease is over.
-        let left = until.since(now).min(claim.lease / 3);
-        match tokio::time::timeout(left, claim.jobs.db.hold_job(&claim.row, None, now, ends)).await {
-            Ok(Ok(true)) => until = ends,
-            Ok(Ok(false)) => return,
-            _ if now >= until => return,
-            Ok(Err(error)) => tracing::warn!(job = %claim.row.id, %error, "hold a job"),
-            Err(_) => tracing::warn!(job = %claim.row.id, "hold a job: the database does not answer"),
-        }
-    }
+    let Claim { jobs, row, lease } = claim;
+    let ends_at = row.lease_ends_at.unwrap_or_else(|| jobs.clock.now());
+    keep_lease(&jobs.clock, row.id.as_str(), ends_at, *lease, |now, longer| {
+        jobs.db.hold_job(row, None, now, longer)
+    })
+    .await;
 }

@@ -7,9 +7,11 @@
 mod backoff;
 mod clock;
 mod jobs;
+mod lease;
 mod reconcile;
 
 pub use backoff::Backoff;
 pub use clock::Clock;
 pub use jobs::{Claim, Handler, Jobs, Kind, Outcome};
+pub use lease::keep_lease;
 pub use reconcile::reconcile;

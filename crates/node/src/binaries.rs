@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use dormouse_types::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::seccomp;
@@ -37,7 +38,7 @@ impl Binaries {
 
 fn place(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
     let digest = Sha256::digest(bytes);
-    let suffix: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let suffix = hex(&digest[..8]);
     let path = dir.join(format!("{name}-{suffix}"));
     if fs::read(&path).is_ok_and(|found| found == bytes) {
         return Ok(path);

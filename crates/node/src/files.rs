@@ -145,7 +145,7 @@ pub(crate) async fn prepare(
     files: Files,
 ) -> Result<PathBuf> {
     let (volume, sandbox, digest) = (run.volume_id.clone(), run.sandbox_id.clone(), image.digest.clone());
-    let limit = run.resources.disk_mib.map(|mib| mib << 20);
+    let limit = run.resources.disk_bytes();
     let from = files.clone();
     let prepared = pool(host, "prepare the files of a run", move |storage| {
         let origin = match &from {

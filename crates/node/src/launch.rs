@@ -10,7 +10,7 @@ use dormouse_control::SandboxConfig;
 use dormouse_egress::EgressPolicy;
 use dormouse_provider::{NetworkPolicy, ProviderError};
 use dormouse_store::{RunProcess, RunRow};
-use dormouse_types::{RunId, SandboxId};
+use dormouse_types::{RunId, SandboxId, hex};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
@@ -206,7 +206,7 @@ const HOSTNAME: &str = "sandbox";
 /// (`machine-id(5)`).
 fn machine_id(sandbox: &SandboxId) -> String {
     let digest = Sha256::digest(format!("machine-id {sandbox}"));
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest[..16])
 }
 
 fn boot_files(host: &Host, sandbox: &SandboxId) -> Vec<BootFile> {

@@ -374,7 +374,7 @@ impl Machine {
             Err(LaunchError::NoRoom { message, .. }) => tracing::info!(run = %run.id, message, "full"),
             other => return Ok(other?),
         }
-        let (limit, sandbox) = (run.resources.disk_mib.map(|mib| mib << 20), run.sandbox_id.clone());
+        let (limit, sandbox) = (run.resources.disk_bytes(), run.sandbox_id.clone());
         pool(&self.host, "make room for a start", move |storage| storage.lift(&sandbox, limit)).await?;
         let launched = launch::launch(&self.host, run, config, footing).await;
         let sandbox = run.sandbox_id.clone();
@@ -431,7 +431,7 @@ impl Machine {
         // A server that was killed while it made a snapshot left it so.
         self.host.cgroups.thaw(run.id.as_str());
         // Or while it let a full sandbox start.
-        let limit = run.resources.disk_mib.map(|mib| mib << 20);
+        let limit = run.resources.disk_bytes();
         if let Err(error) = self.host.storage.set_limit(&run.sandbox_id, limit) {
             tracing::warn!(run = %run.id, %error, "limit a sandbox");
         }

@@ -31,7 +31,7 @@ pub(crate) fn mark(tags: &mut std::collections::BTreeMap<String, String>) -> Res
     }
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| ProviderError::internal("label a creation", error))?;
-    let mark: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mark = dormouse_types::hex(&bytes);
     tags.insert(CREATION_TAG.to_owned(), mark.clone());
     Ok(Some(mark))
 }

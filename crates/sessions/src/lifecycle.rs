@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{ProviderError, RunRef, RunStatus, SandboxKey, StopReason};
+use dormouse_provider::{ProviderError, RunRef, RunStatus, SandboxKey, SandboxView, StopReason};
 use dormouse_store::SessionRow;
 use dormouse_types::{SandboxName, Timestamp};
 use futures::{StreamExt as _, stream};
@@ -85,14 +85,8 @@ impl Sessions {
     /// When the lifetime of the session's run ends, if that is later than its row
     /// says: the run was extended, or is another one, without the session.
     async fn later_end(&self, row: &SessionRow) -> Result<Option<Timestamp>> {
-        let Some(name) = &row.sandbox_name else { return Ok(None) };
-        match self.provider.get(&Self::key(row, name)).await {
-            Ok(found) => Ok((found.run.status == RunStatus::Running)
-                .then(|| found.run.expires_at())
-                .filter(|end| *end > self.now() && Some(*end) > row.sandbox_expires_at)),
-            Err(ProviderError::NotFound(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let running = self.sandbox_of(row).await?.filter(|found| found.run.status == RunStatus::Running);
+        Ok(running.map(|found| found.run.expires_at()).filter(|end| *end > self.now()))
     }
 
     /// Whether a command runs: that defers sleep. So does a provider that cannot
@@ -124,14 +118,22 @@ impl Sessions {
         &self,
         row: &SessionRow,
     ) -> std::result::Result<Option<RunRef>, ProviderError> {
+        let running = self.sandbox_of(row).await?.filter(|found| found.run.status == RunStatus::Running);
+        Ok(running.map(|found| Self::run_of(row, found)))
+    }
+
+    /// The session's sandbox, if there is one; asking never wakes it.
+    async fn sandbox_of(&self, row: &SessionRow) -> std::result::Result<Option<SandboxView>, ProviderError> {
         let Some(name) = &row.sandbox_name else { return Ok(None) };
-        let key = Self::key(row, name);
-        match self.provider.get(&key).await {
-            Ok(found) => Ok((found.run.status == RunStatus::Running)
-                .then_some(RunRef { namespace: key.namespace, id: found.run.id })),
+        match self.provider.get(&Self::key(row, name)).await {
+            Ok(found) => Ok(Some(found)),
             Err(ProviderError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn run_of(row: &SessionRow, found: SandboxView) -> RunRef {
+        RunRef { namespace: Self::namespace(&row.account_id), id: found.run.id }
     }
 
     /// Puts the session's sandbox to sleep. The caller holds the lock. Use of the
@@ -175,16 +177,11 @@ impl Sessions {
         row: &SessionRow,
         reason: StopReason,
     ) -> std::result::Result<(), ProviderError> {
-        let Some(name) = &row.sandbox_name else { return Ok(()) };
-        let key = Self::key(row, name);
-        match self.provider.get(&key).await {
-            Ok(found) if found.run.status.is_ended() => Ok(()),
-            Ok(found) => {
-                let run = RunRef { namespace: key.namespace, id: found.run.id };
-                self.provider.stop(&run, reason).await.map(drop)
+        match self.sandbox_of(row).await? {
+            Some(found) if !found.run.status.is_ended() => {
+                self.provider.stop(&Self::run_of(row, found), reason).await.map(drop)
             }
-            Err(ProviderError::NotFound(_)) => Ok(()),
-            Err(error) => Err(error),
+            _ => Ok(()),
         }
     }
 

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dormouse_jobs::Clock;
+use dormouse_jobs::{Clock, keep_lease};
 use dormouse_store::Db;
-use dormouse_types::{HostId, SessionId};
+use dormouse_types::{HostId, LeaseId, SessionId};
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,9 +18,6 @@ use crate::error::Result;
 
 /// How long a server that died keeps others from its sessions.
 const LEASE: Duration = Duration::from_secs(15);
-
-/// Between two renewals of a lease.
-const RENEW: Duration = Duration::from_secs(5);
 
 /// Between two looks at a lease that another server holds.
 const LOOK: Duration = Duration::from_millis(100);
@@ -59,7 +56,7 @@ struct Local {
 struct Lease {
     db: Db,
     name: String,
-    holder: String,
+    holder: LeaseId,
     /// Another server may have it.
     lost: CancellationToken,
     _renewing: AbortOnDropHandle<()>,
@@ -114,14 +111,19 @@ impl Locks {
     /// The lease on a session, unless another server holds it.
     async fn lease(&self, session: &SessionId) -> Result<Option<Lease>> {
         let name = format!("session {session}");
-        let holder = dormouse_types::JobId::generate().to_string();
-        let now = self.clock.now();
-        if !self.db.take_lease(&name, &self.host, &holder, now, now.plus(LEASE)).await? {
+        let (holder, now) = (LeaseId::generate(), self.clock.now());
+        let ends_at = now.plus(LEASE);
+        if !self.db.take_lease(&name, &self.host, &holder, now, ends_at).await? {
             return Ok(None);
         }
         let lost = CancellationToken::new();
-        let renewing = renew(self.db.clone(), self.clock.clone(), name.clone(), holder.clone(), lost.clone());
-        let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
+        let (db, clock, held, by) = (self.db.clone(), self.clock.clone(), name.clone(), holder.clone());
+        let told = lost.clone();
+        let renewing = AbortOnDropHandle::new(tokio::spawn(async move {
+            let renew = |_, longer| db.renew_lease(&held, &by, longer);
+            keep_lease(&clock, &held, ends_at, LEASE, renew).await;
+            told.cancel();
+        }));
         Ok(Some(Lease { db: self.db.clone(), name, holder, lost, _renewing: renewing }))
     }
 
@@ -133,29 +135,6 @@ impl Locks {
     fn held(&self, session: &SessionId, guard: OwnedMutexGuard<()>) -> Local {
         Local { map: self.map.clone(), session: session.clone(), guard: Some(guard) }
     }
-}
-
-/// Holds a lease longer, again and again, until it is somebody else's or has
-/// ended, since the database did not answer in time.
-async fn renew(db: Db, clock: Clock, lease: String, holder: String, lost: CancellationToken) {
-    let mut ends_at = clock.now().plus(LEASE);
-    loop {
-        tokio::time::sleep(RENEW.min(ends_at.since(clock.now()))).await;
-        let now = clock.now();
-        if now >= ends_at {
-            break;
-        }
-        let longer = now.plus(LEASE);
-        let answer = db.renew_lease(&lease, &holder, longer);
-        match tokio::time::timeout(RENEW.min(ends_at.since(now)), answer).await {
-            Ok(Ok(true)) => ends_at = longer,
-            Ok(Ok(false)) => break,
-            Ok(Err(error)) => tracing::warn!(lease, %error, "renew a lease"),
-            Err(_) => tracing::warn!(lease, "renew a lease: the database does not answer"),
-        }
-    }
-    tracing::warn!(lease, "lost a lease");
-    lost.cancel();
 }
 
 impl Lock {

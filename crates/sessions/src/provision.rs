@@ -179,13 +179,7 @@ impl Sessions {
             }
         } else {
             // What a crash left before it was bound was never acknowledged.
-            match self.provider.get(key).await {
-                Err(ProviderError::NotFound(_)) => {}
-                Ok(_) => {
-                    self.provider.delete(key, false).await?;
-                }
-                Err(error) => return Err(error.into()),
-            }
+            self.delete_sandbox(key).await?;
         }
         let mut request = CreateSandbox::new(key.clone());
         request.timeout = Some(self.config.max_lifetime);
@@ -281,10 +275,9 @@ impl Sessions {
 
     /// Removes a sandbox that did not become what it should.
     async fn discard(&self, key: &SandboxKey) {
-        match self.provider.delete(key, false).await {
-            Ok(_) | Err(ProviderError::NotFound(_)) => {}
+        if let Err(error) = self.delete_sandbox(key).await {
             // The next provision finds it unbound and deletes it first.
-            Err(error) => tracing::error!(sandbox = %key.name, error = error.detail(), "discard"),
+            tracing::error!(sandbox = %key.name, error = error.detail(), "discard");
         }
     }
 

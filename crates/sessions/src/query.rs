@@ -171,10 +171,11 @@ impl Sessions {
         Ok(())
     }
 
-    pub(crate) async fn delete_sandbox(&self, key: &SandboxKey) -> Result<()> {
+    /// Deletes a sandbox, if there is one.
+    pub(crate) async fn delete_sandbox(&self, key: &SandboxKey) -> std::result::Result<(), ProviderError> {
         match self.provider.delete(key, false).await {
             Ok(_) | Err(ProviderError::NotFound(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 

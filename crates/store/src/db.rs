@@ -134,6 +134,10 @@ impl Db {
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn count_write(&self) {
+        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How often it was asked so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
@@ -168,7 +172,7 @@ impl Db {
     /// [`StoreError::Database`] when the writer is not to be had in time.
     pub async fn write(&self) -> Result<Tx> {
         const BEGIN: &str = "BEGIN IMMEDIATE";
-        self.counters.writes.fetch_add(1, Ordering::Relaxed);
+        self.count_write();
         let failed = StoreError::database("begin a write transaction");
         let begun = match &*self.pool {
             Pool::Sqlite { writer, .. } => match writer.begin_with(BEGIN).await {

@@ -19,8 +19,7 @@ pub struct HostRow {
 impl Db {
     /// A host's server is there, and reached so.
     pub async fn note_host(&self, host: &HostRow) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("note {}", host.id),
             "INSERT INTO hosts (id, url, seen_at) VALUES ($1, $2, $3)
              ON CONFLICT (id) DO UPDATE SET url = excluded.url, seen_at = excluded.seen_at",
@@ -29,8 +28,8 @@ impl Db {
         .bind(&host.url)
         .bind(host.seen_at)
         .execute()
-        .await?;
-        tx.commit("note host").await
+        .await
+        .map(drop)
     }
 
     /// The host with this id.

@@ -147,9 +147,8 @@ impl Db {
         now: Timestamp,
         lease_ends_at: Timestamp,
     ) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let held = tx
-            .sql(
+        let held = self
+            .change(
                 format!("hold {}", job.id),
                 "UPDATE jobs SET lease_ends_at = $1, phase = COALESCE($2, phase), updated_at = $3
                  WHERE id = $4 AND state = 'running' AND token = $5",
@@ -161,7 +160,6 @@ impl Db {
             .bind(job.token)
             .execute()
             .await?;
-        tx.commit("hold job").await?;
         Ok(held > 0)
     }
 
@@ -191,7 +189,6 @@ impl Db {
     }
 
     async fn leave(&self, job: &JobRow, left: Left<'_>, now: Timestamp) -> Result<bool> {
-        let mut tx = self.write().await?;
         let (state, run_at, error, anew) = match left {
             Left::Done => (JobState::Done, job.run_at, None, true),
             Left::Failed(error) => (JobState::Failed, job.run_at, Some(error), false),
@@ -210,8 +207,8 @@ impl Db {
                error = $5, again_at = NULL, host_id = NULL, lease_ends_at = NULL, updated_at = $6
              WHERE id = $7 AND state = 'running' AND token = $8"
         );
-        let done = tx
-            .sql(format!("leave {}", job.id), text)
+        let done = self
+            .change(format!("leave {}", job.id), text)
             .bind(state)
             .bind(end)
             .bind(run_at)
@@ -222,7 +219,6 @@ impl Db {
             .bind(job.token)
             .execute()
             .await?;
-        tx.commit("leave job").await?;
         Ok(done > 0)
     }
 
@@ -271,9 +267,8 @@ impl Db {
     /// Forgets jobs that ended before `before`, oldest first, at most `limit`;
     /// how many those were.
     pub async fn prune_jobs(&self, before: Timestamp, limit: i64) -> Result<u64> {
-        let mut tx = self.write().await?;
-        let pruned = tx
-            .sql(
+        let pruned = self
+            .change(
                 "prune jobs",
                 "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE state IN ('done', 'failed')
                    AND updated_at < $1 ORDER BY updated_at LIMIT $2)",
@@ -282,7 +277,6 @@ impl Db {
             .bind(limit)
             .execute()
             .await?;
-        tx.commit("prune jobs").await?;
         Ok(pruned)
     }
 }

@@ -40,8 +40,7 @@ fn read(row: &Row) -> Result<KeyRow> {
 impl Db {
     /// Adds a key under the hash of its secret.
     pub async fn insert_key(&self, key: &KeyRow, hash: &str) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("insert key {}", key.id),
             format!("INSERT INTO api_keys ({COLUMNS}, hash) VALUES ($1, $2, $3, $4, $5, $6, $7)"),
         )
@@ -55,7 +54,6 @@ impl Db {
         .execute()
         .await
         .map_err(|error| error.unique(format!("key {}", key.id)))?;
-        tx.commit("insert key").await?;
         self.last("insert key").await
     }
 
@@ -88,9 +86,8 @@ impl Db {
 
     /// Ends a key. `false` when it had ended or never was.
     pub async fn revoke_key(&self, id: &KeyId, now: Timestamp) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let revoked = tx
-            .sql(
+        let revoked = self
+            .change(
                 format!("revoke key {id}"),
                 "UPDATE api_keys SET revoked_at = $1 WHERE id = $2 AND revoked_at IS NULL",
             )
@@ -98,7 +95,6 @@ impl Db {
             .bind(id)
             .execute()
             .await?;
-        tx.commit("revoke key").await?;
         self.last("revoke key").await?;
         Ok(revoked > 0)
     }

@@ -1,6 +1,6 @@
 //! Table `leases`: what one server at a time may do.
 
-use dormouse_types::{HostId, Timestamp};
+use dormouse_types::{HostId, LeaseId, Timestamp};
 
 use crate::db::Db;
 use crate::error::Result;
@@ -12,13 +12,12 @@ impl Db {
         &self,
         name: &str,
         host: &HostId,
-        holder: &str,
+        holder: &LeaseId,
         now: Timestamp,
         ends_at: Timestamp,
     ) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let taken = tx
-            .sql(
+        let taken = self
+            .change(
                 format!("take lease {name}"),
                 "INSERT INTO leases (name, host_id, holder, ends_at) VALUES ($1, $2, $3, $4)
                  ON CONFLICT (name) DO UPDATE SET host_id = excluded.host_id, holder = excluded.holder,
@@ -26,49 +25,44 @@ impl Db {
             )
             .bind(name.to_owned())
             .bind(host)
-            .bind(holder.to_owned())
+            .bind(holder)
             .bind(ends_at)
             .bind(now)
             .execute()
             .await?;
-        tx.commit("take lease").await?;
         Ok(taken > 0)
     }
 
     /// Holds a lease longer. `false`: it is somebody else's by now.
-    pub async fn renew_lease(&self, name: &str, holder: &str, ends_at: Timestamp) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let renewed = tx
-            .sql(
+    pub async fn renew_lease(&self, name: &str, holder: &LeaseId, ends_at: Timestamp) -> Result<bool> {
+        let renewed = self
+            .change(
                 format!("renew lease {name}"),
                 "UPDATE leases SET ends_at = $1 WHERE name = $2 AND holder = $3",
             )
             .bind(ends_at)
             .bind(name.to_owned())
-            .bind(holder.to_owned())
+            .bind(holder)
             .execute()
             .await?;
-        tx.commit("renew lease").await?;
         Ok(renewed > 0)
     }
 
     /// Gives a lease back, if it is still the holder's.
-    pub async fn release_lease(&self, name: &str, holder: &str) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(format!("release lease {name}"), "DELETE FROM leases WHERE name = $1 AND holder = $2")
+    pub async fn release_lease(&self, name: &str, holder: &LeaseId) -> Result<()> {
+        self.change(format!("release lease {name}"), "DELETE FROM leases WHERE name = $1 AND holder = $2")
             .bind(name.to_owned())
-            .bind(holder.to_owned())
+            .bind(holder)
             .execute()
-            .await?;
-        tx.commit("release lease").await
+            .await
+            .map(drop)
     }
 
     /// Gives back what an earlier server of this host held when it died, and
     /// what nobody released in time.
     pub async fn clear_leases(&self, host: &HostId, now: Timestamp) -> Result<u64> {
-        let mut tx = self.write().await?;
-        let cleared = tx
-            .sql(
+        let cleared = self
+            .change(
                 format!("clear the leases of {host}"),
                 "DELETE FROM leases WHERE host_id = $1 OR ends_at <= $2",
             )
@@ -76,7 +70,6 @@ impl Db {
             .bind(now)
             .execute()
             .await?;
-        tx.commit("clear leases").await?;
         Ok(cleared)
     }
 }

@@ -25,8 +25,7 @@ fn read(row: &Row) -> Result<OrgRow> {
 impl Db {
     /// Adds an organization.
     pub async fn insert_org(&self, org: &OrgRow) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("insert organization {}", org.name),
             "INSERT INTO organizations (id, name, created_at) VALUES ($1, $2, $3)",
         )
@@ -35,8 +34,8 @@ impl Db {
         .bind(org.created_at)
         .execute()
         .await
-        .map_err(|error| error.unique(format!("organization {}", org.name)))?;
-        tx.commit("insert organization").await
+        .map_err(|error| error.unique(format!("organization {}", org.name)))
+        .map(drop)
     }
 
     /// The organization with this id.
@@ -78,8 +77,7 @@ impl Db {
 
     /// Adds a member; adding one twice changes nothing.
     pub async fn add_member(&self, org: &OrgId, account: &AccountId) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("add {account} to {org}"),
             "INSERT INTO organization_members (org_id, account_id) VALUES ($1, $2)
              ON CONFLICT (org_id, account_id) DO NOTHING",
@@ -87,14 +85,13 @@ impl Db {
         .bind(org)
         .bind(account)
         .execute()
-        .await?;
-        tx.commit("add member").await
+        .await
+        .map(drop)
     }
 
     /// Claims `owner/repo` or `owner/*` (lower case) for an organization.
     pub async fn insert_claim(&self, org: &OrgId, pattern: &str) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("claim {pattern} for {org}"),
             "INSERT INTO organization_claims (pattern, org_id) VALUES ($1, $2)",
         )
@@ -102,8 +99,8 @@ impl Db {
         .bind(org)
         .execute()
         .await
-        .map_err(|error| error.unique(format!("a claim on {pattern}")))?;
-        tx.commit("insert claim").await
+        .map_err(|error| error.unique(format!("a claim on {pattern}")))
+        .map(drop)
     }
 
     /// Whether an organization of `account` claims `repo`.

@@ -322,8 +322,7 @@ impl Db {
 
     /// Notes the policy that is in force in a live run.
     pub async fn note_policy(&self, id: &RunId, network: &str, now: Timestamp) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("note the policy of {id}"),
             "UPDATE runs SET network = $1, updated_at = $2 WHERE id = $3 AND status = 'running'",
         )
@@ -331,8 +330,8 @@ impl Db {
         .bind(now)
         .bind(id)
         .execute()
-        .await?;
-        tx.commit("note policy").await
+        .await
+        .map(drop)
     }
 
     /// Moves the hard end of a live run.
@@ -343,8 +342,7 @@ impl Db {
         expires_at: Timestamp,
         now: Timestamp,
     ) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("extend run {id}"),
             "UPDATE runs SET timeout_ms = $1, expires_at = $2, updated_at = $3
              WHERE id = $4 AND status = 'running'",
@@ -354,16 +352,15 @@ impl Db {
         .bind(now)
         .bind(id)
         .execute()
-        .await?;
-        tx.commit("extend run").await
+        .await
+        .map(drop)
     }
 
     /// Forgets runs that have been history since before `before`, oldest first,
     /// at most `limit`; how many those were.
     pub async fn prune_runs(&self, before: Timestamp, limit: i64) -> Result<u64> {
-        let mut tx = self.write().await?;
-        let pruned = tx
-            .sql(
+        let pruned = self
+            .change(
                 "prune runs",
                 "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE superseded_at < $1
                    AND status IN ('stopped', 'failed', 'aborted') ORDER BY superseded_at LIMIT $2)",
@@ -372,7 +369,6 @@ impl Db {
             .bind(limit)
             .execute()
             .await?;
-        tx.commit("prune runs").await?;
         Ok(pruned)
     }
 }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_types::{
-    ImageId, Namespace, RunId, RunStatus, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId,
-};
+use dormouse_types::{ImageId, Namespace, RunId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId};
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
@@ -335,8 +333,7 @@ impl Db {
     /// The answer to a creation was taken: who asks again gets that the name is
     /// taken.
     pub async fn creation_taken(&self, namespace: &Namespace, name: &SandboxName) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("note that {name} was handed over"),
             "UPDATE sandboxes SET retry_key = NULL
              WHERE owner = $1 AND project = $2 AND name = $3 AND retry_key IS NOT NULL",
@@ -345,8 +342,8 @@ impl Db {
         .bind(&namespace.project)
         .bind(name)
         .execute()
-        .await?;
-        tx.commit("note a creation").await
+        .await
+        .map(drop)
     }
 
     /// The sandbox and port behind a name.
@@ -360,13 +357,5 @@ impl Db {
             .bind(subdomain.to_owned())
             .one(|row| Ok((read_with_run(row)?, row.of("routes", "").number("port")?)))
             .await
-    }
-}
-
-impl SandboxWithRun {
-    /// Whether its newest run has not ended.
-    #[must_use]
-    pub fn is_live(&self) -> bool {
-        !matches!(self.run.status, RunStatus::Stopped | RunStatus::Failed | RunStatus::Aborted)
     }
 }

@@ -1,5 +1,6 @@
 //! API keys: made, shown once, stored as a hash.
 
+use dormouse_types::hex;
 use sha2::{Digest as _, Sha256};
 
 /// First characters of every key, for people and secret scanners.
@@ -43,13 +44,4 @@ impl std::fmt::Debug for ApiKey {
 #[must_use]
 pub fn hash_secret(secret: &str) -> String {
     hex(&Sha256::digest(secret.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

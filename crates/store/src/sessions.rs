@@ -100,8 +100,7 @@ fn read(row: &Row) -> Result<SessionRow> {
 impl Db {
     /// Adds a session.
     pub async fn insert_session(&self, s: &SessionRow) -> Result<()> {
-        let mut tx = self.write().await?;
-        tx.sql(
+        self.change(
             format!("insert session {}", s.id),
             format!("INSERT INTO sessions ({COLUMNS}, due_at) VALUES ({})", placeholders(19)),
         )
@@ -126,8 +125,8 @@ impl Db {
         .bind(s.due_at())
         .execute()
         .await
-        .map_err(|error| error.unique(format!("session {}", s.id)))?;
-        tx.commit("insert session").await
+        .map_err(|error| error.unique(format!("session {}", s.id)))
+        .map(drop)
     }
 
     /// The session with this id.
@@ -238,9 +237,8 @@ impl Db {
         now: Timestamp,
         hibernate_after: Timestamp,
     ) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let touched = tx
-            .sql(
+        let touched = self
+            .change(
                 format!("touch session {id}"),
                 "UPDATE sessions SET last_activity_at = $1, hibernate_after = $2,
                  due_at = CASE WHEN sandbox_expires_at < $2 THEN sandbox_expires_at ELSE $2 END,
@@ -252,19 +250,16 @@ impl Db {
             .bind(id)
             .execute()
             .await?;
-        tx.commit("touch session").await?;
         Ok(touched > 0)
     }
 
     /// Forgets a session.
     pub async fn delete_session(&self, id: &SessionId) -> Result<bool> {
-        let mut tx = self.write().await?;
-        let deleted = tx
-            .sql(format!("delete session {id}"), "DELETE FROM sessions WHERE id = $1")
+        let deleted = self
+            .change(format!("delete session {id}"), "DELETE FROM sessions WHERE id = $1")
             .bind(id)
             .execute()
             .await?;
-        tx.commit("delete session").await?;
         Ok(deleted > 0)
     }
 }

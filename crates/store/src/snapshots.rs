@@ -384,9 +384,8 @@ impl Db {
     /// Forgets the records of snapshots that were deleted before `before`,
     /// oldest first, at most `limit`; how many those were.
     pub async fn prune_snapshots(&self, before: Timestamp, limit: i64) -> Result<u64> {
-        let mut tx = self.write().await?;
-        let pruned = tx
-            .sql(
+        let pruned = self
+            .change(
                 "prune snapshots",
                 "DELETE FROM snapshots WHERE id IN (SELECT id FROM snapshots
                    WHERE status = 'deleted' AND updated_at < $1 ORDER BY updated_at LIMIT $2)",
@@ -395,7 +394,6 @@ impl Db {
             .bind(limit)
             .execute()
             .await?;
-        tx.commit("prune snapshots").await?;
         Ok(pruned)
     }
 }

@@ -123,6 +123,8 @@ enum Arguments {
 
 enum Target<'t> {
     Transaction(&'t mut Transaction),
+    /// A write transaction of this statement alone.
+    Alone(&'t Db),
     Readers(&'t Pool),
 }
 
@@ -169,12 +171,21 @@ impl Db {
     /// A query outside of any transaction; it sees what is committed.
     pub(crate) fn sql(&self, operation: impl Into<String>, text: impl Into<String>) -> Sql<'_> {
         self.count_read();
+        self.statement(Target::Readers(self.pool()), operation.into(), text.into())
+    }
+
+    /// A statement that is a write transaction by itself: it is committed when it
+    /// answers. Postgres is told so in one trip.
+    pub(crate) fn change(&self, operation: impl Into<String>, text: impl Into<String>) -> Sql<'_> {
+        self.statement(Target::Alone(self), operation.into(), text.into())
+    }
+
+    fn statement<'t>(&self, target: Target<'t>, operation: String, text: String) -> Sql<'t> {
         let arguments = match self.pool() {
             Pool::Sqlite { .. } => Arguments::Sqlite(SqliteArguments::default()),
             Pool::Postgres(_) => Arguments::Postgres(PgArguments::default()),
         };
-        let target = Target::Readers(self.pool());
-        Sql { target, operation: operation.into(), text: text.into(), arguments, unbound: None }
+        Sql { target, operation, text, arguments, unbound: None }
     }
 }
 
@@ -191,6 +202,25 @@ macro_rules! run {
             (None, Target::Transaction(Transaction::Postgres(tx)), Arguments::Postgres(arguments)) => {
                 sqlx::query_with(text, arguments).$method(&mut **tx).await.map(Either::Postgres)
             }
+            (None, Target::Alone(db), Arguments::Postgres(arguments))
+                if let Pool::Postgres(pool) = db.pool() =>
+            {
+                db.count_write();
+                sqlx::query_with(text, arguments).$method(pool).await.map(Either::Postgres)
+            }
+            (None, Target::Alone(db), Arguments::Sqlite(arguments)) => {
+                let mut tx = db.write().await?;
+                let ran = match &mut tx.0 {
+                    Transaction::Sqlite(inner) => {
+                        sqlx::query_with(text, arguments).$method(&mut **inner).await.map(Either::Sqlite)
+                    }
+                    Transaction::Postgres(_) => Err(another_database()),
+                };
+                if ran.is_ok() {
+                    tx.commit(&operation).await?;
+                }
+                ran
+            }
             (None, Target::Readers(Pool::Sqlite { readers, .. }), Arguments::Sqlite(arguments)) => {
                 sqlx::query_with(text, arguments).$method(readers).await.map(Either::Sqlite)
             }
@@ -198,10 +228,14 @@ macro_rules! run {
                 sqlx::query_with(text, arguments).$method(pool).await.map(Either::Postgres)
             }
             // The arguments are made for the target.
-            (None, _, _) => Err(sqlx::Error::InvalidArgument("of another database".to_owned())),
+            (None, _, _) => Err(another_database()),
         };
         ran.map_err(StoreError::database(operation))
     }};
+}
+
+fn another_database() -> sqlx::Error {
+    sqlx::Error::InvalidArgument("of another database".to_owned())
 }
 
 enum Either<S, P> {

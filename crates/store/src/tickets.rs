@@ -42,9 +42,8 @@ impl Db {
         if !there.bind(hash.to_owned()).exists().await? {
             return Ok(None);
         }
-        let mut tx = self.write().await?;
-        let found = tx
-            .sql(
+        let found = self
+            .change(
                 "redeem a ticket",
                 "DELETE FROM tickets WHERE hash = $1 RETURNING owner, project, run_id, expires_at",
             )
@@ -58,7 +57,6 @@ impl Db {
                 })
             })
             .await?;
-        tx.commit("redeem ticket").await?;
         Ok(found.filter(|ticket| ticket.expires_at > now))
     }
 }

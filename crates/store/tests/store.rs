@@ -1,4 +1,7 @@
 //! The store suite: every case on SQLite and on Postgres.
+//!
+//! One long file: its cases build on each other's rows (an image, a sandbox, a run,
+//! a snapshot), and what makes those stands here once.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -768,23 +771,24 @@ async fn a_deletion_is_one_step_with_the_end_of_the_run() {
 #[tokio::test]
 async fn a_lease_is_held_by_one() {
     let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (LeaseId::generate(), LeaseId::generate());
     for db in databases(&dir).await {
         let at = |ms| Timestamp(NOW.0 + ms);
         let other: HostId = "host_other".parse().unwrap();
-        assert!(db.take_lease("one", &host(), "a", NOW, at(10)).await.unwrap());
-        assert!(!db.take_lease("one", &other, "b", at(9), at(20)).await.unwrap());
-        assert!(db.take_lease("two", &other, "b", NOW, at(10)).await.unwrap());
-        assert!(db.renew_lease("one", "a", at(15)).await.unwrap());
-        assert!(!db.take_lease("one", &other, "b", at(10), at(20)).await.unwrap());
-        assert!(db.take_lease("one", &other, "b", at(15), at(25)).await.unwrap(), "its time is over");
-        assert!(!db.renew_lease("one", "a", at(30)).await.unwrap());
-        db.release_lease("one", "a").await.unwrap();
-        assert!(!db.take_lease("one", &host(), "a", at(16), at(30)).await.unwrap(), "released by another");
-        db.release_lease("one", "b").await.unwrap();
-        assert!(db.take_lease("one", &host(), "a", at(16), at(30)).await.unwrap());
+        assert!(db.take_lease("one", &host(), &a, NOW, at(10)).await.unwrap());
+        assert!(!db.take_lease("one", &other, &b, at(9), at(20)).await.unwrap());
+        assert!(db.take_lease("two", &other, &b, NOW, at(10)).await.unwrap());
+        assert!(db.renew_lease("one", &a, at(15)).await.unwrap());
+        assert!(!db.take_lease("one", &other, &b, at(10), at(20)).await.unwrap());
+        assert!(db.take_lease("one", &other, &b, at(15), at(25)).await.unwrap(), "its time is over");
+        assert!(!db.renew_lease("one", &a, at(30)).await.unwrap());
+        db.release_lease("one", &a).await.unwrap();
+        assert!(!db.take_lease("one", &host(), &a, at(16), at(30)).await.unwrap(), "released by another");
+        db.release_lease("one", &b).await.unwrap();
+        assert!(db.take_lease("one", &host(), &a, at(16), at(30)).await.unwrap());
         // A server that comes back has none of those that it had.
         db.clear_leases(&host(), NOW).await.unwrap();
-        assert!(db.take_lease("one", &other, "b", at(16), at(30)).await.unwrap());
+        assert!(db.take_lease("one", &other, &b, at(16), at(30)).await.unwrap());
     }
 }
 
@@ -793,10 +797,10 @@ async fn of_many_who_want_a_lease_one_gets_it() {
     let dir = tempfile::tempdir().unwrap();
     for db in databases(&dir).await {
         let mut takers = tokio::task::JoinSet::new();
-        for taker in 0..16 {
+        for _ in 0..16 {
             let db = db.clone();
             takers.spawn(async move {
-                db.take_lease("one", &host(), &taker.to_string(), NOW, Timestamp(NOW.0 + 9)).await.unwrap()
+                db.take_lease("one", &host(), &LeaseId::generate(), NOW, Timestamp(NOW.0 + 9)).await.unwrap()
             });
         }
         assert_eq!(takers.join_all().await.into_iter().filter(|taken| *taken).count(), 1);

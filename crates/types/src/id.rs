@@ -106,6 +106,10 @@ ids! {
     HostId, "host_", "host id";
     /// Work that takes time.
     JobId, "job_", "job id";
+    /// One holding of a lease.
+    LeaseId, "lease_", "lease id";
+    /// A request over HTTP, in logs and error replies.
+    RequestId, "req_", "request id";
 }
 
 /// Name of a sandbox, unique in its namespace: 1 to 128 of `A-Z a-z 0-9 _ -`

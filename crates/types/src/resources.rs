@@ -12,3 +12,11 @@ pub struct Resources {
     /// Disk in MiB on top of the base image; `None`: not limited.
     pub disk_mib: Option<u64>,
 }
+
+impl Resources {
+    /// The limit of the disk in bytes; `None`: not limited.
+    #[must_use]
+    pub fn disk_bytes(&self) -> Option<u64> {
+        self.disk_mib.map(|mib| mib << 20)
+    }
+}

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::world::{Footprint, REPO, World, binary, image_cache};
+use crate::world::{Footprint, REPO, World, binary, image_cache, start_server};
 
 /// Instance of the second server.
 const INSTANCE: u8 = 6;
@@ -51,13 +51,8 @@ impl<'w> Second<'w> {
     }
 
     fn serve(&mut self) -> anyhow::Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("server.log"))?;
-        self.server = Some(self.command(&["serve"]).stdin(Stdio::null()).stderr(log).spawn()?);
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.w.block_on(ask(self.w, &self.base, Method::GET, "/healthz", None)).is_err() {
-            ensure!(Instant::now() < deadline, "the second server does not answer");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let answers = || ask(self.w, &self.base, Method::GET, "/healthz", None).is_ok();
+        self.server = Some(start_server(&mut self.command(&["serve"]), &self.dir, answers)?);
         Ok(())
     }
 
@@ -88,21 +83,14 @@ impl Drop for Second<'_> {
     }
 }
 
-async fn ask(
+fn ask(
     w: &World,
     base: &str,
     method: Method,
     path: &str,
     body: Option<Value>,
 ) -> anyhow::Result<(StatusCode, Value)> {
-    let mut request = w.http.request(method, format!("{base}{path}")).header("x-api-key", &w.key);
-    if let Some(body) = body {
-        request = request.json(&body);
-    }
-    let answer = request.send().await?;
-    let status = answer.status();
-    let text = answer.text().await?;
-    Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    w.block_on(w.ask_at(base, method, path, Some(&w.key), body))
 }
 
 /// Asks both servers for the sandbox of each session at once, twice each; on
@@ -161,12 +149,12 @@ fn new_sessions(w: &World) -> anyhow::Result<Vec<String>> {
 /// Runs a command in the sandbox of a session, on the server where it lives.
 fn run(w: &World, base: &str, session: &str, script: &str) -> anyhow::Result<String> {
     let path = format!("/api/v2/sandboxes/session-{session}");
-    let (status, found) = w.block_on(ask(w, base, Method::GET, &path, None))?;
+    let (status, found) = ask(w, base, Method::GET, &path, None)?;
     ensure!(status == StatusCode::OK, "{status} {found}");
     let id = found["session"]["id"].as_str().context("id")?;
     let path = format!("/api/v2/sandboxes/sessions/{id}/cmd");
     let body = json!({"command": "sh", "args": ["-c", script], "wait": true, "logs": true});
-    let (status, lines) = w.block_on(ask(w, base, Method::POST, &path, Some(body)))?;
+    let (status, lines) = ask(w, base, Method::POST, &path, Some(body))?;
     ensure!(status == StatusCode::OK, "{script:?}: {status} {lines}");
     let lines: Vec<Value> =
         lines.as_str().context("lines")?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -247,7 +235,7 @@ pub(crate) fn two_servers(w: &World) -> anyhow::Result<()> {
     }
     for (session, home) in homes.iter().chain(&again).chain([(&fresh, &w.base)]) {
         let path = format!("/api/sessions/{session}");
-        let (status, reply) = w.block_on(ask(w, home, Method::DELETE, &path, None))?;
+        let (status, reply) = ask(w, home, Method::DELETE, &path, None)?;
         ensure!(status == StatusCode::OK, "delete {session} at {home}: {status} {reply}");
     }
     second.finish()?;

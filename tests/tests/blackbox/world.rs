@@ -246,18 +246,9 @@ impl World {
     }
 
     fn serve_by(&self, command: &mut Command) -> anyhow::Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("server.log"))?;
-        let child = command.stdin(Stdio::null()).stderr(log).spawn()?;
+        let child =
+            start_server(command, &self.dir, || self.call(Method::GET, "/healthz", None, None).is_ok())?;
         *self.server.borrow_mut() = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.call(Method::GET, "/healthz", None, None).is_err() {
-            let mut server = self.server.borrow_mut();
-            let ended = server.as_mut().context("no server")?.try_wait()?;
-            ensure!(ended.is_none(), "the server ended: {ended:?}");
-            ensure!(Instant::now() < deadline, "the server does not answer");
-            drop(server);
-            std::thread::sleep(Duration::from_millis(10));
-        }
         Ok(())
     }
 
@@ -306,7 +297,19 @@ impl World {
         key: Option<&str>,
         body: Option<Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        self.ask_at(&self.base, method, path, key, body).await
+    }
+
+    /// [`World::ask`] of another server.
+    pub(crate) async fn ask_at(
+        &self,
+        base: &str,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Option<Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let mut request = self.http.request(method, format!("{base}{path}"));
         if let Some(key) = key {
             request = request.header("x-api-key", key);
         }
@@ -488,6 +491,30 @@ impl Footprint {
     pub(crate) fn live(&self) -> (usize, usize) {
         (self.cgroups, self.agents)
     }
+}
+
+/// Starts a server, with its log in `dir`, and waits until it `answers`; one that
+/// does not is ended.
+pub(crate) fn start_server(
+    command: &mut Command,
+    dir: &Path,
+    answers: impl Fn() -> bool,
+) -> anyhow::Result<Child> {
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("server.log"))?;
+    let mut child = command.stdin(Stdio::null()).stderr(log).spawn()?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !answers() {
+        if let Some(status) = child.try_wait()? {
+            anyhow::bail!("the server ended: {status}");
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            anyhow::bail!("the server does not answer");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(child)
 }
 
 /// Cgroups of runs.

@@ -40,7 +40,7 @@ async fn issue(app: &App, run: RunRef) -> WireResult<String> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes)
         .map_err(|error| dormouse_provider::ProviderError::internal("make a ticket", error))?;
-    let ticket: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let ticket = dormouse_types::hex(&bytes);
     let now = app.clock.now();
     let row = TicketRow { namespace: run.namespace, run_id: run.id, expires_at: now.plus(TICKET) };
     let added = app.db.insert_ticket(&hash_secret(&ticket), &row, now).await;

@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use dormouse_control::ImageConfig;
-use sha2::{Digest as _, Sha256};
 
 use super::{ImageError, decompressed, io_error, unpack};
+use crate::storage;
 
 /// Largest index or manifest that is read, in bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -140,16 +140,8 @@ fn verified(layout: &Path, digest: &str) -> Result<PathBuf, ImageError> {
     if !metadata.is_file() {
         return Err(ImageError::Invalid(format!("{} is not a file", path.display())));
     }
-    let mut hash = Sha256::new();
-    let mut file = File::open(&path).map_err(io_error(format!("open {}", path.display())))?;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match io::Read::read(&mut file, &mut buffer).map_err(io_error(format!("read {}", path.display())))? {
-            0 => break,
-            read => hash.update(&buffer[..read]),
-        }
-    }
-    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let file = File::open(&path).map_err(io_error(format!("open {}", path.display())))?;
+    let found = storage::digest(&file).map_err(io_error(format!("read {}", path.display())))?;
     if found == hex { Ok(path) } else { Err(ImageError::Invalid(format!("blob {digest} is damaged"))) }
 }
 

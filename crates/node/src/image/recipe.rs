@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use dormouse_types::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{ImageError, Workplace, io_error};
@@ -102,7 +103,7 @@ impl Recipe {
             }
             Method::Npm { packages } => Sha256::new().chain_update(packages),
         };
-        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hex(&digest.finalize()[..8])
     }
 
     /// A tar of it, from the cache or built.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use dormouse_types::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::sys::{self, loop_device, mount};
@@ -202,7 +203,8 @@ fn make_erofs(image: &Path, tree: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("mkfs.erofs: {} {words}", output.status)))
 }
 
-fn digest(mut file: &File) -> io::Result<String> {
+/// SHA-256 of what is in a file, in hexadecimal.
+pub(crate) fn digest(mut file: &File) -> io::Result<String> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         match io::Read::read(&mut file, &mut buffer)? {
@@ -210,7 +212,7 @@ fn digest(mut file: &File) -> io::Result<String> {
             read => hash.update(&buffer[..read]),
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }
 
 /// By file, past the page cache of the file's own file system, so that a page

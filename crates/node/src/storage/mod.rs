@@ -47,7 +47,7 @@ use room::{Policy, Sight};
 
 pub(crate) use copy::copy_file;
 pub use images::probe_images;
-pub(crate) use images::{ImageFile, Scratch};
+pub(crate) use images::{ImageFile, Scratch, digest};
 
 /// Which driver keeps the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -354,7 +354,7 @@ impl Process {
                     Some(piped) => piped,
                     None => self.rest_of_input().await,
                 };
-                let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                let digest = dormouse_types::hex(&Sha256::digest(bytes));
                 ok(format!("{digest}  -\n").into_bytes())
             }
             ["cat", ref paths @ ..] => {

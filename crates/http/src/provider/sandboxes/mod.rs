@@ -12,7 +12,7 @@ use axum::extract::OriginalUri;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use dormouse_provider::SandboxKey;
-use dormouse_types::SandboxName;
+use dormouse_types::{SandboxName, hex};
 use dormouse_wire as wire;
 use sha2::{Digest as _, Sha256};
 
@@ -49,7 +49,7 @@ impl<T: serde::de::DeserializeOwned> axum::extract::FromRequest<App> for Repeata
             digest.update(part.len().to_be_bytes());
             digest.update(part);
         }
-        let digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex(&digest.finalize());
         let request = axum::extract::Request::from_parts(parts, Body::from(bytes));
         let ApiJson(value) = ApiJson::from_request(request, app).await?;
         Ok(Self(value, digest))
