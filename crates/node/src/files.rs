@@ -114,6 +114,16 @@ async fn record(
     Ok(Ended { recorded: Recorded { sandbox, run, snapshot: end.snapshot.cloned() }, refused })
 }
 
+/// A run that never took a command: nothing was acknowledged, so nothing of it
+/// stays: a volume that was made for it goes, and the sandbox too if this was
+/// to be its first run.
+pub(crate) async fn abandon(host: &Host, run: &RunRow) -> Result<()> {
+    let failed = host.db.run_failed(run, run.number == 1, host.clock.now()).await;
+    failed.map_err(internal("end a run that did not start"))?;
+    host.untidy.notify_one();
+    Ok(())
+}
+
 /// The row of a run that has ended.
 pub(crate) fn ended(run: &RunRow, status: RunStatus, reason: StopReason, now: Timestamp) -> RunRow {
     RunRow { status, stop_reason: Some(reason), stopped_at: Some(now), updated_at: now, ..run.clone() }

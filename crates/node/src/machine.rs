@@ -28,12 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::decide::{Event, Phase, Plan, Step, Then, decide};
-use crate::files::{Ended, finish, prepare};
+use crate::files::{Ended, abandon, finish, prepare};
 use crate::host::{self, Host, internal, pool};
 use crate::launch::{self, Footing, LaunchError, Launched};
 use crate::live::{Command, Live};
 use crate::registry::Registry;
-use crate::{copies, recovery, source, sys};
+use crate::{copies, source, sys};
 
 /// How long a task without a live run waits for the next command.
 const LINGER: Duration = Duration::from_secs(30);
@@ -636,7 +636,7 @@ impl Machine {
         launch::remove(&self.host, &run.id, None).await;
         if run.process.is_none() && deletion.is_none() {
             // It never took a command, so nothing of it stays.
-            recovery::abandon(&self.host, &run).await?;
+            abandon(&self.host, &run).await?;
             return self.as_recorded(Some(&run.id)).await;
         }
         let sandbox = SandboxRecord::new(sandbox);

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use dormouse_control::SandboxRecord;
 use dormouse_control::ending::Ending;
-use dormouse_provider::{ProviderError, RunStatus, StopReason};
+use dormouse_provider::{RunStatus, StopReason};
 use dormouse_store::{Garbage, GarbageKind, RunRow};
 use dormouse_types::SandboxId;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::files::finish;
-use crate::host::{self, Host, internal};
+use crate::files::{abandon, finish};
+use crate::host::{self, Host};
 use crate::live::Command;
 use crate::machine::Machine;
 use crate::registry::Registry;
@@ -211,16 +211,6 @@ async fn end(host: &Arc<Host>, run: &RunRow, same_boot: bool) -> Result<(), Stri
         // Nobody waits for it any more; the files are kept.
         tracing::warn!(run = %run.id, error = %error.detail(), "the snapshot of an end was not made");
     }
-    Ok(())
-}
-
-/// A run that never took a command: nothing was acknowledged, so nothing of it
-/// stays: a volume that was made for it goes, and the sandbox too if this was
-/// to be its first run.
-pub(crate) async fn abandon(host: &Host, run: &RunRow) -> Result<(), ProviderError> {
-    let failed = host.db.run_failed(run, run.number == 1, host.clock.now()).await;
-    failed.map_err(internal("end a run that did not start"))?;
-    host.untidy.notify_one();
     Ok(())
 }
 
