@@ -20,7 +20,7 @@ $(TOOLS)/cargo-deny: VERSION = 0.20.2
 $(TOOLS)/pjdfstest: VERSION = 0.2.0
 $(TOOLS)/fsx: VERSION = 0.3.0
 $(TOOLS)/%:
-	cargo install --quiet $* --version $(VERSION) --locked --root target/tools
+	CARGO_PROFILE_DEV_DEBUG=none cargo install --quiet --debug $* --version $(VERSION) --locked --root target/tools
 
 lint: tools
 	cargo fmt --all -- --check
@@ -44,7 +44,7 @@ blackbox: tools
 
 ## Generated input against the session API's own document.
 fuzz:
-	cargo build --package dormouse --locked
+	cargo build --workspace --locked
 	scripts/fuzz-api
 
 ## The main job on Debian's own kernel with cgroup v2 only, in a virtual machine.
