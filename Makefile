@@ -5,7 +5,7 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test test-vm demo bench setup tools lint unit documents blackbox fuzz fmt audit
+.PHONY: test test-vm demo bench setup tools lint build unit documents blackbox fuzz fmt audit
 
 test: setup lint unit documents blackbox fuzz test-vm
 
@@ -27,8 +27,13 @@ lint: tools
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(TOOLS)/cargo-deny check bans licenses sources
 
-unit:
-	cargo test --workspace --exclude dormouse-tests --locked
+## Everything that the tests run. Whoever builds something else, or less, has
+## cargo choose other features, and build half the world again.
+build:
+	cargo build --workspace --all-targets --locked
+
+unit: build
+	cargo test --workspace --locked
 
 ## Both OpenAPI documents: valid, as the seed says, and fit for a client.
 documents:
@@ -36,21 +41,18 @@ documents:
 	cd tests/clients && npm ci --no-audit --no-fund
 	scripts/check-openapi
 
-blackbox: tools
+blackbox: tools build
 	@scripts/setup node=nodejs npm=npm ip=iproute2
 	cd tests/clients && npm ci --no-audit --no-fund
-	cargo build --workspace --locked
-	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --package dormouse-tests --locked -- --test-threads=1
+	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --workspace --test blackbox --locked -- --test-threads=1
 
 ## Generated input against the session API's own document.
-fuzz:
-	cargo build --workspace --locked
+fuzz: build
 	scripts/fuzz-api
 
 ## The main job on Debian's own kernel with cgroup v2 only, in a virtual machine.
-test-vm:
+test-vm: build
 	@scripts/setup qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod xz=xz-utils strip=binutils mke2fs=e2fsprogs
-	cargo build --workspace --locked
 	TEST_IMAGE_CACHE=$(CACHE) scripts/test-vm
 
 demo: setup

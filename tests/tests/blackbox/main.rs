@@ -2,8 +2,8 @@
 //! need root and fail without it.
 //!
 //! A scenario is a function over a [`World`]; scenarios of one world share its
-//! server and run one after the other. `cargo test -p dormouse-tests -- WORD`
-//! runs those whose name has the word.
+//! server and run one after the other. `cargo test --workspace --test blackbox --
+//! WORD` runs those whose name has the word.
 
 mod api;
 mod boot;
