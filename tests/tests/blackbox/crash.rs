@@ -29,7 +29,7 @@ const SANDBOXES: usize = 4;
 
 /// Sessions that are posted and stopped.
 pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
-    let (kills, seed) = (rounds(60), first_seed());
+    let (kills, seed) = (rounds(30), first_seed());
     eprintln!("      {kills} kills, seed {seed}");
     let mut dice = Dice::new(seed);
     let sessions = (0..6).map(|_| w.new_session()).collect::<anyhow::Result<Vec<_>>>()?;
@@ -90,7 +90,7 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
 
 /// kill -9 under stops, snapshots, live ones, forks, rollbacks, deletions.
 pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
-    kill(w, rounds(40))
+    kill(w, rounds(20))
 }
 
 /// The same with rows in Postgres, which every round of the above is not worth.
@@ -121,7 +121,7 @@ fn kill(w: &World, kills: u32) -> anyhow::Result<()> {
 
 /// The host loses power: what was not synced is gone.
 pub(crate) fn power_cuts(w: &World) -> anyhow::Result<()> {
-    let (cuts, seed) = (rounds(20), first_seed());
+    let (cuts, seed) = (rounds(12), first_seed());
     eprintln!("      {cuts} power cuts, seed {seed}");
     let (mut dice, load) = (Dice::new(seed), Load::new(w, SANDBOXES)?);
     for round in 0..cuts {

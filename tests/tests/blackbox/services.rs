@@ -13,7 +13,7 @@ use crate::lifecycle::kill_first_process;
 use crate::world::{World, image_cache};
 
 /// Rounds of writing and stopping.
-const ROUNDS: u32 = 20;
+const ROUNDS: u32 = 8;
 
 const PACKAGES: [&str; 6] =
     ["postgresql-15", "redis-server", "xvfb", "gunicorn", "chromium", "python3-psycopg2"];
