@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::files::inside;
 use crate::lifecycle::kill_first_process;
-use crate::world::{World, image_cache};
+use crate::world::{World, eventually, image_cache};
 
 /// Rounds of writing and stopping.
 const ROUNDS: u32 = 8;
@@ -95,7 +95,13 @@ pub(crate) fn restart(w: &World) -> anyhow::Result<()> {
             );
             writers.push(start(w, name, &format!("python3 /var/tmp/rows.py write {database}"), &files[n])?);
         }
-        std::thread::sleep(Duration::from_millis(u64::from(300 + round * 37 % 500)));
+        for (n, file) in files.iter().enumerate() {
+            eventually("rows are written", Duration::from_secs(30), || {
+                Ok(last_number(file)? > acknowledged[n])
+            })
+            .with_context(|| format!("round {round}: {}", databases[n]))?;
+        }
+        std::thread::sleep(Duration::from_millis(u64::from(round * 37 % 500)));
         // With notice and without.
         if round % 2 == 0 {
             w.stop(name)?;
