@@ -5,9 +5,9 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test test-vm demo bench setup tools lint build image unit documents machines blackbox fuzz fmt audit
+.PHONY: test test-vm demo bench setup tools lint build unit documents blackbox fuzz fmt audit
 
-test: setup lint unit documents machines fuzz
+test: setup lint unit documents blackbox fuzz test-vm
 
 ## What the tests and the demo need from Debian.
 setup:
@@ -41,23 +41,8 @@ documents:
 	cd tests/clients && npm ci --no-audit --no-fund
 	scripts/check-openapi
 
-## The base image of the tests, in their cache.
-image: build
-	DORMOUSE_IMAGES__CACHE=$(CACHE) DORMOUSE_STORAGE__DRIVER=plain \
-	  target/debug/dormouse image build --data-dir target/image-data
-
-HOST_NEEDS := node=nodejs npm=npm ip=iproute2
-VM_NEEDS := qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod xz=xz-utils strip=binutils mke2fs=e2fsprogs
-
-## Both at once: the virtual machine keeps one processor busy for as long as the
-## scenarios on this host, which wait most of the time, take anyway.
-machines: tools build image
-	@scripts/setup $(HOST_NEEDS) $(VM_NEEDS)
-	scripts/test-vm --prepare
-	$(MAKE) --jobs=2 blackbox test-vm
-
 blackbox: tools build
-	@scripts/setup $(HOST_NEEDS)
+	@scripts/setup node=nodejs npm=npm ip=iproute2
 	cd tests/clients && npm ci --no-audit --no-fund
 	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --workspace --test blackbox --locked -- --test-threads=1
 
@@ -66,9 +51,9 @@ fuzz: build
 	scripts/fuzz-api
 
 ## The main job on Debian's own kernel with cgroup v2 only, in a virtual machine.
-test-vm: build image
-	@scripts/setup $(VM_NEEDS)
-	TEST_IMAGE_CACHE=$(CACHE) nice scripts/test-vm
+test-vm: build
+	@scripts/setup qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod xz=xz-utils strip=binutils mke2fs=e2fsprogs
+	TEST_IMAGE_CACHE=$(CACHE) scripts/test-vm
 
 demo: setup
 	cargo build --locked --package dormouse --package dormouse-tests
