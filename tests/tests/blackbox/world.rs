@@ -145,7 +145,7 @@ impl World {
             .arg(dir.join("git"))
             .stdout(fs::File::create(dir.join("git.url"))?)
             .spawn()
-            .context("start git-http (cargo build --workspace)")?;
+            .context("start git-http (make build)")?;
         let mut url = String::new();
         while url.is_empty() {
             ensure!(git.try_wait()?.is_none(), "git-http ended");
