@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::world::{REPO, World, binary, cgroups, eventually};
+use crate::world::{REPO, World, binary, cgroup_file, cgroups, eventually};
 
 fn state(w: &World, session: &str) -> anyhow::Result<String> {
     let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
@@ -293,8 +293,7 @@ pub(crate) fn kill_first_process(w: &World, name: &str) -> anyhow::Result<()> {
 
 /// The lowest pid in the run's cgroup.
 fn first_process(instance: u8, run: &str) -> anyhow::Result<String> {
-    let groups = ["memory/", ""].map(|v| format!("/sys/fs/cgroup/{v}dormouse-{instance}/{run}/cgroup.procs"));
-    let text = groups.iter().find_map(|path| std::fs::read_to_string(path).ok()).context("its cgroup")?;
+    let text = cgroup_file(instance, run, "memory", "cgroup.procs")?;
     let first = text.lines().filter_map(|line| line.parse::<u32>().ok()).min();
     Ok(first.context("no process")?.to_string())
 }

@@ -528,6 +528,14 @@ pub(crate) fn cgroups(instance: u8) -> Vec<String> {
         .collect()
 }
 
+/// A file of a run's cgroup: version 1 has one for each controller, version 2 one for
+/// all.
+pub(crate) fn cgroup_file(instance: u8, run: &str, controller: &str, file: &str) -> anyhow::Result<String> {
+    let roots = [format!("/sys/fs/cgroup/{controller}"), "/sys/fs/cgroup".to_owned()];
+    let read = |root: &String| fs::read_to_string(format!("{root}/dormouse-{instance}/{run}/{file}")).ok();
+    roots.iter().find_map(read).with_context(|| format!("the cgroup of {run} has no {file}"))
+}
+
 fn names(dir: &str) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
