@@ -141,7 +141,7 @@ pub(crate) fn check_source(source: &Source) -> Result<()> {
         Source::Tarball { url } if !is_url(url, &["https://", "http://"]) => {
             Err(invalid("source.url must be an http or https URL"))
         }
-        Source::Tarball { .. } | Source::Snapshot(_) => Ok(()),
+        Source::Tarball { .. } | Source::Snapshot(_) | Source::SnapshotOf(..) => Ok(()),
     }
 }
 

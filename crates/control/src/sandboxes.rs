@@ -44,6 +44,13 @@ impl Foundation {
         let ground = Ground::snapshot(&snapshot, 0);
         Self { id: SandboxId::generate(), image, ground, snapshot: Some(snapshot.id) }
     }
+
+    /// The files of another namespace's snapshot, of which nothing else shows.
+    fn foreign(image: ImageRow, snapshot: &SnapshotRow) -> Self {
+        let mut ground = Ground::snapshot(snapshot, 0);
+        ground.state.descends_from = None;
+        Self { id: SandboxId::generate(), image, ground, snapshot: None }
+    }
 }
 
 /// What else a new sandbox is.
@@ -112,6 +119,11 @@ impl Control {
                 let snapshot = self.living_snapshot(&request.key.namespace, &id).await?;
                 let image = self.image_with_id(&snapshot.image_id).await?;
                 (Foundation::snapshot(image, snapshot), None, None)
+            }
+            Some(Source::SnapshotOf(namespace, id)) => {
+                let snapshot = self.living_snapshot(&namespace, &id).await?;
+                let image = self.image_with_id(&snapshot.image_id).await?;
+                (Foundation::foreign(image, &snapshot), None, None)
             }
             source => {
                 let (image, runtime) = self.image(&request.environment).await?;

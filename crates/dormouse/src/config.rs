@@ -53,6 +53,7 @@ pub(crate) struct Config {
     pub(crate) ports: Ports,
     pub(crate) api: Api,
     pub(crate) git: Git,
+    pub(crate) org_snapshots: OrgSnapshots,
     pub(crate) images: Images,
     /// Foreign tokens; absent: none are accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -248,6 +249,31 @@ impl std::fmt::Debug for Git {
     }
 }
 
+/// Snapshots with a repository in them, from which sandboxes of it start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct OrgSnapshots {
+    /// Whether there are any.
+    pub(crate) enabled: bool,
+    /// Owners on GitHub whose repositories get one; empty: all.
+    pub(crate) owners: Vec<String>,
+    /// A remote is asked where its default branch is once in this time.
+    pub(crate) tip_interval: String,
+    /// One from which no sandbox started for this long goes.
+    pub(crate) unused_for: String,
+}
+
+impl Default for OrgSnapshots {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            owners: Vec::new(),
+            tip_interval: "10s".to_owned(),
+            unused_for: "30d".to_owned(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MirrorEntry {
@@ -303,6 +329,7 @@ impl Default for Config {
             ports: Ports::default(),
             api: Api::default(),
             git: Git::default(),
+            org_snapshots: OrgSnapshots::default(),
             images: Images::default(),
             jwt: None,
         }
@@ -388,6 +415,7 @@ impl Config {
             "sandbox.disk_mib: the plain storage driver cannot limit disks; use btrfs or 0"
         );
         self.lifecycle_durations()?;
+        self.org_snapshots()?;
         self.history()?;
         self.database()?;
         if let Some(url) = &self.public_url {
@@ -415,7 +443,7 @@ impl Config {
         self.jwt_config().map(drop)
     }
 
-    fn mirrors(&self) -> Vec<Mirror> {
+    pub(crate) fn mirrors(&self) -> Vec<Mirror> {
         self.git.mirrors.iter().map(|m| Mirror { from: m.from.clone(), to: m.to.clone() }).collect()
     }
 
@@ -436,6 +464,28 @@ impl Config {
             max_lifetime: read("max_lifetime", &self.lifecycle.max_lifetime)?,
             clone_timeout: read("clone_timeout", &self.lifecycle.clone_timeout)?,
         })
+    }
+
+    /// `None`: there are to be none.
+    pub(crate) fn org_snapshots(&self) -> anyhow::Result<Option<dormouse_sessions::OrgSnapshotConfig>> {
+        let read = |key: &str, text: &str, least: Duration| -> anyhow::Result<Duration> {
+            let duration = parse_duration(text).with_context(|| format!("org_snapshots.{key}"))?;
+            let most = Duration::from_secs(365 * 86_400);
+            anyhow::ensure!(
+                duration >= least && duration <= most,
+                "org_snapshots.{key}: must be from {} to {}",
+                format_duration(least),
+                format_duration(most)
+            );
+            Ok(duration)
+        };
+        let OrgSnapshots { enabled, owners, tip_interval, unused_for } = &self.org_snapshots;
+        let config = dormouse_sessions::OrgSnapshotConfig {
+            owners: owners.iter().map(|owner| owner.to_ascii_lowercase()).collect(),
+            tip_interval: read("tip_interval", tip_interval, Duration::ZERO)?,
+            unused_for: read("unused_for", unused_for, Duration::from_secs(3600))?,
+        };
+        Ok(enabled.then_some(config))
     }
 
     pub(crate) fn jwt_config(&self) -> anyhow::Result<Option<dormouse_http::JwtConfig>> {

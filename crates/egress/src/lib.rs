@@ -24,7 +24,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 
-pub use mirror::{Mirror, MirrorError};
+pub use mirror::{Mirror, MirrorError, mirrored};
 pub use policy::{EgressPolicy, Policies};
 
 /// Where to listen and what to stand in for.

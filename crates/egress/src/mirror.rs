@@ -99,6 +99,15 @@ impl Mirror {
     }
 }
 
+/// Where a URL leads that one of the mirrors stands for.
+#[must_use]
+pub fn mirrored(mirrors: &[Mirror], url: &str) -> Option<String> {
+    mirrors.iter().find_map(|mirror| {
+        let rest = url.strip_prefix(&normal(&mirror.from))?;
+        Some(format!("{}{rest}", mirror.to))
+    })
+}
+
 /// Answers in the name of mirrored hosts.
 pub(crate) struct Gateway {
     mirrors: Vec<Mirror>,
@@ -171,10 +180,7 @@ impl Gateway {
         }
         let asked = format!("https://{host}{path}");
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        self.mirrors.iter().find_map(|mirror| {
-            let rest = asked.strip_prefix(&mirror.from)?;
-            Some(format!("{}{rest}{query}", mirror.to))
-        })
+        mirrored(&self.mirrors, &asked).map(|url| format!("{url}{query}"))
     }
 
     async fn answer(&self, host: &str, request: Request<Incoming>) -> Response<BoxBody<Bytes, io::Error>> {

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use dormouse_agent_protocol::{Frame, Reply, Request, Spawn, StdinMode};
 use dormouse_control::SandboxConfig;
-use dormouse_provider::{CloneDirectory, GitSource, NetworkPolicy, ProviderError, Result, Source, shown_url};
+use dormouse_provider::{
+    CloneDirectory, GitSource, NetworkPolicy, ProviderError, Result, Source, checkout, shown_url,
+};
 use dormouse_store::RunRow;
 use dormouse_types::CommandId;
 
@@ -17,29 +19,6 @@ use crate::launch;
 
 /// Words of git or tar that are kept for an error message, in bytes.
 const MAX_WORDS: usize = 2048;
-
-/// `$1` URL, `$2` directory, `$3` depth, `$4` revision or nothing. Hooks and
-/// local transports are off while nobody has looked at the repository;
-/// submodules stay out. A branch or tag is fetched as such, a commit by its
-/// whole name.
-const CLONE: &str = r#"set -e
-export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
-options="-c core.hooksPath=/dev/null -c init.defaultBranch=main -c advice.detachedHead=false"
-if [ -z "$4" ]; then
-    exec git $options clone --quiet --depth="$3" --no-recurse-submodules -- "$1" "$2"
-fi
-case "${#4}:$4" in
-40:*[!0-9a-f]*) ;;
-40:*)
-    git $options init --quiet -- "$2"
-    cd -- "$2"
-    git $options remote add origin "$1"
-    git $options fetch --quiet --depth="$3" origin "$4"
-    exec git $options checkout --quiet --detach FETCH_HEAD
-    ;;
-esac
-exec git $options clone --quiet --depth="$3" --no-recurse-submodules --branch="$4" -- "$1" "$2"
-"#;
 
 /// Answers git's question for a password from the environment of that one
 /// command (`gitcredentials(7)`).
@@ -75,11 +54,9 @@ pub(crate) async fn put_in(
     slot: u32,
     source: &Source,
 ) -> Result<()> {
-    let (what, script, arguments, env) = match source {
-        Source::Snapshot(_) => return Ok(()),
+    let (what, argv, env) = match source {
+        Source::Snapshot(_) | Source::SnapshotOf(..) => return Ok(()),
         Source::Git(git) => {
-            let depth = git.depth.unwrap_or(1).to_string();
-            let revision = git.revision.clone().unwrap_or_default();
             let mut env = Vec::new();
             if let Some((user, password)) = &git.credentials {
                 let pairs = [
@@ -91,19 +68,21 @@ pub(crate) async fn put_in(
                 ];
                 env.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
             }
-            (
-                format!("clone {}", shown_url(&git.url)),
-                CLONE,
-                vec![git.url.clone(), directory(git), depth, revision],
-                env,
-            )
+            let clone = checkout::Clone {
+                url: &git.url,
+                directory: &directory(git),
+                depth: git.depth.unwrap_or(1),
+                revision: git.revision.as_deref(),
+                identity: None,
+            };
+            (format!("clone {}", shown_url(&git.url)), clone.argv(), env)
         }
         Source::Tarball { url } => {
-            (format!("unpack {}", shown_url(url)), UNPACK, vec![url.clone()], Vec::new())
+            let argv = ["sh", "-c", UNPACK, "sh", url].map(str::to_owned).to_vec();
+            (format!("unpack {}", shown_url(url)), argv, Vec::new())
         }
     };
     launch::put_policy(host, slot, &NetworkPolicy::AllowAll);
-    let argv = ["sh", "-c", script, "sh"].into_iter().map(str::to_owned).chain(arguments).collect();
     let spawn = Spawn {
         id: CommandId::generate().to_string(),
         argv,
@@ -135,7 +114,7 @@ async fn run_command(agent: &Agent, spawn: Spawn) -> Result<(i32, bool, String)>
     let mut words = Vec::new();
     loop {
         match dialogue.expect().await? {
-            Frame::Stdout(data) | Frame::Stderr(data) => {
+            Frame::Stderr(data) => {
                 words.extend_from_slice(&data);
                 let over = words.len().saturating_sub(MAX_WORDS);
                 words.drain(..over);

@@ -68,7 +68,10 @@ pub(crate) fn source(source: &Source) -> wire::Source {
             }
         }
         Source::Tarball { url } => wire::Source::Tarball { url: url.clone() },
-        Source::Snapshot(id) => wire::Source::Snapshot { snapshot_id: id.to_string() },
+        // A project of Vercel's is one namespace.
+        Source::Snapshot(id) | Source::SnapshotOf(_, id) => {
+            wire::Source::Snapshot { snapshot_id: id.to_string() }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! HTTP, the engine does it on this host. Types say what a thing is, not how
 //! JSON spells it (that is `dormouse-wire`).
 
+pub mod checkout;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;

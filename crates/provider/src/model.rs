@@ -63,6 +63,10 @@ pub enum Source {
     },
     /// All files of a snapshot; the environment is that of the snapshot.
     Snapshot(SnapshotId),
+    /// [`Source::Snapshot`] of another namespace. Whether the sandbox's owner may
+    /// read it is for the caller to say. The sandbox does not begin as that
+    /// snapshot's descendant, and shows nothing of it.
+    SnapshotOf(Namespace, SnapshotId),
 }
 
 /// A git repository.
@@ -96,6 +100,7 @@ impl std::fmt::Debug for Source {
             Self::Git(git) => write!(f, "Git({})", shown_url(&git.url)),
             Self::Tarball { url } => write!(f, "Tarball({})", shown_url(url)),
             Self::Snapshot(id) => write!(f, "Snapshot({id})"),
+            Self::SnapshotOf(namespace, id) => write!(f, "SnapshotOf({namespace}, {id})"),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dormouse_provider::{Action, CustomPolicy, DomainPolicy, NetworkPolicy, Rule, RunRef, SandboxView};
-use dormouse_types::{AccountId, GithubRepo};
+use dormouse_types::{AccountId, GithubRepo, RepoAccess};
 
 use crate::Sessions;
 use crate::error::Result;
@@ -29,6 +29,11 @@ impl GitToken {
         Self(token)
     }
 
+    /// The `Authorization` header that git's server takes.
+    fn authorization(&self) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(format!("x-access-token:{}", self.0)))
+    }
+
     /// Everything public is reachable, GitHub with the token.
     fn policy(&self) -> NetworkPolicy {
         let authorized = |domain: &str, value: String| {
@@ -36,10 +41,9 @@ impl GitToken {
             let rules = vec![Rule { matches: None, action: Action::SetHeaders(headers) }];
             DomainPolicy { domain: domain.to_owned(), rules }
         };
-        let password = BASE64_STANDARD.encode(format!("x-access-token:{}", self.0));
         let mut domains: Vec<_> =
             API_HOSTS.iter().map(|host| authorized(host, format!("Bearer {}", self.0))).collect();
-        domains.push(authorized(GIT_HOST, format!("Basic {password}")));
+        domains.push(authorized(GIT_HOST, self.authorization()));
         domains.push(DomainPolicy { domain: "*".to_owned(), rules: Vec::new() });
         NetworkPolicy::Custom(CustomPolicy { domains, ..CustomPolicy::default() })
     }
@@ -67,16 +71,26 @@ fn is_ours(policy: &NetworkPolicy) -> bool {
 }
 
 impl Sessions {
-    /// What a sandbox of `account` with `repo` in it may reach, and with which
-    /// credentials.
-    pub(crate) async fn network_policy(
-        &self,
-        account: &AccountId,
-        repo: &GithubRepo,
-    ) -> Result<NetworkPolicy> {
-        match &self.git_token {
-            Some(token) if self.db.may_use_token(account, repo).await? => Ok(token.policy()),
-            _ => Ok(NetworkPolicy::AllowAll),
+    /// How `account` reads `repo`.
+    pub(crate) async fn access(&self, account: &AccountId, repo: &GithubRepo) -> Result<RepoAccess> {
+        let claimed = self.git_token.is_some() && self.db.may_use_token(account, repo).await?;
+        Ok(if claimed { RepoAccess::Claimed } else { RepoAccess::Public })
+    }
+
+    /// What a sandbox with a repository in it may reach that is read so, and with
+    /// which credentials.
+    pub(crate) fn policy_of(&self, access: RepoAccess) -> NetworkPolicy {
+        match (&self.git_token, access) {
+            (Some(token), RepoAccess::Claimed) => token.policy(),
+            _ => NetworkPolicy::AllowAll,
+        }
+    }
+
+    /// What its remote wants to hear from whoever reads it so.
+    pub(crate) fn authorization(&self, access: RepoAccess) -> Option<String> {
+        match (&self.git_token, access) {
+            (Some(token), RepoAccess::Claimed) => Some(token.authorization()),
+            _ => None,
         }
     }
 
@@ -90,7 +104,7 @@ impl Sessions {
         account: &AccountId,
         repo: &GithubRepo,
     ) -> Result<()> {
-        let wanted = self.network_policy(account, repo).await?;
+        let wanted = self.policy_of(self.access(account, repo).await?);
         let stale = wanted != NetworkPolicy::AllowAll || found.run.network != NetworkPolicy::AllowAll;
         if self.git_token.is_some() && stale && is_ours(&found.run.network) {
             self.provider.set_network_policy(run, wanted).await?;

@@ -7,13 +7,16 @@
 //! What is done in which state of a session is decided in [`decide`], with its
 //! diagram; the other modules do it.
 
+mod checkout;
 mod credentials;
 mod decide;
 mod error;
 mod lifecycle;
 mod locks;
+mod org_snapshots;
 mod provision;
 mod query;
+mod remote;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +29,10 @@ pub use dormouse_types::{LifecycleState, SessionStatus};
 
 pub use credentials::GitToken;
 pub use error::{Result, SessionError};
+pub use org_snapshots::OrgSnapshotConfig;
 pub use provision::Provisioned;
 pub use query::{NewSession, Probe, SessionPatch, Status};
+pub use remote::{Remote, RemoteError, Tip};
 
 use locks::{Lock, Locks};
 
@@ -50,6 +55,7 @@ pub struct Sessions {
     clock: Clock,
     config: LifecycleConfig,
     git_token: Option<GitToken>,
+    org_snapshots: Option<org_snapshots::OrgSnapshots>,
     locks: Locks,
     /// Where its sandboxes live, if that is here.
     host: Option<HostId>,
@@ -72,7 +78,7 @@ impl Sessions {
         let patience = config.clone_timeout + Duration::from_secs(60);
         let locks = Locks::new(db.clone(), clock.clone(), host.clone(), patience);
         let (host, wake) = (here.then_some(host), Arc::default());
-        Self { db, provider, clock, config, git_token: None, locks, host, wake }
+        Self { db, provider, clock, config, git_token: None, org_snapshots: None, locks, host, wake }
     }
 
     /// With a token for repositories that an organization of the caller claims.

@@ -4,45 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{CommandSpec, CreateSandbox, LogEvent, ProviderError, RunRef, SandboxKey};
+use dormouse_provider::checkout::Checkout;
+use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxKey};
 use dormouse_store::SessionRow;
-use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
-use futures::StreamExt as _;
+use dormouse_types::{AccountId, GithubRepo, SandboxName, SessionId, Timestamp};
 use tracing::Instrument as _;
 
 use crate::decide::Event;
 use crate::error::Result;
 use crate::lifecycle::put;
+use crate::org_snapshots::Reader;
 use crate::{LifecycleState, SessionError, SessionStatus, Sessions};
-
-/// Words of git that are kept for an error message, in bytes.
-const MAX_WORDS: usize = 4096;
-
-/// Checks the repository out in the working directory, tells git who commits,
-/// prints the branch. `$1` URL, `$2` name, `$3` e-mail.
-///
-/// Only the URL that was validated goes in, as an argument. Hooks and local
-/// or foreign transports are off while nobody has looked at the repository;
-/// submodules stay out. The clone is shallow; `git fetch --unshallow` gets the
-/// rest, and the added refspec makes other branches fetchable. An empty
-/// repository is fine: its branch is the one that HEAD names. What the shell
-/// can do itself it does: each further process would cost as much as the
-/// sandbox.
-const CLONE: &str = r#"set -e
-export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
-git -c core.hooksPath=/dev/null -c init.defaultBranch=main -c advice.detachedHead=false \
-    clone --quiet --depth=1 --no-recurse-submodules -c "user.name=$2" -c "user.email=$3" -- "$1" . >&2
-printf '[remote "origin"]\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' >> .git/config
-read -r head < .git/HEAD
-printf '%s\n' "${head#ref: refs/heads/}"
-"#;
-
-/// Prints what is checked out: a branch, or a commit; nothing without a
-/// repository.
-const BRANCH: &str = r#"if [ -f .git/HEAD ]; then
-    read -r head < .git/HEAD
-    printf '%s\n' "${head#ref: refs/heads/}"
-fi"#;
 
 /// A sandbox that is ready.
 #[derive(Debug, Clone)]
@@ -55,11 +27,6 @@ pub struct Provisioned {
     pub branch: String,
     /// Its name.
     pub sandbox: SandboxName,
-}
-
-struct Identity {
-    name: String,
-    email: String,
 }
 
 impl Sessions {
@@ -89,7 +56,7 @@ impl Sessions {
     }
 
     async fn provision_session(
-        &self,
+        self: &Arc<Self>,
         account: &AccountId,
         session: &SessionId,
         repo: &GithubRepo,
@@ -158,7 +125,7 @@ impl Sessions {
 
     /// A ready sandbox: when its lifetime ends, and the branch in it.
     async fn bring_up(
-        &self,
+        self: &Arc<Self>,
         key: &SandboxKey,
         row: &SessionRow,
         account: &AccountId,
@@ -169,8 +136,9 @@ impl Sessions {
                 Ok(found) => {
                     let run = RunRef { namespace: key.namespace.clone(), id: found.run.id.clone() };
                     self.refresh_credentials(&found, &run, account, repo).await?;
-                    let (_, branch) = self.run_script(&run, BRANCH, &[]).await?;
-                    return Ok((found.run.expires_at(), branch.trim().to_owned()));
+                    let checkout = self.look_at_checkout(&run).await?;
+                    let branch = checkout.map(|found| found.shown()).unwrap_or_default();
+                    return Ok((found.run.expires_at(), branch));
                 }
                 // The sandbox or its snapshot was deleted: begin anew.
                 Err(ProviderError::NotFound(_)) => {}
@@ -183,94 +151,46 @@ impl Sessions {
         }
         let mut request = CreateSandbox::new(key.clone());
         request.timeout = Some(self.config.max_lifetime);
-        self.create_with_clone(request, account, repo).await
+        let (ends_at, checkout) = self.create_with_checkout(request, account, repo).await?;
+        Ok((ends_at, checkout.shown()))
     }
 
-    async fn provision_ephemeral(&self, account: &AccountId, repo: &GithubRepo) -> Result<Provisioned> {
+    async fn provision_ephemeral(
+        self: &Arc<Self>,
+        account: &AccountId,
+        repo: &GithubRepo,
+    ) -> Result<Provisioned> {
         let name = SandboxName::generate();
         let key = SandboxKey { namespace: Self::namespace(account), name: name.clone() };
         let mut request = CreateSandbox::new(key);
         (request.persistent, request.ephemeral) = (false, true);
         request.timeout = Some(self.config.idle_timeout);
-        let (_, branch) = self.create_with_clone(request, account, repo).await?;
+        let (_, checkout) = self.create_with_checkout(request, account, repo).await?;
+        let branch = checkout.shown();
         Ok(Provisioned { ready_at: self.now(), timeout: self.config.idle_timeout, branch, sandbox: name })
     }
 
-    async fn create_with_clone(
-        &self,
+    /// A sandbox with the repository in it: from the org snapshot, or cold.
+    async fn create_with_checkout(
+        self: &Arc<Self>,
         mut request: CreateSandbox,
         account: &AccountId,
         repo: &GithubRepo,
-    ) -> Result<(Timestamp, String)> {
+    ) -> Result<(Timestamp, Checkout)> {
         let identity = self.identity(account).await?;
-        request.network = self.network_policy(account, repo).await?;
+        let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
+        request.network = self.policy_of(reader.access);
+        if let Some(warm) = self.start_warm(&request, &reader, &identity).await? {
+            return Ok((warm.made.run.expires_at(), warm.checkout));
+        }
         let key = request.key.clone();
         let made = self.provider.create(request).await?;
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
-        let cloned = self.clone_into(&run, repo, &identity).await;
+        let cloned = self.clone_repository(&run, repo, Some(&identity)).await;
         if cloned.is_err() {
             self.discard(&key).await;
         }
         Ok((made.run.expires_at(), cloned?))
-    }
-
-    async fn clone_into(&self, run: &RunRef, repo: &GithubRepo, identity: &Identity) -> Result<String> {
-        let arguments = [repo.url(), identity.name.clone(), identity.email.clone()];
-        let (error, branch) = self.run_script(run, CLONE, &arguments).await?;
-        match error {
-            None => Ok(branch.trim().to_owned()),
-            Some(message) => Err(SessionError::Clone { repo: repo.clone(), message }),
-        }
-    }
-
-    /// Runs a shell script with arguments. Returns what went wrong, in the
-    /// script's own words, and what it printed.
-    async fn run_script(
-        &self,
-        run: &RunRef,
-        script: &str,
-        arguments: &[String],
-    ) -> Result<(Option<String>, String)> {
-        let argv = ["sh", "-c", script, "sh"].into_iter().map(str::to_owned).chain(arguments.iter().cloned());
-        let mut spec = CommandSpec::new(argv);
-        spec.timeout = Some(self.config.clone_timeout);
-        let mut events = self.provider.exec(run, CommandId::generate(), spec).await?;
-        let (mut out, mut words) = (Vec::new(), Vec::new());
-        while let Some(event) = events.next().await {
-            match event? {
-                LogEvent::Stdout(data) => keep_last(&mut out, &data),
-                LogEvent::Stderr(data) => keep_last(&mut words, &data),
-                LogEvent::Started(_) => {}
-                LogEvent::Exited(command) => {
-                    // Postgres keeps no NUL.
-                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
-                    let out = text(&out);
-                    let failed = (command.exit_code != Some(0)).then(|| {
-                        if command.timed_out {
-                            let limit = dormouse_types::format_duration(self.config.clone_timeout);
-                            return format!("it took longer than {limit}");
-                        }
-                        text(&words).trim().to_owned()
-                    });
-                    return Ok((failed, out));
-                }
-            }
-        }
-        Err(ProviderError::Stopped.into())
-    }
-
-    /// Git identity of an account (session contract, section 7).
-    async fn identity(&self, account: &AccountId) -> Result<Identity> {
-        let row = self.db.account(account).await?;
-        let plain =
-            |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
-        let name = row.as_ref().map(|row| plain(&row.name)).filter(|name| !name.is_empty());
-        let email =
-            row.and_then(|row| row.email).map(|email| plain(&email)).filter(|email| !email.is_empty());
-        Ok(Identity {
-            name: name.unwrap_or_else(|| "dormouse".to_owned()),
-            email: email.unwrap_or_else(|| format!("{account}@users.noreply.dormouse.invalid")),
-        })
     }
 
     /// Removes a sandbox that did not become what it should.
@@ -337,11 +257,4 @@ fn check(row: &SessionRow, repo: &GithubRepo) -> Result<()> {
         return Err(SessionError::OtherRepository { bound, asked: repo.clone() });
     }
     Ok(())
-}
-
-fn keep_last(kept: &mut Vec<u8>, data: &[u8]) {
-    kept.extend_from_slice(data);
-    if kept.len() > MAX_WORDS {
-        kept.drain(..kept.len() - MAX_WORDS);
-    }
 }

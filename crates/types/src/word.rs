@@ -161,6 +161,26 @@ words! {
         /// The last change failed.
         Failed = "failed",
     }
+
+    /// How a repository is read, and so by whom a snapshot with it in it may be.
+    RepoAccess, "access" {
+        /// As anybody reads it.
+        Public = "public",
+        /// With the service's token, for members of organizations that claim it.
+        Claimed = "claimed",
+    }
+
+    /// Whether the set-up of a repository was run, and how it went.
+    SetUp, "set-up" {
+        /// The repository has none.
+        Nothing = "none",
+        /// It has one that is yet to be run.
+        Pending = "pending",
+        /// It went well.
+        Done = "done",
+        /// It failed; what it did until then is there.
+        Failed = "failed",
+    }
 }
 
 impl RunStatus {

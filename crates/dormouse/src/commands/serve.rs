@@ -11,6 +11,7 @@ use dormouse_jobs::{Clock, Jobs};
 use dormouse_node::{Node, NodeError, host_id, lock_data_dir};
 use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
 use dormouse_provider_vercel::Vercel;
+use dormouse_remote::HttpRemote;
 use dormouse_sessions::{GitToken, Sessions};
 use dormouse_store::{Db, HostRow};
 use dormouse_types::HostId;
@@ -99,12 +100,20 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let lifecycle = config.lifecycle_durations()?;
     let here = engine.is_some();
     let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
-    let sessions = Arc::new(match &config.git.token {
+    let sessions = match &config.git.token {
         Some(token) => sessions.with_git_token(GitToken::new(token.clone())),
+        None => sessions,
+    };
+    let sessions = Arc::new(match config.org_snapshots()? {
+        Some(org_snapshots) => {
+            let remote = HttpRemote::new(config.mirrors()).context("set up the client of git remotes")?;
+            sessions.with_org_snapshots(Arc::new(remote), org_snapshots)
+        }
         None => sessions,
     });
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let mut background = vec![tokio::spawn(sessions.clone().run_lifecycle()), tokio::spawn(save(db.clone()))];
+    background.push(tokio::spawn(sessions.clone().run_org_snapshots()));
     if let Some(engine) = &engine {
         let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
         background.push(tokio::spawn(housekeeping::expire(engine.control.clone())));

@@ -137,6 +137,7 @@ cases! {
     snapshots::{
         a_snapshot_starts_others,
         a_deleted_snapshot_is_gone_everywhere,
+        snapshots_of_others,
         forks,
         the_last_ones_are_kept,
         trees,
@@ -206,6 +207,16 @@ struct Ran {
 }
 
 impl Bench {
+    /// A bench in another project of the same owner.
+    fn in_project(&self, project: &str) -> Self {
+        Self {
+            provider: self.provider.clone(),
+            namespace: Namespace::new(self.namespace.owner.clone(), project),
+            prefix: self.prefix.clone(),
+            made: Mutex::default(),
+        }
+    }
+
     /// A key whose sandbox is deleted at the end, if there is one.
     fn key(&self, name: &str) -> SandboxKey {
         // The prefix has nothing that a name may not have, and cases' own words

@@ -170,6 +170,36 @@ pub(super) async fn live_copies(bench: &Bench) -> Outcome {
     Ok(())
 }
 
+/// Who is told of a snapshot of another namespace starts from it, and sees
+/// nothing of it but its files. A provider may have one namespace only.
+pub(super) async fn snapshots_of_others(bench: &Bench) -> Outcome {
+    let made = bench.sandbox("a").await?;
+    bench.ok(&made.run, "echo shared > /tmp/file").await?;
+    let kept = bench.provider.snapshot(&bench.run_ref(&made.run), SnapshotRequest::default()).await?.snapshot;
+    let other = bench.in_project("conformance-other");
+    let outcome = started_from(bench, &other, &kept.id).await;
+    outcome.and(other.clean_up().await)
+}
+
+async fn started_from(bench: &Bench, other: &Bench, kept: &SnapshotId) -> Outcome {
+    let from = || Some(Source::SnapshotOf(bench.namespace.clone(), kept.clone()));
+    let started = match other.sandbox_with("b", |request| request.source = from()).await {
+        Err(_) if other.provider.get_snapshot(&other.namespace, kept).await.is_ok() => return Ok(()),
+        started => started?,
+    };
+    check!(other.ok(&started.run, "cat /tmp/file").await? == "shared", "not its files");
+    check!(started.sandbox.current_snapshot.is_none(), "{:?}", started.sandbox.current_snapshot);
+    other.ok(&started.run, "echo own > /tmp/file").await?;
+    other.provider.stop(&other.run_ref(&started.run), StopReason::Requested).await?;
+    let resumed = other.provider.resume(&other.key_of(&started)).await?;
+    check!(other.ok(&resumed.run, "cat /tmp/file").await? == "own", "its own files are gone");
+    bench.provider.delete_snapshot(&bench.namespace, kept).await?;
+    let request = CreateSandbox { source: from(), ..CreateSandbox::new(other.key("c")) };
+    check_error!(other.provider.create(request).await, ProviderError::SnapshotGone(_));
+    check!(other.ok(&resumed.run, "cat /tmp/file").await? == "own", "they went with the snapshot");
+    Ok(())
+}
+
 /// The next run starts from the snapshot that was named, whether the sandbox
 /// runs meanwhile or not.
 pub(super) async fn rollbacks(bench: &Bench) -> Outcome {

@@ -132,6 +132,12 @@ impl State {
             }
             _ => None,
         };
+        let files = match &request.source {
+            Some(crate::Source::SnapshotOf(namespace, id)) => {
+                Some(Arc::new(Mutex::new(self.living(namespace, id)?.files.clone())))
+            }
+            _ => None,
+        };
         let sandbox = Sandbox {
             name: request.key.name.clone(),
             persistent: request.persistent,
@@ -159,7 +165,7 @@ impl State {
             routes: routes(&request.ports),
             ephemeral: request.ephemeral,
             retry_key: request.retry_key,
-            files: None,
+            files,
             descends_from: None,
         };
         self.machines.insert(place(&request.key), machine);

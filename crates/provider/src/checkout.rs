@@ -1,0 +1,203 @@
+//! How a repository gets into a sandbox: by shell scripts that run inside, as
+//! its default user. Whoever makes sandboxes uses the same ones.
+//!
+//! Only what was checked goes in, as an argument. Hooks and local transports
+//! are off while nobody has looked at the repository; submodules stay out, and of
+//! large files the pointers come first. What the shell can do itself it does:
+//! each further process would cost as much as the sandbox.
+
+/// `$1` URL, `$2` directory, `$3` depth, `$4` branch, tag or commit (empty: the
+/// default branch), `$5` what is added to the repository's configuration.
+///
+/// A remote without a commit is fine. One that has commits, and a `HEAD` that
+/// names none of them, is not: nobody would expect an empty directory.
+const CLONE: &str = r#"set -e
+export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
+git() { command git -c core.hooksPath=/dev/null -c init.defaultBranch=main -c advice.detachedHead=false "$@"; }
+case "${#4}:$4" in
+*:*[!0-9a-f]*) commit= ;;
+40:*) commit=sha1 ;;
+64:*) commit=sha256 ;;
+*) commit= ;;
+esac
+if [ "$commit" ]; then
+    git init --quiet --object-format="$commit" -- "$2"
+    cd -- "$2"
+    git remote add origin "$1"
+    git fetch --quiet --depth="$3" origin "$4" >&2
+    git checkout --quiet --detach FETCH_HEAD >&2
+else
+    git clone --quiet --depth="$3" --no-recurse-submodules ${4:+--branch="$4"} -- "$1" "$2" >&2
+    cd -- "$2"
+    # Every branch can be fetched, not only the one that was cloned.
+    printf '[remote "origin"]\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' >> .git/config
+fi
+printf '%s' "$5" >> .git/config
+"#;
+
+/// `$1` branch that the remote stands at (empty: nothing is fetched), `$2` what
+/// is added to the repository's configuration. What is not tracked stays.
+const UPDATE: &str = r#"set -e
+export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
+printf '%s' "$2" >> .git/config
+if [ "$1" ]; then
+    git() { command git -c core.hooksPath=/dev/null "$@"; }
+    git fetch --quiet --depth=1 --no-tags origin "+refs/heads/$1:refs/remotes/origin/$1" >&2
+    git checkout --quiet --force -B "$1" "refs/remotes/origin/$1" >&2
+    git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$1"
+fi
+"#;
+
+/// Reads what is checked out: a branch, a commit, or both. A branch without a
+/// commit is what an empty repository has.
+const READ: &str = r#"
+read -r head < .git/HEAD
+branch=${head#ref: refs/heads/} commit=
+if [ "$branch" = "$head" ]; then
+    commit=$head branch=
+elif [ -f ".git/refs/heads/$branch" ]; then
+    read -r commit < ".git/refs/heads/$branch"
+else
+    commit=$(git rev-parse --quiet --verify HEAD || :)
+fi
+"#;
+
+/// Fails where nothing is checked out and the remote is not empty.
+const CHECK: &str = r#"
+if [ -z "$commit" ]; then
+    refs=$(git ls-remote --quiet --refs origin | head -n 3 | while read -r _ ref; do printf ' %s' "${ref#refs/}"; done)
+    if [ "$refs" ]; then
+        echo "its HEAD names the branch $branch, which it does not have; it has:$refs" >&2
+        exit 1
+    fi
+fi
+"#;
+
+/// Prints it, a line each, and a word if the repository has a set-up.
+const PRINT: &str = r#"
+printf '%s\n%s\n' "$branch" "$commit"
+for file in .dormouse/setup .devcontainer/devcontainer.json .devcontainer.json; do
+    if [ -f "$file" ]; then echo set-up; break; fi
+done
+"#;
+
+/// A clone into a sandbox.
+#[derive(Debug, Clone)]
+pub struct Clone<'a> {
+    /// `https://…`.
+    pub url: &'a str,
+    /// Directory that it goes to, below the working directory.
+    pub directory: &'a str,
+    /// Commits of history.
+    pub depth: u32,
+    /// Branch, tag or whole commit; `None`: the remote's default branch.
+    pub revision: Option<&'a str>,
+    /// Who commits in it.
+    pub identity: Option<&'a Identity>,
+}
+
+/// Who commits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Name.
+    pub name: String,
+    /// E-mail address.
+    pub email: String,
+}
+
+impl Identity {
+    /// As a section of git's configuration (`git-config(1)`, "Syntax").
+    fn section(&self) -> String {
+        let quoted = |text: &str| {
+            let text: String = text.chars().filter(|c| !c.is_control()).collect();
+            text.replace('\\', "\\\\").replace('"', "\\\"")
+        };
+        format!("[user]\n\tname = \"{}\"\n\temail = \"{}\"\n", quoted(&self.name), quoted(&self.email))
+    }
+}
+
+/// What is checked out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkout {
+    /// The branch; `None`: a commit alone.
+    pub branch: Option<String>,
+    /// The commit; `None`: the repository has none.
+    pub commit: Option<String>,
+    /// The repository says how it is set up.
+    pub set_up: bool,
+}
+
+impl Checkout {
+    /// What a caller is told of it: the branch, or the commit.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.branch.clone().or_else(|| self.commit.clone()).unwrap_or_default()
+    }
+
+    /// From what a script printed; `None`: something else.
+    #[must_use]
+    pub fn read(printed: &str) -> Option<Self> {
+        let mut lines = printed.lines();
+        let (branch, commit) = (lines.next()?, lines.next()?);
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let found = Self { branch: some(branch), commit: some(commit), set_up: lines.next().is_some() };
+        (found.branch.is_some() || found.commit.is_some()).then_some(found)
+    }
+}
+
+fn argv<const N: usize>(script: String, arguments: [String; N]) -> Vec<String> {
+    ["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()].into_iter().chain(arguments).collect()
+}
+
+impl Clone<'_> {
+    /// The command that does it, and prints what [`Checkout::read`] reads.
+    #[must_use]
+    pub fn argv(&self) -> Vec<String> {
+        let identity = self.identity.map(Identity::section).unwrap_or_default();
+        let (depth, revision) = (self.depth.to_string(), self.revision.unwrap_or_default().to_owned());
+        let arguments = [self.url.to_owned(), self.directory.to_owned(), depth, revision, identity];
+        argv([CLONE, READ, CHECK, PRINT].concat(), arguments)
+    }
+}
+
+/// The command that brings a repository in the working directory to the tip of
+/// a branch, or leaves it where it is, and says who commits from now on. It
+/// prints what [`Checkout::read`] reads.
+#[must_use]
+pub fn update(branch: Option<&str>, identity: &Identity) -> Vec<String> {
+    let arguments = [branch.unwrap_or_default().to_owned(), identity.section()];
+    argv([UPDATE, READ, PRINT].concat(), arguments)
+}
+
+/// The command that looks at the repository in the working directory. It prints
+/// what [`Checkout::read`] reads, and nothing where there is none.
+#[must_use]
+pub fn look() -> Vec<String> {
+    argv(["[ -f .git/HEAD ] || exit 0", READ, PRINT].concat(), [])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_quotes() {
+        let identity = Identity { name: "A \"B\" \\ C\n[core]".to_owned(), email: "a@b".to_owned() };
+        let expected = "[user]\n\tname = \"A \\\"B\\\" \\\\ C[core]\"\n\temail = \"a@b\"\n";
+        assert_eq!(identity.section(), expected);
+    }
+
+    #[test]
+    fn what_a_script_printed_is_read() {
+        let found = |branch: &str, commit: &str, set_up| {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            Some(Checkout { branch: some(branch), commit: some(commit), set_up })
+        };
+        assert_eq!(Checkout::read("main\nabc\n"), found("main", "abc", false));
+        assert_eq!(Checkout::read("main\nabc\nset-up\n"), found("main", "abc", true));
+        assert_eq!(Checkout::read("main\n\n"), found("main", "", false));
+        assert_eq!(Checkout::read("\nabc\n"), found("", "abc", false));
+        assert_eq!(Checkout::read("\n\n"), None);
+        assert_eq!(Checkout::read(""), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! Runs the scripts that get a repository into a sandbox, and reads what they
+//! found.
+
+use dormouse_provider::checkout::{self, Checkout, Identity};
+use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef};
+use dormouse_types::{AccountId, CommandId, GithubRepo};
+use futures::StreamExt as _;
+
+use crate::error::Result;
+use crate::{SessionError, Sessions};
+
+/// Words of git that are kept for an error message, in bytes: the last ones.
+const MAX_WORDS: usize = 4096;
+
+/// Commits of history that a sandbox has from the start; `git fetch
+/// --unshallow` gets the rest.
+const DEPTH: u32 = 1;
+
+/// What a script said that failed, for the caller.
+pub(crate) type Words = String;
+
+impl Sessions {
+    /// Clones a repository into the working directory of a run.
+    pub(crate) async fn clone_repository(
+        &self,
+        run: &RunRef,
+        repo: &GithubRepo,
+        identity: Option<&Identity>,
+    ) -> Result<Checkout> {
+        let url = repo.url();
+        let clone = checkout::Clone { url: &url, directory: ".", depth: DEPTH, revision: None, identity };
+        match self.run_checkout(run, clone.argv()).await? {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(SessionError::Clone { repo: repo.clone(), message: "nothing is there".into() }),
+            Err(message) => Err(SessionError::Clone { repo: repo.clone(), message }),
+        }
+    }
+
+    /// Brings the checkout of a new sandbox to the tip of `branch`, or leaves it
+    /// where it is, and makes it `identity`'s.
+    pub(crate) async fn update_checkout(
+        &self,
+        run: &RunRef,
+        branch: Option<&str>,
+        identity: &Identity,
+    ) -> Result<std::result::Result<Option<Checkout>, Words>> {
+        self.run_checkout(run, checkout::update(branch, identity)).await
+    }
+
+    /// What is checked out in a run; `None`: nothing.
+    pub(crate) async fn look_at_checkout(&self, run: &RunRef) -> Result<Option<Checkout>> {
+        Ok(self.run_checkout(run, checkout::look()).await?.unwrap_or(None))
+    }
+
+    /// Runs one of the scripts: what it found, or what it said when it failed.
+    async fn run_checkout(
+        &self,
+        run: &RunRef,
+        argv: Vec<String>,
+    ) -> Result<std::result::Result<Option<Checkout>, Words>> {
+        let mut spec = CommandSpec::new(argv);
+        spec.timeout = Some(self.config.clone_timeout);
+        let mut events = self.provider.exec(run, CommandId::generate(), spec).await?;
+        let (mut out, mut words) = (Vec::new(), Vec::new());
+        while let Some(event) = events.next().await {
+            match event? {
+                LogEvent::Stdout(data) => keep_last(&mut out, &data),
+                LogEvent::Stderr(data) => keep_last(&mut words, &data),
+                LogEvent::Started(_) => {}
+                LogEvent::Exited(command) => {
+                    // Postgres keeps no NUL.
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
+                    if command.exit_code == Some(0) {
+                        return Ok(Ok(Checkout::read(&text(&out))));
+                    }
+                    let limit = self.config.clone_timeout;
+                    return Ok(Err(if command.timed_out {
+                        format!("it took longer than {}", dormouse_types::format_duration(limit))
+                    } else {
+                        text(&words).trim().to_owned()
+                    }));
+                }
+            }
+        }
+        Err(ProviderError::Stopped.into())
+    }
+
+    /// Git identity of an account (session contract, section 7).
+    pub(crate) async fn identity(&self, account: &AccountId) -> Result<Identity> {
+        let row = self.db.account(account).await?;
+        let plain =
+            |text: &str| text.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
+        let name = row.as_ref().map(|row| plain(&row.name)).filter(|name| !name.is_empty());
+        let email =
+            row.and_then(|row| row.email).map(|email| plain(&email)).filter(|email| !email.is_empty());
+        Ok(Identity {
+            name: name.unwrap_or_else(|| "dormouse".to_owned()),
+            email: email.unwrap_or_else(|| format!("{account}@users.noreply.dormouse.invalid")),
+        })
+    }
+}
+
+fn keep_last(kept: &mut Vec<u8>, data: &[u8]) {
+    kept.extend_from_slice(data);
+    if kept.len() > MAX_WORDS {
+        kept.drain(..kept.len() - MAX_WORDS);
+    }
+}

@@ -1,0 +1,24 @@
+-- Snapshots with a repository in them, from which new sandboxes of that
+-- repository start. The files are a snapshot like others.
+CREATE TABLE org_snapshots (
+  id TEXT PRIMARY KEY,
+  -- 'owner/name' in lower case.
+  repo TEXT NOT NULL,
+  -- 'public' or 'claimed': who may start from it.
+  access TEXT NOT NULL,
+  -- The host that can start from it; '' where the provider is one place.
+  place TEXT NOT NULL,
+  snapshot_id TEXT NOT NULL UNIQUE,
+  -- What is checked out.
+  branch TEXT NOT NULL,
+  commit_id TEXT NOT NULL,
+  -- 'none', 'pending', 'done' or 'failed'.
+  set_up TEXT NOT NULL,
+  -- When a sandbox last started from it, to the hour.
+  last_used_at BIGINT NOT NULL,
+  -- A newer one took its place, or it did not work.
+  retired_at BIGINT,
+  created_at BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX org_snapshots_published ON org_snapshots (repo, access, place) WHERE retired_at IS NULL;
+CREATE INDEX org_snapshots_retired ON org_snapshots (place, retired_at) WHERE retired_at IS NOT NULL;
