@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod org_snapshots;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ fn git(spec: &CommandSpec) -> Option<(i32, String)> {
     let is_git = script.contains("git") && spec.argv[0] == "sh";
     is_git.then(|| match spec.argv.iter().any(|word| word.contains("missing")) {
         true => (128, String::new()),
-        false => (0, "trunk\n".to_owned()),
+        false => (0, "trunk\nc1\n".to_owned()),
     })
 }
 
@@ -114,6 +116,16 @@ impl Bench {
 }
 
 fn server(db: &Db, fake: &Arc<Fake>, clock: &Clock, host: &str) -> Arc<Sessions> {
+    server_with(db, fake, clock, host, |sessions| sessions)
+}
+
+fn server_with(
+    db: &Db,
+    fake: &Arc<Fake>,
+    clock: &Clock,
+    host: &str,
+    more: impl FnOnce(Sessions) -> Sessions,
+) -> Arc<Sessions> {
     let config = LifecycleConfig {
         idle_timeout: IDLE,
         max_lifetime: LIFETIME,
@@ -121,7 +133,8 @@ fn server(db: &Db, fake: &Arc<Fake>, clock: &Clock, host: &str) -> Arc<Sessions>
     };
     let provider: Arc<dyn SandboxProvider> = fake.clone();
     // Every server can deal with the sandboxes of this provider.
-    Arc::new(Sessions::new(db.clone(), provider, clock.clone(), config, host.parse().unwrap(), false))
+    let host = host.parse().unwrap();
+    Arc::new(more(Sessions::new(db.clone(), provider, clock.clone(), config, host, false)))
 }
 
 fn broken() -> ProviderError {

@@ -1,0 +1,333 @@
+//! Sandboxes that start from a snapshot with their repository in it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dormouse_jobs::Clock;
+use dormouse_provider::fake::{Call, Fake, Fault};
+use dormouse_provider::{CommandSpec, ListOf, Namespace, SandboxProvider, SnapshotStatus};
+use dormouse_sessions::{
+    GitToken, LifecycleState, NewSession, OrgSnapshotConfig, Provisioned, Remote, RemoteError, SessionError,
+    Sessions, Tip,
+};
+use dormouse_store::testing::Postgres;
+use dormouse_store::{AccountRow, Address, Db, OrgRow, OrgSnapshotKey, OrgSnapshotRow};
+use dormouse_types::{AccountId, GithubRepo, OrgId, RepoAccess, SessionId, Timestamp};
+
+use crate::{broken, server_with};
+
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A git host: what its only repository stands at, and what is done with it.
+#[derive(Debug)]
+struct Forge {
+    tip: Mutex<Result<Tip, RemoteError>>,
+    asked: AtomicUsize,
+    clones: AtomicUsize,
+    /// Branches that were fetched in sandboxes that started warm; `None`:
+    /// nothing was.
+    updates: Mutex<Vec<Option<String>>>,
+    clone_fails: Mutex<bool>,
+    update_fails: Mutex<bool>,
+}
+
+fn tip(branch: &str, commit: &str) -> Tip {
+    Tip { branch: branch.to_owned(), commit: commit.to_owned() }
+}
+
+impl Forge {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            tip: Mutex::new(Ok(tip("trunk", "c1"))),
+            asked: AtomicUsize::new(0),
+            clones: AtomicUsize::new(0),
+            updates: Mutex::default(),
+            clone_fails: Mutex::new(false),
+            update_fails: Mutex::new(false),
+        })
+    }
+
+    fn stands_at(&self, branch: &str, commit: &str) {
+        *self.tip.lock().unwrap() = Ok(tip(branch, commit));
+    }
+
+    /// Git inside: clones and updates of sandboxes.
+    fn run(&self, spec: &CommandSpec) -> Option<(i32, String)> {
+        let script = spec.argv.get(2)?;
+        let tip = self.tip.lock().unwrap().clone();
+        let at = |branch: &str| match &tip {
+            Ok(tip) if tip.branch == branch || branch.is_empty() => {
+                Some((0, format!("{}\n{}\n", tip.branch, tip.commit)))
+            }
+            _ => Some((128, String::new())),
+        };
+        if script.contains("clone --quiet") {
+            self.clones.fetch_add(1, Ordering::SeqCst);
+            return if *self.clone_fails.lock().unwrap() { Some((128, String::new())) } else { at("") };
+        }
+        if script.contains("--no-tags") {
+            let branch = spec.argv[4].clone();
+            self.updates.lock().unwrap().push((!branch.is_empty()).then(|| branch.clone()));
+            return if *self.update_fails.lock().unwrap() { Some((1, String::new())) } else { at(&branch) };
+        }
+        script.contains(".git/HEAD").then(|| at("")).flatten()
+    }
+
+    fn clones(&self) -> usize {
+        self.clones.load(Ordering::SeqCst)
+    }
+
+    fn updates(&self) -> Vec<Option<String>> {
+        self.updates.lock().unwrap().clone()
+    }
+}
+
+#[derive(Debug)]
+struct Gate(Arc<Forge>);
+
+#[async_trait]
+impl Remote for Gate {
+    async fn tip(&self, _: &GithubRepo, _: Option<&str>) -> Result<Tip, RemoteError> {
+        self.0.asked.fetch_add(1, Ordering::SeqCst);
+        tokio::task::yield_now().await;
+        self.0.tip.lock().unwrap().clone()
+    }
+}
+
+struct Bench {
+    db: Db,
+    fake: Arc<Fake>,
+    clock: Clock,
+    forge: Arc<Forge>,
+    sessions: Arc<Sessions>,
+    account: AccountId,
+    _dir: tempfile::TempDir,
+}
+
+fn repo() -> GithubRepo {
+    "https://github.com/Acme/widgets".parse().unwrap()
+}
+
+impl Bench {
+    async fn on(address: Address, dir: tempfile::TempDir) -> Self {
+        let db = Db::open(&address).await.unwrap();
+        let clock = Clock::fixed(Timestamp(1_000_000));
+        let (time, forge) = (clock.clone(), Forge::new());
+        let git = forge.clone();
+        let fake = Arc::new(Fake::new(move || time.now()).with_programs(move |spec| git.run(spec)));
+        let account = add_account(&db, &clock).await;
+        let config = OrgSnapshotConfig {
+            owners: vec!["acme".to_owned()],
+            tip_interval: INTERVAL,
+            unused_for: Duration::from_secs(3600),
+        };
+        let remote = Arc::new(Gate(forge.clone()));
+        let sessions = server_with(&db, &fake, &clock, "host_one", |sessions| {
+            sessions.with_git_token(GitToken::new("t0ken".to_owned())).with_org_snapshots(remote, config)
+        });
+        Self { db, fake, clock, forge, sessions, account, _dir: dir }
+    }
+
+    async fn all() -> Vec<Self> {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sqlite = Address::Sqlite(one.path().join("dormouse.db"));
+        let postgres = Postgres::shared().database().parse().unwrap();
+        vec![Self::on(sqlite, one).await, Self::on(postgres, other).await]
+    }
+
+    async fn session_of(&self, account: &AccountId) -> SessionId {
+        self.sessions.create(account, NewSession { title: None, repo: None }).await.unwrap().id
+    }
+
+    /// A new session with a sandbox.
+    async fn post(&self) -> Result<Provisioned, SessionError> {
+        self.post_for(&self.account).await
+    }
+
+    async fn post_for(&self, account: &AccountId) -> Result<Provisioned, SessionError> {
+        let id = self.session_of(account).await;
+        self.sessions.provision(account.clone(), Some(id), repo()).await
+    }
+
+    async fn published(&self, access: RepoAccess) -> Option<OrgSnapshotRow> {
+        self.db.org_snapshot(&OrgSnapshotKey::new(&repo(), access, "")).await.unwrap()
+    }
+
+    /// The snapshots that are there.
+    async fn kept(&self) -> usize {
+        let namespace = Namespace::default_of("org-snapshots");
+        let (all, _) = self.fake.snapshots(&namespace, ListOf::default()).await.unwrap();
+        all.iter().filter(|snapshot| snapshot.status == SnapshotStatus::Created).count()
+    }
+
+    /// Nothing of a builder is left: sandboxes are those of sessions.
+    fn sandboxes(&self) -> usize {
+        let all = self.fake.sandboxes();
+        assert!(all.iter().all(|(name, _)| name.starts_with("session-")), "{all:?}");
+        all.len()
+    }
+
+    async fn eventually(&self, what: &str, check: impl AsyncFn(&Self) -> bool) {
+        for _ in 0..400 {
+            if check(self).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it does not come to pass that {what}");
+    }
+}
+
+async fn add_account(db: &Db, clock: &Clock) -> AccountId {
+    let id = AccountId::generate();
+    let row = AccountRow { id: id.clone(), name: "Ada".into(), email: None, created_at: clock.now() };
+    db.insert_account(&row).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn the_second_sandbox_needs_no_clone() {
+    for bench in Bench::all().await {
+        for _ in 0..3 {
+            assert_eq!(bench.post().await.unwrap().branch, "trunk");
+        }
+        assert_eq!((bench.forge.clones(), bench.forge.updates()), (1, vec![None; 3]));
+        assert_eq!(bench.forge.asked.load(Ordering::SeqCst), 1, "once in an interval");
+        assert_eq!((bench.sandboxes(), bench.kept().await), (3, 1));
+        // Repositories of others get none.
+        let other = "https://github.com/other/widgets".parse().unwrap();
+        let id = bench.session_of(&bench.account).await;
+        bench.sessions.provision(bench.account.clone(), Some(id), other).await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.kept().await), (2, 1));
+    }
+}
+
+#[tokio::test]
+async fn however_many_ask_it_is_cloned_once() {
+    for bench in Bench::all().await {
+        let mut posts = Vec::new();
+        for _ in 0..20 {
+            let (sessions, account) = (bench.sessions.clone(), bench.account.clone());
+            let id = bench.session_of(&account).await;
+            posts.push(tokio::spawn(async move { sessions.provision(account, Some(id), repo()).await }));
+        }
+        for post in posts {
+            post.await.unwrap().unwrap();
+        }
+        assert_eq!((bench.forge.clones(), bench.sandboxes(), bench.kept().await), (1, 20, 1));
+        assert_eq!(bench.forge.asked.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_tip_that_moved_is_fetched_and_built_anew() {
+    for bench in Bench::all().await {
+        bench.post().await.unwrap();
+        bench.forge.stands_at("main", "c2");
+        bench.post().await.unwrap();
+        assert_eq!(bench.forge.updates(), [None, None], "it was asked just now");
+        bench.clock.advance(INTERVAL);
+        assert_eq!(bench.post().await.unwrap().branch, "main");
+        assert_eq!(bench.forge.updates().last().unwrap().as_deref(), Some("main"));
+        bench
+            .eventually("the newer one is published", async |bench| {
+                bench.published(RepoAccess::Public).await.is_some_and(|row| row.commit_id == "c2")
+            })
+            .await;
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.updates().last().unwrap(), bench.forge.clones()), (&None, 2));
+        // The older one goes, but not under those who start from it right now.
+        bench.sessions.remove_retired_org_snapshots().await;
+        assert_eq!(bench.kept().await, 2);
+        bench.clock.advance(Duration::from_secs(61));
+        bench.sessions.remove_retired_org_snapshots().await;
+        assert_eq!((bench.kept().await, bench.sandboxes()), (1, 4));
+        bench.sessions.remove_retired_org_snapshots().await;
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_read_it_gets_nothing_of_it() {
+    for bench in Bench::all().await {
+        let org = OrgRow { id: OrgId::generate(), name: "acme".to_owned(), created_at: bench.clock.now() };
+        bench.db.insert_org(&org).await.unwrap();
+        bench.db.add_member(&org.id, &bench.account).await.unwrap();
+        bench.db.insert_claim(&org.id, "acme/*").await.unwrap();
+        bench.post().await.unwrap();
+        assert!(bench.published(RepoAccess::Claimed).await.is_some());
+        // A stranger reads it as anybody does, and gets what that gives.
+        let stranger = add_account(&bench.db, &bench.clock).await;
+        bench.post_for(&stranger).await.unwrap();
+        assert_eq!(bench.forge.clones(), 2);
+        assert!(bench.published(RepoAccess::Public).await.is_some());
+        // It becomes private: the snapshot that was made before is no way in.
+        *bench.forge.tip.lock().unwrap() = Err(RemoteError::Unreadable);
+        bench.clock.advance(INTERVAL);
+        let (creations, updates) = (bench.fake.count(Call::Create), bench.forge.updates().len());
+        let refused = bench.post_for(&stranger).await;
+        assert!(matches!(refused, Err(SessionError::Clone { .. })), "{refused:?}");
+        assert_eq!(bench.fake.count(Call::Create), creations + 1, "one that was to clone");
+        assert_eq!(bench.forge.updates().len(), updates);
+        assert_eq!(bench.sandboxes(), 2);
+    }
+}
+
+#[tokio::test]
+async fn one_that_is_gone_or_broken_is_replaced_in_the_same_request() {
+    for bench in Bench::all().await {
+        bench.post().await.unwrap();
+        let first = bench.published(RepoAccess::Public).await.unwrap();
+        let namespace = Namespace::default_of("org-snapshots");
+        bench.fake.delete_snapshot(&namespace, &first.snapshot_id).await.unwrap();
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.sandboxes()), (2, 2));
+        assert_eq!(bench.published(RepoAccess::Public).await, None);
+        // The next one makes another.
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.kept().await), (3, 1));
+        // Its files are there, and git does not like them.
+        *bench.forge.update_fails.lock().unwrap() = true;
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.sandboxes()), (4, 4));
+        assert_eq!(bench.published(RepoAccess::Public).await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_build_that_fails_leaves_nothing() {
+    for bench in Bench::all().await {
+        *bench.forge.clone_fails.lock().unwrap() = true;
+        let failed = bench.post().await;
+        assert!(matches!(failed, Err(SessionError::Clone { .. })), "{failed:?}");
+        assert_eq!((bench.sandboxes(), bench.kept().await, bench.forge.clones()), (0, 0, 1));
+        *bench.forge.clone_fails.lock().unwrap() = false;
+        // Our own failure costs the caller nothing, and is not repeated for each.
+        bench.fake.plan(Call::Create, Fault::Error(broken()));
+        bench.post().await.unwrap();
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.kept().await, bench.sandboxes()), (3, 0, 2));
+        bench.clock.advance(Duration::from_secs(61));
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.kept().await, bench.sandboxes()), (4, 1, 3));
+    }
+}
+
+#[tokio::test]
+async fn a_remote_that_does_not_tell_is_cloned() {
+    for bench in Bench::all().await {
+        for error in [RemoteError::NoBranch, RemoteError::Silent("tired".to_owned())] {
+            let tip = std::mem::replace(&mut *bench.forge.tip.lock().unwrap(), Err(error));
+            let failed = bench.post().await;
+            assert!(matches!(failed, Err(SessionError::Clone { .. })), "{failed:?}");
+            assert_eq!((bench.sandboxes(), bench.kept().await), (0, 0));
+            *bench.forge.tip.lock().unwrap() = tip;
+        }
+        // What failed is asked again at once.
+        let id = bench.session_of(&bench.account).await;
+        bench.sessions.provision(bench.account.clone(), Some(id.clone()), repo()).await.unwrap();
+        assert_eq!(bench.db.session(&id).await.unwrap().unwrap().lifecycle_state, LifecycleState::Active);
+        assert_eq!(bench.kept().await, 1);
+    }
+}
