@@ -261,6 +261,11 @@ pub(crate) struct OrgSnapshots {
     pub(crate) tip_interval: String,
     /// One from which no sandbox started for this long goes.
     pub(crate) unused_for: String,
+    /// Run what a repository wants run once after it is cloned: its
+    /// `.dormouse/setup`, or commands of its `devcontainer.json`.
+    pub(crate) set_up: bool,
+    /// How long that may take.
+    pub(crate) set_up_timeout: String,
 }
 
 impl Default for OrgSnapshots {
@@ -270,6 +275,8 @@ impl Default for OrgSnapshots {
             owners: Vec::new(),
             tip_interval: "10s".to_owned(),
             unused_for: "30d".to_owned(),
+            set_up: true,
+            set_up_timeout: "10m".to_owned(),
         }
     }
 }
@@ -479,11 +486,15 @@ impl Config {
             );
             Ok(duration)
         };
-        let OrgSnapshots { enabled, owners, tip_interval, unused_for } = &self.org_snapshots;
+        let OrgSnapshots { enabled, owners, tip_interval, unused_for, set_up, set_up_timeout } =
+            &self.org_snapshots;
+        let set_up_timeout = read("set_up_timeout", set_up_timeout, Duration::from_secs(1))?;
         let config = dormouse_sessions::OrgSnapshotConfig {
             owners: owners.iter().map(|owner| owner.to_ascii_lowercase()).collect(),
             tip_interval: read("tip_interval", tip_interval, Duration::ZERO)?,
             unused_for: read("unused_for", unused_for, Duration::from_secs(3600))?,
+            set_up_timeout: set_up.then_some(set_up_timeout),
+            history: self.history()?,
         };
         Ok(enabled.then_some(config))
     }

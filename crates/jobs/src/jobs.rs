@@ -12,6 +12,7 @@
 //! somebody writes whose lease ran out changes nothing. Leases are compared by
 //! the clocks of the servers, which must agree within a few seconds.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,10 +29,11 @@ use crate::{Backoff, Clock, keep_lease};
 const PERIOD: Duration = Duration::from_secs(5);
 
 /// A kind of job.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Kind {
-    /// Its name in rows and logs.
-    pub name: &'static str,
+    /// Its name in rows and logs. One that only some servers can do has their
+    /// name in it.
+    pub name: Cow<'static, str>,
     /// How long a worker that died keeps others from its job.
     pub lease: Duration,
     /// How long an attempt may take.
@@ -147,14 +149,14 @@ impl Jobs {
     /// Works on jobs of one kind, for ever.
     pub async fn work(self, handler: Arc<dyn Handler>) {
         let kind = handler.kind();
-        let wake = self.wake(kind.name);
+        let wake = self.wake(&kind.name);
         let places = Arc::new(tokio::sync::Semaphore::new(kind.width));
         let mut running = tokio::task::JoinSet::new();
         loop {
             // Those that ended are forgotten.
             while running.try_join_next().is_some() {}
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            match self.claim(kind).await {
+            match self.claim(&kind).await {
                 Ok(Some(claim)) => {
                     let (handler, wake) = (handler.clone(), wake.clone());
                     running.spawn(async move {
@@ -167,10 +169,10 @@ impl Jobs {
                 Ok(None) => drop(place),
                 Err(error) => {
                     drop(place);
-                    tracing::warn!(kind = kind.name, %error, "claim a job");
+                    tracing::warn!(kind = %kind.name, %error, "claim a job");
                 }
             }
-            let pause = match self.db.next_job(kind.name).await {
+            let pause = match self.db.next_job(&kind.name).await {
                 Ok(Some(at)) => at.since(self.clock.now()).clamp(Duration::from_millis(10), PERIOD),
                 Ok(None) | Err(_) => PERIOD,
             };
@@ -181,9 +183,9 @@ impl Jobs {
         }
     }
 
-    async fn claim(&self, kind: Kind) -> Result<Option<Claim>> {
+    async fn claim(&self, kind: &Kind) -> Result<Option<Claim>> {
         let now = self.clock.now();
-        let row = self.db.claim_job(kind.name, &self.host, now, now.plus(kind.lease)).await?;
+        let row = self.db.claim_job(&kind.name, &self.host, now, now.plus(kind.lease)).await?;
         Ok(row.map(|row| Claim { jobs: self.clone(), row, lease: kind.lease }))
     }
 }
@@ -192,7 +194,7 @@ impl Jobs {
 async fn attempt(handler: &dyn Handler, claim: Claim) {
     let kind = handler.kind();
     let row = &claim.row;
-    let (kind_name, key) = (kind.name, &row.key);
+    let (kind_name, key) = (kind.name.as_ref(), &row.key);
     // Somebody died over it again and again.
     let failures = u32::try_from(row.attempts).unwrap_or(u32::MAX);
     let outcome = if failures > kind.attempts {

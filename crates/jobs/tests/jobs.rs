@@ -248,7 +248,7 @@ fn as_the_model_says_on_postgres() {
 }
 
 const KIND: Kind = Kind {
-    name: "count",
+    name: std::borrow::Cow::Borrowed("count"),
     lease: Duration::from_millis(600),
     deadline: Duration::from_secs(5),
     attempts: 3,

@@ -164,8 +164,9 @@ impl Clone<'_> {
 /// a branch, or leaves it where it is, and says who commits from now on. It
 /// prints what [`Checkout::read`] reads.
 #[must_use]
-pub fn update(branch: Option<&str>, identity: &Identity) -> Vec<String> {
-    let arguments = [branch.unwrap_or_default().to_owned(), identity.section()];
+pub fn update(branch: Option<&str>, identity: Option<&Identity>) -> Vec<String> {
+    let identity = identity.map(Identity::section).unwrap_or_default();
+    let arguments = [branch.unwrap_or_default().to_owned(), identity];
     argv([UPDATE, READ, PRINT].concat(), arguments)
 }
 

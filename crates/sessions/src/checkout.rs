@@ -42,7 +42,7 @@ impl Sessions {
         &self,
         run: &RunRef,
         branch: Option<&str>,
-        identity: &Identity,
+        identity: Option<&Identity>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
         self.run_checkout(run, checkout::update(branch, identity)).await
     }

@@ -96,6 +96,8 @@ ids! {
     RunId, "sbx_", "run id";
     /// A snapshot.
     SnapshotId, "snap_", "snapshot id";
+    /// The making of an org snapshot.
+    BuildId, "build_", "build id";
     /// A snapshot with a repository in it.
     OrgSnapshotId, "orgsnap_", "org snapshot id";
     /// The files of a sandbox above its image.

@@ -17,13 +17,13 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use github::{GithubRepo, RepoError};
 pub use hex::hex;
 pub use id::{
-    AccountId, CommandId, HostId, IdError, ImageId, JobId, KeyId, LeaseId, OrgId, OrgSnapshotId, RequestId,
-    RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId,
+    AccountId, BuildId, CommandId, HostId, IdError, ImageId, JobId, KeyId, LeaseId, OrgId, OrgSnapshotId,
+    RequestId, RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId,
 };
 pub use namespace::{DEFAULT_PROJECT, Namespace};
 pub use resources::Resources;
 pub use time::Timestamp;
 pub use word::{
-    LifecycleState, RepoAccess, RunStatus, SessionStatus, SetUp, SnapshotKind, SnapshotStatus, StopReason,
-    WordError,
+    BuildPhase, LifecycleState, RepoAccess, RunStatus, SessionStatus, SetUp, SnapshotKind, SnapshotStatus,
+    StopReason, WordError,
 };

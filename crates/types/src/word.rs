@@ -170,6 +170,24 @@ words! {
         Claimed = "claimed",
     }
 
+    /// Where the build of an org snapshot is.
+    BuildPhase, "build phase" {
+        /// A sandbox is being made for it.
+        Create = "create",
+        /// The repository is being cloned, or brought up to date.
+        Clone = "clone",
+        /// The repository's set-up runs.
+        SetUp = "set-up",
+        /// The sandbox's files are being kept.
+        Snapshot = "snapshot",
+        /// It is being made the one that sandboxes start from.
+        Publish = "publish",
+        /// It is.
+        Published = "published",
+        /// It came to nothing.
+        Failed = "failed",
+    }
+
     /// Whether the set-up of a repository was run, and how it went.
     SetUp, "set-up" {
         /// The repository has none.

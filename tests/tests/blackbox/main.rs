@@ -7,6 +7,7 @@
 
 mod api;
 mod boot;
+mod checkout;
 mod cli;
 mod clients;
 mod cluster;
@@ -45,6 +46,8 @@ const SHARED: &[Scenario] = &[
     ("api::siblings", api::siblings),
     ("api::one_session_200_posts", api::one_session_200_posts),
     ("api::fifty_sessions", api::fifty_sessions),
+    ("checkout::warm", checkout::warm),
+    ("checkout::odd_remotes", checkout::odd_remotes),
     ("boot::always", boot::always),
     ("boot::closed_root", boot::closed_root),
     ("boot::nothing_left", boot::nothing_left),
@@ -180,6 +183,9 @@ const OTHER_POOLS: &[Scenario] = &[
 /// Scenarios of a world on a disk that loses power.
 const UNRELIABLE: &[Scenario] = &[("crash::power_cuts", crash::power_cuts)];
 
+/// Configuration of the first world.
+const SMALL: &str = "org_snapshots.tip_interval = \"1s\"\n[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\n";
+
 /// Instance of the world whose rows are in Postgres.
 const ON_POSTGRES: u8 = 15;
 
@@ -188,7 +194,7 @@ fn main() -> ExitCode {
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     let (mut passed, mut failed) = (0, 0);
     let worlds = [
-        (14, "[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\n", Disk::Host, SHARED),
+        (14, SMALL, Disk::Host, SHARED),
         (8, "", Disk::Host, CLIENTS),
         (9, "storage.driver = \"plain\"\n", Disk::Host, PLAIN),
         (13, "[lifecycle]\nidle_timeout = \"2s\"\n[sandbox]\nstop_grace = \"200ms\"\n", Disk::Host, SLEEPY),

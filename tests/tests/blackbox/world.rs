@@ -339,6 +339,12 @@ impl World {
         Ok(reply)
     }
 
+    /// Does something to the repositories that the git server serves: a script in
+    /// the directory in which `git/OWNER/NAME.git` are.
+    pub(crate) fn remote(&self, script: &str) -> anyhow::Result<()> {
+        sh(script, &self.dir)
+    }
+
     pub(crate) fn post(&self, session: &str) -> anyhow::Result<Value> {
         self.good(Method::POST, "/api/sandbox", Some(json!({"repoUrl": REPO, "sessionId": session})))
     }

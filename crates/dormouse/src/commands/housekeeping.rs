@@ -46,7 +46,7 @@ impl Prune {
 impl Handler for Prune {
     fn kind(&self) -> Kind {
         Kind {
-            name: Self::NAME,
+            name: Self::NAME.into(),
             lease: Duration::from_secs(30),
             deadline: Duration::from_secs(600),
             // There is always another hour.

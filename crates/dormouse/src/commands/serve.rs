@@ -100,6 +100,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let lifecycle = config.lifecycle_durations()?;
     let here = engine.is_some();
     let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
+    let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
     let sessions = match &config.git.token {
         Some(token) => sessions.with_git_token(GitToken::new(token.clone())),
         None => sessions,
@@ -107,7 +108,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let sessions = Arc::new(match config.org_snapshots()? {
         Some(org_snapshots) => {
             let remote = HttpRemote::new(config.mirrors()).context("set up the client of git remotes")?;
-            sessions.with_org_snapshots(Arc::new(remote), org_snapshots)
+            sessions.with_org_snapshots(Arc::new(remote), jobs.clone(), org_snapshots)
         }
         None => sessions,
     });
@@ -115,7 +116,6 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut background = vec![tokio::spawn(sessions.clone().run_lifecycle()), tokio::spawn(save(db.clone()))];
     background.push(tokio::spawn(sessions.clone().run_org_snapshots()));
     if let Some(engine) = &engine {
-        let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
         background.push(tokio::spawn(housekeeping::expire(engine.control.clone())));
         background.push(tokio::spawn(housekeeping::prune(jobs, clock.clone(), engine.control.clone())));
     }

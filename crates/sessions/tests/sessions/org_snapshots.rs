@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dormouse_jobs::Clock;
+use dormouse_jobs::{Clock, Jobs};
 use dormouse_provider::fake::{Call, Fake, Fault};
 use dormouse_provider::{CommandSpec, ListOf, Namespace, SandboxProvider, SnapshotStatus};
 use dormouse_sessions::{
@@ -14,7 +14,9 @@ use dormouse_sessions::{
 };
 use dormouse_store::testing::Postgres;
 use dormouse_store::{AccountRow, Address, Db, OrgRow, OrgSnapshotKey, OrgSnapshotRow};
-use dormouse_types::{AccountId, GithubRepo, OrgId, RepoAccess, SessionId, Timestamp};
+use dormouse_types::{AccountId, BuildPhase, GithubRepo, OrgId, RepoAccess, SessionId, SetUp, Timestamp};
+
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{broken, server_with};
 
@@ -29,6 +31,8 @@ struct Forge {
     /// Branches that were fetched in sandboxes that started warm; `None`:
     /// nothing was.
     updates: Mutex<Vec<Option<String>>>,
+    /// The repository says how it is set up.
+    set_up: Mutex<bool>,
     clone_fails: Mutex<bool>,
     update_fails: Mutex<bool>,
 }
@@ -44,6 +48,7 @@ impl Forge {
             asked: AtomicUsize::new(0),
             clones: AtomicUsize::new(0),
             updates: Mutex::default(),
+            set_up: Mutex::new(false),
             clone_fails: Mutex::new(false),
             update_fails: Mutex::new(false),
         })
@@ -57,9 +62,10 @@ impl Forge {
     fn run(&self, spec: &CommandSpec) -> Option<(i32, String)> {
         let script = spec.argv.get(2)?;
         let tip = self.tip.lock().unwrap().clone();
+        let set_up = if *self.set_up.lock().unwrap() { "set-up\n" } else { "" };
         let at = |branch: &str| match &tip {
             Ok(tip) if tip.branch == branch || branch.is_empty() => {
-                Some((0, format!("{}\n{}\n", tip.branch, tip.commit)))
+                Some((0, format!("{}\n{}\n{set_up}", tip.branch, tip.commit)))
             }
             _ => Some((128, String::new())),
         };
@@ -103,6 +109,7 @@ struct Bench {
     forge: Arc<Forge>,
     sessions: Arc<Sessions>,
     account: AccountId,
+    _work: AbortOnDropHandle<()>,
     _dir: tempfile::TempDir,
 }
 
@@ -122,12 +129,18 @@ impl Bench {
             owners: vec!["acme".to_owned()],
             tip_interval: INTERVAL,
             unused_for: Duration::from_secs(3600),
+            set_up_timeout: Some(Duration::from_secs(60)),
+            history: Duration::from_secs(3600),
         };
+        let jobs = Jobs::new(db.clone(), clock.clone(), "host_one".parse().unwrap());
         let remote = Arc::new(Gate(forge.clone()));
         let sessions = server_with(&db, &fake, &clock, "host_one", |sessions| {
-            sessions.with_git_token(GitToken::new("t0ken".to_owned())).with_org_snapshots(remote, config)
+            sessions
+                .with_git_token(GitToken::new("t0ken".to_owned()))
+                .with_org_snapshots(remote, jobs, config)
         });
-        Self { db, fake, clock, forge, sessions, account, _dir: dir }
+        let work = AbortOnDropHandle::new(tokio::spawn(sessions.clone().run_org_snapshots()));
+        Self { db, fake, clock, forge, sessions, account, _work: work, _dir: dir }
     }
 
     async fn all() -> Vec<Self> {
@@ -237,14 +250,18 @@ async fn a_tip_that_moved_is_fetched_and_built_anew() {
             })
             .await;
         bench.post().await.unwrap();
-        assert_eq!((bench.forge.updates().last().unwrap(), bench.forge.clones()), (&None, 2));
+        // The builder fetched it too, and cloned nothing.
+        let fetched = Some("main".to_owned());
+        assert_eq!(bench.forge.updates(), [None, None, fetched.clone(), fetched, None]);
+        assert_eq!(bench.forge.clones(), 1);
+        assert_eq!(bench.published(RepoAccess::Public).await.unwrap().set_up, SetUp::Nothing);
         // The older one goes, but not under those who start from it right now.
-        bench.sessions.remove_retired_org_snapshots().await;
+        bench.sessions.tidy_org_snapshots().await;
         assert_eq!(bench.kept().await, 2);
         bench.clock.advance(Duration::from_secs(61));
-        bench.sessions.remove_retired_org_snapshots().await;
+        bench.sessions.tidy_org_snapshots().await;
         assert_eq!((bench.kept().await, bench.sandboxes()), (1, 4));
-        bench.sessions.remove_retired_org_snapshots().await;
+        bench.sessions.tidy_org_snapshots().await;
     }
 }
 
@@ -329,5 +346,64 @@ async fn a_remote_that_does_not_tell_is_cloned() {
         bench.sessions.provision(bench.account.clone(), Some(id.clone()), repo()).await.unwrap();
         assert_eq!(bench.db.session(&id).await.unwrap().unwrap().lifecycle_state, LifecycleState::Active);
         assert_eq!(bench.kept().await, 1);
+    }
+}
+
+/// The first request does not wait for it, and neither does the next one.
+#[tokio::test]
+async fn a_set_up_is_run_in_the_background() {
+    for bench in Bench::all().await {
+        *bench.forge.set_up.lock().unwrap() = true;
+        bench.post().await.unwrap();
+        bench
+            .eventually("the one with the set-up is published", async |bench| {
+                // There is no file in it after all.
+                bench.published(RepoAccess::Public).await.is_some_and(|row| row.set_up == SetUp::Nothing)
+            })
+            .await;
+        assert_eq!(bench.forge.clones(), 2);
+        let builds = bench.db.org_builds_of("acme/widgets", 10).await.unwrap();
+        assert!(builds.iter().all(|build| build.phase == BuildPhase::Published), "{builds:?}");
+        let phases = |log: &str| log.lines().filter_map(|line| line.strip_prefix("== ")).count();
+        assert_eq!(builds.iter().map(|build| phases(&build.log)).collect::<Vec<_>>(), [4, 3], "{builds:?}");
+        bench.post().await.unwrap();
+        assert_eq!(bench.forge.clones(), 2);
+    }
+}
+
+/// A remote that fails is not asked again and again for a build.
+#[tokio::test]
+async fn builds_that_fail_are_put_off() {
+    for bench in Bench::all().await {
+        bench.post().await.unwrap();
+        bench.forge.stands_at("trunk", "c2");
+        bench.clock.advance(INTERVAL);
+        bench.post().await.unwrap();
+        bench
+            .eventually("it is built", async |bench| {
+                bench.published(RepoAccess::Public).await.is_some_and(|row| row.commit_id == "c2")
+            })
+            .await;
+        *bench.forge.set_up.lock().unwrap() = true;
+        *bench.forge.clone_fails.lock().unwrap() = true;
+        bench.forge.stands_at("trunk", "c3");
+        bench.clock.advance(INTERVAL);
+        let failures = async |bench: &Bench| {
+            let builds = bench.db.org_builds_of("acme/widgets", 100).await.unwrap();
+            builds.iter().filter(|build| build.phase == BuildPhase::Failed).count()
+        };
+        bench.post().await.unwrap();
+        // What there was had none: it is updated, and the one with a set-up is
+        // built next, which fails.
+        bench.eventually("the build fails", async |bench| failures(bench).await == 1).await;
+        for _ in 0..10 {
+            bench.post().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(failures(&bench).await, 1);
+        *bench.forge.clone_fails.lock().unwrap() = false;
+        bench.clock.advance(Duration::from_secs(601));
+        bench.post().await.unwrap();
+        assert_eq!(bench.published(RepoAccess::Public).await.unwrap().commit_id, "c3");
     }
 }

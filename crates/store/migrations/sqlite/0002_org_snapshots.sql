@@ -22,3 +22,21 @@ CREATE TABLE org_snapshots (
 );
 CREATE UNIQUE INDEX org_snapshots_published ON org_snapshots (repo, access, place) WHERE retired_at IS NULL;
 CREATE INDEX org_snapshots_retired ON org_snapshots (place, retired_at) WHERE retired_at IS NOT NULL;
+
+-- How each of them was made, or was not.
+CREATE TABLE org_builds (
+  id TEXT PRIMARY KEY,
+  repo TEXT NOT NULL,
+  access TEXT NOT NULL,
+  place TEXT NOT NULL,
+  -- 'create', 'clone', 'set-up', 'snapshot', 'publish', 'published' or 'failed'.
+  phase TEXT NOT NULL,
+  -- What was said in it, the last part of it.
+  log TEXT NOT NULL,
+  started_at BIGINT NOT NULL,
+  updated_at BIGINT NOT NULL,
+  ended_at BIGINT
+);
+CREATE INDEX org_builds_of_repo ON org_builds (repo, started_at);
+CREATE INDEX org_builds_ended ON org_builds (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX org_builds_running ON org_builds (place) WHERE ended_at IS NULL;

@@ -1,0 +1,155 @@
+//! What an agent finds checked out, and does with it next.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::world::{World, eventually};
+
+/// The interval in which a remote is asked where it stands, in this world.
+const TIP_INTERVAL: Duration = Duration::from_secs(1);
+
+impl World {
+    /// A new session with a sandbox for a repository of `acme`; what was
+    /// answered.
+    fn post_repo(&self, repo: &str) -> anyhow::Result<(String, StatusCode, Value)> {
+        let session = self.new_session()?;
+        let body = json!({"repoUrl": format!("https://github.com/acme/{repo}"), "sessionId": session});
+        let (status, reply) = self.call(Method::POST, "/api/sandbox", Some(&self.key), Some(body))?;
+        Ok((format!("session-{session}"), status, reply))
+    }
+
+    /// The same, with success expected: the sandbox and the branch.
+    fn checked_out(&self, repo: &str) -> anyhow::Result<(String, String)> {
+        let (name, status, reply) = self.post_repo(repo)?;
+        ensure!(status == StatusCode::OK, "{repo}: {status} {reply}");
+        Ok((name, reply["currentBranch"].as_str().unwrap_or_default().to_owned()))
+    }
+
+    /// How often an org snapshot of a repository was published.
+    fn published(&self, repo: &str) -> usize {
+        let (key, log) = (format!("acme/{repo} ("), self.log());
+        log.lines().filter(|line| line.contains("published") && line.contains(&key)).count()
+    }
+}
+
+/// The second sandbox of a repository starts from a snapshot and has the same;
+/// what the remote gets afterwards, the next one has.
+pub(crate) fn warm(w: &World) -> anyhow::Result<()> {
+    w.remote(
+        "git init -q -b main work-warm; cd work-warm
+         git config user.name Test; git config user.email test@example.test
+         for i in 1 2 3; do echo $i > file$i; git add .; git commit -qm \"commit $i\"; done
+         git switch -qc other; echo other > other; git add .; git commit -qm other; git switch -q main
+         git clone -q --bare . ../git/acme/warm.git; git remote add origin ../git/acme/warm.git",
+    )?;
+    let push = |script: &str| w.remote(&format!("cd work-warm; {script}"));
+    let (first, branch) = w.checked_out("warm")?;
+    ensure!(branch == "main" && w.published("warm") == 1, "{branch}, {} published", w.published("warm"));
+    w.ok(&first, "echo secret > untracked; echo secret >> file1; echo secret > ~/.netrc")?;
+    for _ in 0..2 {
+        let (name, branch) = w.checked_out("warm")?;
+        ensure!(branch == "main", "{branch}");
+        agents_need(w, &name)?;
+        w.delete(&name)?;
+    }
+    ensure!(w.published("warm") == 1, "it was built again");
+    // What moved is there for the next one, and the older snapshot is replaced.
+    let moves = [
+        ("echo 4 > file4; git add .; git commit -qm 'commit 4'; git push -q origin main", "main", "commit 4"),
+        ("git commit -q --amend -m 'commit five'; git push -qf origin main", "main", "commit five"),
+        (
+            "git branch -qm main trunk; git push -q origin trunk; git push -q origin :main || :
+             git -C ../git/acme/warm.git symbolic-ref HEAD refs/heads/trunk; git push -q origin :main",
+            "trunk",
+            "commit five",
+        ),
+    ];
+    for (round, (script, branch, subject)) in moves.into_iter().enumerate() {
+        push(script)?;
+        std::thread::sleep(TIP_INTERVAL);
+        let (name, found) = w.checked_out("warm")?;
+        ensure!(found == branch, "{found}, not {branch}");
+        ensure!(w.ok(&name, "git log -1 --format=%s")? == subject, "not {subject}");
+        ensure!(w.ok(&name, "git status --porcelain")?.is_empty(), "it is not clean");
+        ensure!(
+            w.ok(&name, "git rev-parse --abbrev-ref @{u} origin/HEAD")?
+                .lines()
+                .all(|line| { line == format!("origin/{branch}") })
+        );
+        w.delete(&name)?;
+        let published = || Ok(w.published("warm") == round + 2);
+        eventually("a newer org snapshot is published", Duration::from_secs(20), published)?;
+    }
+    // A sandbox that is there keeps what is in it.
+    ensure!(w.ok(&first, "cat untracked && tail -n 1 file1")? == "secret\nsecret");
+    w.delete(&first)
+}
+
+/// What an agent does first in a checkout.
+fn agents_need(w: &World, name: &str) -> anyhow::Result<()> {
+    ensure!(
+        w.ok(name, "git status --porcelain; ls ~/.netrc 2>/dev/null || :")?.is_empty(),
+        "somebody else's"
+    );
+    ensure!(
+        w.ok(name, "git config --get-all user.name; git config --get-all user.email")?
+            == "Ada\nada@example.test"
+    );
+    ensure!(w.ok(name, "git log -1 --format=%s; git rev-list --count HEAD")? == "commit 3\n1");
+    ensure!(w.ok(name, "git fetch -q && git switch -q other && git log -1 --format=%s")? == "other");
+    w.ok(name, "git fetch -q --deepen=1 && git diff --quiet origin/main...HEAD; [ $? = 1 ]")?;
+    ensure!(w.ok(name, "git fetch -q --unshallow && git rev-list --count origin/main")? == "3");
+    w.ok(
+        name,
+        "git switch -qc mine && git commit -q --allow-empty -m mine && git worktree add -q /tmp/tree main",
+    )?;
+    ensure!(w.ok(name, "cat /tmp/tree/file3 && git -C /tmp/tree status --porcelain | wc -l")? == "3\n0");
+    Ok(())
+}
+
+/// Remotes that are not what one expects: checked out, or a sentence that says
+/// why not; never an empty directory.
+pub(crate) fn odd_remotes(w: &World) -> anyhow::Result<()> {
+    w.remote(
+        "git init -q -b main work-odd; cd work-odd
+         git config user.name Test; git config user.email test@example.test
+         echo 1 > file; git add .; git commit -qm first
+         for name in gone tags detached both; do git clone -q --bare . ../git/acme/$name.git; done
+         cd ../git/acme
+         git -C gone.git branch -q -m main work; git -C gone.git symbolic-ref HEAD refs/heads/main
+         git -C tags.git tag v1 main; git -C tags.git update-ref -d refs/heads/main
+         git -C detached.git update-ref --no-deref HEAD $(git -C detached.git rev-parse main)
+         git -C both.git tag main $(git -C both.git commit-tree -m tagged main^{tree})
+         cd ../..; git init -q --object-format=sha256 -b main work-sha256; cd work-sha256
+         git config user.name Test; git config user.email test@example.test
+         echo 1 > file; git add .; git commit -qm first; git clone -q --bare . ../git/acme/sha256.git
+         cd ../git/acme; git clone -q --bare ../../work-odd many.git
+         commit=$(git -C many.git rev-parse main)
+         for i in $(seq 50000); do echo \"create refs/heads/many/$i $commit\"; done | git -C many.git update-ref --stdin
+         git -C many.git pack-refs --all",
+    )?;
+    for (repo, words) in [("gone", "heads/work"), ("tags", "tags/v1")] {
+        for _ in 0..2 {
+            let (name, status, reply) = w.post_repo(repo)?;
+            ensure!(status == StatusCode::BAD_GATEWAY, "{repo}: {status} {reply}");
+            let error = reply["error"].as_str().unwrap_or_default();
+            ensure!(error.contains("HEAD") && error.contains(words), "{repo}: {reply}");
+            ensure!(w.call(Method::GET, &format!("/api/v2/sandboxes/{name}"), Some(&w.key), None)?.0 == 404);
+        }
+    }
+    for repo in ["both", "sha256", "many"] {
+        for _ in 0..2 {
+            let (name, branch) = w.checked_out(repo)?;
+            ensure!(branch == "main", "{repo}: {branch}");
+            ensure!(w.ok(&name, "cat file; git log -1 --format=%s")? == "1\nfirst", "{repo}");
+            ensure!(w.ok(&name, "git symbolic-ref HEAD")? == "refs/heads/main", "{repo}");
+            w.delete(&name)?;
+        }
+    }
+    let (name, commit) = w.checked_out("detached")?;
+    ensure!(w.ok(&name, "git rev-parse HEAD; cat file")? == format!("{commit}\n1"), "{commit}");
+    w.delete(&name)
+}
