@@ -1,4 +1,4 @@
-//! The command line's side of the provider API.
+//! The command line's side of the two APIs.
 
 use std::time::Duration;
 
@@ -41,6 +41,14 @@ impl From<CallError> for anyhow::Error {
     }
 }
 
+/// An error of either API.
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged)]
+enum AnyError {
+    Provider(wire::ErrorReply),
+    Session { error: String },
+}
+
 impl Client {
     pub(crate) fn new(remote: &RemoteArgs) -> anyhow::Result<Self> {
         let Some(key) = remote.key.clone() else {
@@ -54,6 +62,12 @@ impl Client {
         let team = remote.team.clone().map(|team| ("teamId", team));
         let project = remote.project.clone().map(|project| ("projectId", project));
         Ok(Self { http, base, key, scope: team.into_iter().chain(project).collect() })
+    }
+
+    /// For the session API, which knows no teams and projects.
+    pub(crate) fn of_sessions(remote: &RemoteArgs) -> anyhow::Result<Self> {
+        let base = format!("{}/api", remote.server.trim_end_matches('/'));
+        Ok(Self { base, scope: Vec::new(), ..Self::new(remote)? })
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -71,14 +85,19 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        let detail = answer.json::<wire::ErrorReply>().await.map(|reply| reply.error);
+        let detail = answer.json::<AnyError>().await;
         match (status, detail) {
-            (StatusCode::GONE | StatusCode::UNPROCESSABLE_ENTITY, Ok(e))
-                if e.code.starts_with("sandbox_stop") =>
+            (StatusCode::GONE | StatusCode::UNPROCESSABLE_ENTITY, Ok(AnyError::Provider(reply)))
+                if reply.error.code.starts_with("sandbox_stop") =>
             {
                 Err(CallError::Stopped)
             }
-            (_, Ok(error)) => Err(CallError::Other(anyhow::anyhow!("{} ({status})", error.message))),
+            (_, Ok(AnyError::Provider(reply))) => {
+                Err(CallError::Other(anyhow::anyhow!("{} ({status})", reply.error.message)))
+            }
+            (_, Ok(AnyError::Session { error })) => {
+                Err(CallError::Other(anyhow::anyhow!("{error} ({status})")))
+            }
             (_, Err(_)) => Err(CallError::Other(anyhow::anyhow!("the server answered {status}"))),
         }
     }

@@ -56,6 +56,7 @@ async fn run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Image { action } => commands::image::run(action, output).await,
         Command::Doctor(args) => commands::doctor::run(&args, output),
         Command::Sandbox { remote, action } => commands::sandbox::run(&remote, action, output).await,
+        Command::OrgSnapshot { remote, action } => commands::org_snapshot::run(&remote, action, output).await,
         Command::Snapshot { remote, action } => commands::snapshot::run(&remote, action, output).await,
     }
 }

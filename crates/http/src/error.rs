@@ -147,12 +147,12 @@ impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         let message = error.to_string();
         let status = match error {
-            SessionError::NotFound => StatusCode::NOT_FOUND,
-            SessionError::Forbidden => StatusCode::FORBIDDEN,
+            SessionError::NotFound | SessionError::NoSuchOrgSnapshot => StatusCode::NOT_FOUND,
+            SessionError::Forbidden | SessionError::NotClaimed(_) => StatusCode::FORBIDDEN,
             SessionError::OtherRepository { .. } | SessionError::Archived | SessionError::Contended => {
                 StatusCode::CONFLICT
             }
-            SessionError::NotInitialized => StatusCode::BAD_REQUEST,
+            SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) => StatusCode::BAD_REQUEST,
             SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,
             SessionError::Clone { .. } => StatusCode::BAD_GATEWAY,
             SessionError::Provider(ProviderError::Capacity(reason)) => {

@@ -48,6 +48,15 @@ pub enum SessionError {
         /// Git's last words.
         message: String,
     },
+    /// There is no such org snapshot for the caller.
+    #[error("Org snapshot not found")]
+    NoSuchOrgSnapshot,
+    /// There are no org snapshots of this repository here.
+    #[error("this server makes no org snapshots of {0}; org_snapshots.enabled and .owners say of what")]
+    NoOrgSnapshots(GithubRepo),
+    /// None of the caller's organizations claims the repository.
+    #[error("only members of an organization that claims {0} may do this")]
+    NotClaimed(GithubRepo),
     /// The provider failed.
     #[error("Failed to provision sandbox")]
     Provider(#[from] ProviderError),

@@ -1,6 +1,6 @@
 //! Table `org_snapshots`: snapshots with a repository in them.
 
-use dormouse_types::{GithubRepo, OrgSnapshotId, RepoAccess, SetUp, SnapshotId, Timestamp};
+use dormouse_types::{AccountId, GithubRepo, OrgSnapshotId, RepoAccess, SetUp, SnapshotId, Timestamp};
 
 use crate::db::Db;
 use crate::error::Result;
@@ -107,8 +107,8 @@ impl Db {
         tx.sql(
             format!("publish {}", row.id),
             format!(
-                "INSERT INTO org_snapshots ({COLUMNS})
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+                "INSERT INTO org_snapshots ({COLUMNS}, owner)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
             ),
         )
         .bind(&row.id)
@@ -122,6 +122,7 @@ impl Db {
         .bind(row.last_used_at)
         .bind(row.retired_at)
         .bind(row.created_at)
+        .bind(row.key.repo.split('/').next().unwrap_or_default().to_owned())
         .execute()
         .await
         .map_err(|error| error.unique(format!("an org snapshot of {}", row.key)))?;
@@ -193,17 +194,40 @@ impl Db {
             .await
     }
 
-    /// Those from which sandboxes start, in the order of their repositories,
-    /// after `after`, at most `limit`.
-    pub async fn org_snapshots(&self, after: &str, limit: i64) -> Result<Vec<OrgSnapshotRow>> {
+    /// Those of a repository from which sandboxes start.
+    pub async fn org_snapshots_of(&self, repo: &str) -> Result<Vec<OrgSnapshotRow>> {
         self.sql(
-            "list org snapshots",
+            format!("list the org snapshots of {repo}"),
             format!(
-                "SELECT {COLUMNS} FROM org_snapshots WHERE retired_at IS NULL AND repo > $1
-                 ORDER BY repo, access, place LIMIT $2"
+                "SELECT {COLUMNS} FROM org_snapshots WHERE repo = $1 AND retired_at IS NULL
+                 ORDER BY access, place"
             ),
         )
-        .bind(after.to_owned())
+        .bind(repo.to_owned())
+        .all(read)
+        .await
+    }
+
+    /// Those from which sandboxes start of repositories that organizations of
+    /// `account` claim, newest first, at most `limit`.
+    pub async fn org_snapshots_claimed_by(
+        &self,
+        account: &AccountId,
+        limit: i64,
+    ) -> Result<Vec<OrgSnapshotRow>> {
+        self.sql(
+            format!("list the org snapshots of {account}"),
+            format!(
+                "SELECT {COLUMNS} FROM org_snapshots
+                 WHERE retired_at IS NULL AND (
+                   repo IN (SELECT c.pattern FROM organization_claims c
+                     JOIN organization_members m ON m.org_id = c.org_id WHERE m.account_id = $1)
+                   OR owner || '/*' IN (SELECT c.pattern FROM organization_claims c
+                     JOIN organization_members m ON m.org_id = c.org_id WHERE m.account_id = $1))
+                 ORDER BY created_at DESC, id DESC LIMIT $2"
+            ),
+        )
+        .bind(account)
         .bind(limit)
         .all(read)
         .await

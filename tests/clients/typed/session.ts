@@ -48,10 +48,17 @@ export async function useEverything(key: string): Promise<number> {
   const gone = await api.DELETE("/api/sessions/{id}", { params: { path: { id: sessionId } } });
   const sessions: Session[] = [...(list.data?.sessions ?? []), ...(one.data ? [one.data.session] : [])];
 
+  const snapshots = await api.GET("/api/org-snapshots", { params: { query: { repoUrl } } });
+  const asked = await api.POST("/api/org-snapshots", { body: { repoUrl } });
+  const builds = await api.GET("/api/org-snapshots/builds", { params: { query: { repoUrl } } });
+  const id = snapshots.data?.orgSnapshots[0]?.id ?? "";
+  const deleted = await api.DELETE("/api/org-snapshots/{id}", { params: { path: { id } } });
+  const log: string | undefined = builds.data?.builds[0]?.log;
+
   const keys = await api.GET("/api/keys");
   const fresh = await api.POST("/api/keys", { body: { key_name: "laptop" } });
   const revoked = await api.DELETE("/api/keys", { body: { id: fresh.data?.id ?? "" } });
 
-  const said = [word, mode, nothing, branch, state, changed.data, gone.data, keys.data, revoked.data];
+  const said = [log, asked.data, deleted.data, word, mode, nothing, branch, state, changed.data, gone.data, keys.data, revoked.data];
   return said.length + answers.length + numbers.length + sessions.length + readyMs;
 }

@@ -83,12 +83,48 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: SandboxAction,
     },
+    /// Snapshots with a repository in them, from which sandboxes of it start.
+    OrgSnapshot {
+        #[command(flatten)]
+        remote: RemoteArgs,
+        #[command(subcommand)]
+        action: OrgSnapshotAction,
+    },
     /// Snapshots of a running server.
     Snapshot {
         #[command(flatten)]
         remote: RemoteArgs,
         #[command(subcommand)]
         action: SnapshotAction,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OrgSnapshotAction {
+    /// List those of a repository, or of all that your organizations claim.
+    List {
+        /// `owner/name`, or its URL.
+        repo: Option<String>,
+    },
+    /// Show what sandboxes of a repository start from, and its last builds.
+    Show {
+        /// `owner/name`, or its URL.
+        repo: String,
+    },
+    /// Have one built anew, with the repository's set-up.
+    Build {
+        /// `owner/name`, or its URL.
+        repo: String,
+    },
+    /// Print the log of the newest build.
+    Log {
+        /// `owner/name`, or its URL.
+        repo: String,
+    },
+    /// Delete one; the next sandbox of its repository starts cold.
+    Delete {
+        /// Org snapshot id.
+        id: String,
     },
 }
 

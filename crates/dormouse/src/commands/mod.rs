@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod housekeeping;
 pub(crate) mod image;
+pub(crate) mod org_snapshot;
 pub(crate) mod sandbox;
 pub(crate) mod serve;
 pub(crate) mod snapshot;

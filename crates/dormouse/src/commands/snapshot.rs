@@ -45,7 +45,7 @@ fn row(snapshot: &wire::Snapshot) -> Vec<String> {
 }
 
 /// How long ago, in the largest unit that fits.
-fn age(then: i64) -> String {
+pub(super) fn age(then: i64) -> String {
     let seconds = Clock::system().now().since(Timestamp(then)).as_secs();
     match seconds {
         0..60 => format!("{seconds}s"),

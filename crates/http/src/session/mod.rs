@@ -1,7 +1,8 @@
-//! The session API: `/api/sandbox…`, `/api/sessions…`, `/api/keys`. One file
-//! holds one operation.
+//! The session API: `/api/sandbox…`, `/api/sessions…`, `/api/org-snapshots…`,
+//! `/api/keys`. One file holds one operation.
 
 mod keys;
+mod org_snapshots;
 mod sandbox;
 mod sessions;
 
@@ -24,6 +25,9 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(sandbox::pause::pause, sandbox::resume::resume))
         .routes(routes!(sessions::list::list, sessions::create::create))
         .routes(routes!(sessions::get::get, sessions::patch::patch, sessions::delete::delete))
+        .routes(routes!(org_snapshots::list::list, org_snapshots::build::build))
+        .routes(routes!(org_snapshots::builds::builds))
+        .routes(routes!(org_snapshots::delete::delete))
         .routes(routes!(keys::list::list, keys::create::create, keys::delete::delete))
 }
 

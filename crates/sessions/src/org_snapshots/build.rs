@@ -50,7 +50,7 @@ pub(super) enum Plan {
     /// A request waits for it: a clone, and no more.
     Fresh,
     /// The snapshot that there is, brought to the tip of this branch.
-    Newer(OrgSnapshotRow, String),
+    Newer(Box<OrgSnapshotRow>, String),
     /// A clone, with the repository's set-up.
     Whole,
 }
@@ -104,7 +104,7 @@ impl Sessions {
         }
         let row = self.build_and_publish(key, reader, Plan::Fresh).await?;
         if row.set_up == SetUp::Pending {
-            self.ask_for_build(key, reader).await;
+            self.want_build(key, reader).await;
         }
         Ok(row)
     }

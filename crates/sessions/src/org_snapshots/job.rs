@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_jobs::{Backoff, Claim, Handler, Kind, Outcome};
+use dormouse_provider::ProviderError;
 use dormouse_store::{Move, OrgSnapshotKey};
 use dormouse_types::{BuildPhase, SetUp};
 
-use super::Reader;
 use super::build::{BuildError, Plan};
+use super::{Order, Reader};
 use crate::Sessions;
+use crate::error::Result;
 use crate::remote::RemoteError;
 
 /// Attempts at one build.
@@ -40,30 +42,34 @@ impl Sessions {
         }
     }
 
-    /// Has the org snapshot of `key` built anew; however often it is asked for
-    /// meanwhile, once. A failure is only logged: the next start asks again.
-    pub(super) async fn ask_for_build(&self, key: &OrgSnapshotKey, reader: &Reader) {
-        let Some(org) = &self.org_snapshots else { return };
-        let payload = match serde_json::to_string(reader) {
-            Ok(payload) => payload,
-            Err(error) => return tracing::error!(%key, %error, "write down what is to be built"),
-        };
-        let asked = async {
-            let last = self.db.org_builds_of(&key.repo, 1).await?;
-            let failed = last.first().filter(|last| last.phase == BuildPhase::Failed);
-            let paused = failed.and_then(|last| last.ended_at).map(|ended| ended.plus(PAUSE));
-            let run_at = paused.unwrap_or(self.now()).max(self.now());
-            let name = format!("{} {}", key.access, key.repo);
-            org.jobs.ask(&self.build_kind(), &name, &payload, run_at, Move::NotLater).await
-        };
-        if let Err(error) = asked.await {
-            tracing::warn!(%key, %error, "ask for an org snapshot");
+    /// Has the org snapshot of `key` built in the background; however often it is
+    /// asked for meanwhile, once.
+    pub(super) async fn ask_for_build(&self, key: &OrgSnapshotKey, order: Order) -> Result<()> {
+        let Some(org) = &self.org_snapshots else { return Ok(()) };
+        let payload = serde_json::to_string(&order)
+            .map_err(|error| ProviderError::internal(format!("write down the build of {key}"), error))?;
+        let last = self.db.org_builds_of(&key.repo, 1).await?;
+        let failed = last.first().filter(|last| last.phase == BuildPhase::Failed && !order.anew);
+        let paused = failed.and_then(|last| last.ended_at).map(|ended| ended.plus(PAUSE));
+        let run_at = paused.unwrap_or(self.now()).max(self.now());
+        let name = format!("{} {}", key.access, key.repo);
+        org.jobs.ask(&self.build_kind(), &name, &payload, run_at, Move::NotLater).await?;
+        Ok(())
+    }
+
+    /// [`Sessions::ask_for_build`] on the way of a request that has what it needs:
+    /// a failure is only logged, and the next one asks again.
+    pub(super) async fn want_build(&self, key: &OrgSnapshotKey, reader: &Reader) {
+        let order = Order { reader: reader.clone(), anew: false };
+        if let Err(error) = self.ask_for_build(key, order).await {
+            tracing::warn!(%key, ?error, "ask for an org snapshot");
         }
     }
 
     /// Has a build done that is due: everything that changes what sandboxes start
     /// from goes through here, or is the first one.
-    async fn do_build(&self, reader: &Reader) -> Outcome {
+    async fn do_build(&self, order: &Order) -> Outcome {
+        let reader = &order.reader;
         let Some(org) = &self.org_snapshots else { return Outcome::Done };
         let key = self.org_key(reader);
         let current = match self.db.org_snapshot(&key).await {
@@ -81,12 +87,13 @@ impl Sessions {
             Err(error) => return Outcome::Failed(error.to_string()),
         };
         let plan = match current {
+            _ if order.anew => Plan::Whole,
             Some(row) if (&row.branch, &row.commit_id) == (&tip.branch, &tip.commit) => match row.set_up {
                 SetUp::Pending => Plan::Whole,
                 SetUp::Nothing | SetUp::Done | SetUp::Failed => return Outcome::Done,
             },
             // The set-up of a repository begins with what it says now.
-            Some(row) if row.set_up == SetUp::Nothing => Plan::Newer(row, tip.branch),
+            Some(row) if row.set_up == SetUp::Nothing => Plan::Newer(Box::new(row), tip.branch),
             Some(_) | None => Plan::Whole,
         };
         match self.build_and_publish(&key, reader, plan).await {
@@ -113,8 +120,8 @@ impl Handler for Builder {
     }
 
     async fn run(&self, claim: &Claim) -> Outcome {
-        match serde_json::from_str::<Reader>(claim.payload()) {
-            Ok(reader) => self.0.do_build(&reader).await,
+        match serde_json::from_str::<Order>(claim.payload()) {
+            Ok(order) => self.0.do_build(&order).await,
             Err(error) => Outcome::GaveUp(format!("what is to be built cannot be read: {error}")),
         }
     }

@@ -17,11 +17,13 @@
 //!
 //! [`start`] starts sandboxes, [`build`] makes snapshots, [`job`] has them made in
 //! the background, [`set_up`] knows what a repository wants run, [`log`] writes
-//! down how a build goes. Here: options, keys, and what takes retired ones away.
+//! down how a build goes, [`orders`] is for callers. Here: options, keys, and what
+//! takes retired ones away.
 
 mod build;
 mod job;
 mod log;
+mod orders;
 mod set_up;
 mod start;
 
@@ -79,6 +81,14 @@ pub(crate) struct OrgSnapshots {
 pub(crate) struct Reader {
     pub(crate) repo: GithubRepo,
     pub(crate) access: RepoAccess,
+}
+
+/// A build that is asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Order {
+    reader: Reader,
+    /// Also where the one that there is would do.
+    anew: bool,
 }
 
 impl OrgSnapshots {

@@ -77,7 +77,7 @@ impl Sessions {
                 self.note_use_of(&row).await;
                 if moved {
                     tracing::info!(org_snapshot = %row.id, repo = %reader.repo, "it is behind");
-                    self.ask_for_build(&key, reader).await;
+                    self.want_build(&key, reader).await;
                 }
                 Ok(Some(Warm { made, checkout }))
             }

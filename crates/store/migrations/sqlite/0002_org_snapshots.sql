@@ -2,8 +2,9 @@
 -- repository start. The files are a snapshot like others.
 CREATE TABLE org_snapshots (
   id TEXT PRIMARY KEY,
-  -- 'owner/name' in lower case.
+  -- 'owner/name' in lower case, and the first half of it.
   repo TEXT NOT NULL,
+  owner TEXT NOT NULL,
   -- 'public' or 'claimed': who may start from it.
   access TEXT NOT NULL,
   -- The host that can start from it; '' where the provider is one place.

@@ -1,0 +1,85 @@
+//! What callers see of org snapshots, and what they may have done.
+//!
+//! Who names a repository sees what they could start from. Without a name one
+//! sees those of repositories that one's organizations claim: what others work on
+//! is not shown. Deleting is for those organizations.
+
+use dormouse_store::{OrgBuildRow, OrgSnapshotRow};
+use dormouse_types::{AccountId, GithubRepo, OrgSnapshotId, RepoAccess};
+
+use super::{Order, Reader};
+use crate::error::Result;
+use crate::remote::RemoteError;
+use crate::{SessionError, Sessions};
+
+/// Most that a list has.
+const MOST: i64 = 100;
+
+/// Builds that are shown of a repository.
+const BUILDS: i64 = 10;
+
+impl Sessions {
+    /// The org snapshots of a repository, or of all that organizations of
+    /// `account` claim, newest first.
+    pub async fn org_snapshots(
+        &self,
+        account: &AccountId,
+        repo: Option<&GithubRepo>,
+    ) -> Result<Vec<OrgSnapshotRow>> {
+        let Some(repo) = repo else {
+            return Ok(self.db.org_snapshots_claimed_by(account, MOST).await?);
+        };
+        let access = self.access(account, repo).await?;
+        let mut rows = self.db.org_snapshots_of(&repo.to_string().to_ascii_lowercase()).await?;
+        rows.retain(|row| readable(row.key.access, access));
+        Ok(rows)
+    }
+
+    /// The last builds of a repository's org snapshots, newest first.
+    pub async fn org_builds(&self, account: &AccountId, repo: &GithubRepo) -> Result<Vec<OrgBuildRow>> {
+        let access = self.access(account, repo).await?;
+        let mut rows = self.db.org_builds_of(&repo.to_string().to_ascii_lowercase(), BUILDS).await?;
+        rows.retain(|row| readable(row.key.access, access));
+        Ok(rows)
+    }
+
+    /// Has the org snapshot built anew from which `account` would start, although
+    /// it may be at the tip.
+    pub async fn build_org_snapshot(&self, account: &AccountId, repo: &GithubRepo) -> Result<()> {
+        let org = self.org_snapshots.as_ref().filter(|org| org.covers(repo));
+        let org = org.ok_or_else(|| SessionError::NoOrgSnapshots(repo.clone()))?;
+        let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
+        let asked = org.tips.ask(repo, reader.access, self.authorization(reader.access).as_deref()).await;
+        match asked {
+            Ok(_) => {}
+            Err(error @ (RemoteError::Unreadable | RemoteError::NoBranch)) => {
+                return Err(SessionError::Clone { repo: repo.clone(), message: error.to_string() });
+            }
+            // The build says it, or it is over by then.
+            Err(RemoteError::Silent(_)) => {}
+        }
+        let key = self.org_key(&reader);
+        self.ask_for_build(&key, Order { reader, anew: true }).await
+    }
+
+    /// Retires an org snapshot: the next sandbox starts cold, and makes another.
+    pub async fn delete_org_snapshot(&self, account: &AccountId, id: &OrgSnapshotId) -> Result<()> {
+        let row = self.db.org_snapshot_by_id(id).await?;
+        let row = row.filter(|row| row.retired_at.is_none()).ok_or(SessionError::NoSuchOrgSnapshot)?;
+        let repo: GithubRepo = format!("https://github.com/{}", row.key.repo)
+            .parse()
+            .map_err(|_| SessionError::NoSuchOrgSnapshot)?;
+        if self.db.may_use_token(account, &repo).await? {
+            return Ok(self.db.retire_org_snapshot(id, self.now()).await?);
+        }
+        match row.key.access {
+            RepoAccess::Public => Err(SessionError::NotClaimed(repo)),
+            RepoAccess::Claimed => Err(SessionError::NoSuchOrgSnapshot),
+        }
+    }
+}
+
+/// Whether what was read with `of` is for those who read with `with`.
+fn readable(of: RepoAccess, with: RepoAccess) -> bool {
+    of == RepoAccess::Public || with == RepoAccess::Claimed
+}
