@@ -149,9 +149,11 @@ impl From<SessionError> for ApiError {
         let status = match error {
             SessionError::NotFound | SessionError::NoSuchOrgSnapshot => StatusCode::NOT_FOUND,
             SessionError::Forbidden | SessionError::NotClaimed(_) => StatusCode::FORBIDDEN,
-            SessionError::OtherRepository { .. } | SessionError::Archived | SessionError::Contended => {
-                StatusCode::CONFLICT
-            }
+            SessionError::OtherRepository { .. }
+            | SessionError::Archived
+            | SessionError::Contended
+            | SessionError::Interrupted
+            | SessionError::Reserved(_) => StatusCode::CONFLICT,
             SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) => StatusCode::BAD_REQUEST,
             SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,
             SessionError::Clone { .. } => StatusCode::BAD_GATEWAY,
@@ -160,6 +162,12 @@ impl From<SessionError> for ApiError {
                     StatusCode::SERVICE_UNAVAILABLE,
                     format!("No room for another sandbox now: {reason}"),
                 );
+            }
+            SessionError::Provider(ProviderError::Unready(reason)) => {
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, reason);
+            }
+            SessionError::Provider(ProviderError::TimeoutInvalid(reason)) => {
+                return Self::bad_request(reason);
             }
             SessionError::Provider(error @ ProviderError::Elsewhere { .. }) => {
                 return Self::new(StatusCode::MISDIRECTED_REQUEST, error.to_string());

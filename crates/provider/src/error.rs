@@ -49,6 +49,9 @@ pub enum ProviderError {
     /// This host has no room for another run now.
     #[error("no capacity: {0}")]
     Capacity(String),
+    /// This host cannot make sandboxes yet; the message says what it lacks.
+    #[error("{0}")]
+    Unready(String),
     /// The provider broke. The detail is for the log, never for a caller.
     #[error("the sandbox provider failed")]
     Internal {
@@ -86,6 +89,7 @@ impl ProviderError {
                 Self::Elsewhere { subject: subject.clone(), url: url.clone() }
             }
             Self::Capacity(reason) => Self::Capacity(reason.clone()),
+            Self::Unready(reason) => Self::Unready(reason.clone()),
             Self::Internal { operation, .. } => Self::internal(operation.clone(), self.causes()),
         }
     }

@@ -2,7 +2,7 @@
 //! found.
 
 use dormouse_provider::checkout::{self, Checkout, Identity};
-use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef};
+use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus};
 use dormouse_types::{AccountId, CommandId, GithubRepo};
 use futures::StreamExt as _;
 
@@ -29,10 +29,24 @@ impl Sessions {
     ) -> Result<Checkout> {
         let url = repo.url();
         let clone = checkout::Clone { url: &url, directory: ".", depth: DEPTH, revision: None, identity };
-        match self.run_checkout(run, clone.argv()).await? {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(SessionError::Clone { repo: repo.clone(), message: "nothing is there".into() }),
-            Err(message) => Err(SessionError::Clone { repo: repo.clone(), message }),
+        let failed = |message| SessionError::Clone { repo: repo.clone(), message };
+        match self.run_checkout(run, clone.argv()).await {
+            Ok(Ok(Some(found))) => Ok(found),
+            Ok(Ok(None)) => Err(failed("nothing is checked out".to_owned())),
+            Ok(Err(_)) if self.has_ended(run).await => Err(SessionError::Interrupted),
+            Ok(Err(message)) => Err(failed(message)),
+            Err(SessionError::Provider(
+                ProviderError::Stopped | ProviderError::Stopping | ProviderError::NotFound(_),
+            )) => Err(SessionError::Interrupted),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether somebody ended a run, which says what became of a command in it.
+    async fn has_ended(&self, run: &RunRef) -> bool {
+        match self.provider.run(run).await {
+            Ok(found) => found.status != RunStatus::Running,
+            Err(error) => matches!(error, ProviderError::NotFound(_)),
         }
     }
 

@@ -4,10 +4,11 @@
 //! ```text
 //!  create ─► provisioning ──provision──► restoring ──ready──► active
 //!                  ▲                      │   ▲                 │ idle, lifetime, pause
-//!                  └── failure, crash ────┘   │                 ▼
-//!                      (nothing is left)      └─provision── hibernated ◄── hibernating
+//!                  └───── crash ──────────┘   │                 ▼
+//!                   (nothing is left)         └─provision── hibernated ◄── hibernating
 //!
 //!  failed: the last change failed; the next provision heals it
+//!  any ──its sandbox was deleted──► provisioning
 //!  any ──archive──► archived ──unarchive──► hibernated, or provisioning without a sandbox
 //! ```
 
@@ -41,14 +42,16 @@ pub(crate) enum Event {
     Provision,
     /// The sandbox is there.
     Ready,
-    /// It did not come; what the state was before.
-    ProvisionFailed { before: LifecycleState },
+    /// It did not come.
+    ProvisionFailed,
     /// It is to sleep.
     Sleep,
     /// Its sandbox does not run any more.
     Asleep,
     /// Its sandbox could not be stopped.
     SleepFailed,
+    /// Its sandbox is gone: somebody deleted it, or what it would start from.
+    Gone,
     /// Its owner puts it away; its sandbox sleeps.
     Archive,
     /// Its owner wants it back.
@@ -113,14 +116,14 @@ pub(crate) fn decide(view: View, event: Event) -> Action {
         // A crash from here on leaves a trace that the reconciler finds.
         (Event::Provision, _) => Put(Restoring),
         (Event::Ready, _) => Put(Active),
-        // With a sandbox the failure shows; without one it is as new.
-        (Event::ProvisionFailed { .. }, _) if bound => Put(Failed),
-        (Event::ProvisionFailed { before: Failed }, _) => Put(Failed),
-        (Event::ProvisionFailed { .. }, _) => Put(Provisioning),
+        (Event::ProvisionFailed, _) => Put(Failed),
 
         (Event::Sleep, _) => Put(Hibernating),
         (Event::Asleep, _) => Put(rest),
         (Event::SleepFailed, _) => Put(Failed),
+        // Archived it stays, without a sandbox.
+        (Event::Gone, Archived) => Put(Archived),
+        (Event::Gone, _) => Put(Provisioning),
         (Event::Archive, _) => Put(Archived),
         (Event::Unarchive, Archived) => Put(rest),
         (Event::Unarchive, _) => Nothing,
@@ -177,7 +180,6 @@ mod tests {
         /// What `provision` does; `works`: the sandbox comes. A crash leaves it
         /// in the middle.
         fn provision(&mut self, works: bool, crash: bool) {
-            let before = self.view.state;
             if self.put(Event::Provision) == Action::Refuse {
                 return;
             }
@@ -190,7 +192,7 @@ mod tests {
                 assert_eq!(self.put(Event::Ready), Action::Put(LifecycleState::Active));
                 self.view.bound = true;
             } else {
-                self.put(Event::ProvisionFailed { before });
+                self.put(Event::ProvisionFailed);
             }
         }
 
@@ -238,6 +240,8 @@ mod tests {
         Unarchive,
         /// Somebody woke the sandbox without the session, or it died.
         Elsewhere(bool),
+        /// Somebody deleted it.
+        Gone,
     }
 
     fn acts() -> impl Strategy<Value = Act> {
@@ -250,6 +254,7 @@ mod tests {
             Just(Act::Archive),
             Just(Act::Unarchive),
             any::<bool>().prop_map(Act::Elsewhere),
+            Just(Act::Gone),
         ]
     }
 
@@ -287,9 +292,13 @@ mod tests {
                         model.view.archived = false;
                     }
                     Act::Elsewhere(runs) => model.runs = runs && model.view.bound,
+                    Act::Gone => {
+                        model.put(Event::Gone);
+                        (model.view.bound, model.runs) = (false, false);
+                    }
                 }
-                // A sandbox that was handed over is not forgotten.
-                prop_assert!(model.view.bound || !before.view.bound);
+                // A sandbox that was handed over is not forgotten while it is there.
+                prop_assert!(model.view.bound || !before.view.bound || matches!(act, Act::Gone));
                 // Archived is a state of its own, whatever happens besides.
                 if model.view.archived {
                     prop_assert_eq!(model.view.state, LifecycleState::Archived);

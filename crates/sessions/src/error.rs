@@ -2,7 +2,7 @@
 
 use dormouse_provider::ProviderError;
 use dormouse_store::StoreError;
-use dormouse_types::GithubRepo;
+use dormouse_types::{GithubRepo, SandboxName};
 
 /// Result of a call on sessions.
 pub type Result<T> = std::result::Result<T, SessionError>;
@@ -39,6 +39,12 @@ pub enum SessionError {
     /// Somebody changed the session in the same moment, again and again.
     #[error("the session is being changed by others; try again")]
     Contended,
+    /// The sandbox was stopped or deleted while it was being set up.
+    #[error("the sandbox was stopped or deleted while its repository was cloned; try again")]
+    Interrupted,
+    /// The name is that of a session's sandbox.
+    #[error("the name {0} belongs to an agent session; POST /api/sandbox makes its sandbox")]
+    Reserved(SandboxName),
     /// The repository could not be cloned; the message is git's, for the
     /// caller.
     #[error("Failed to clone {repo}: {message}")]

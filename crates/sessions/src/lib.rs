@@ -14,6 +14,7 @@ mod error;
 mod lifecycle;
 mod locks;
 mod org_snapshots;
+mod outside;
 mod provision;
 mod query;
 mod remote;

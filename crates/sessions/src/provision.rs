@@ -16,6 +16,9 @@ use crate::lifecycle::put;
 use crate::org_snapshots::Reader;
 use crate::{LifecycleState, SessionError, SessionStatus, Sessions};
 
+/// Longest error that a row keeps, in bytes.
+const MAX_ERROR: usize = 1000;
+
 /// A sandbox that is ready.
 #[derive(Debug, Clone)]
 pub struct Provisioned {
@@ -87,7 +90,7 @@ impl Sessions {
             // Another server has the session by now, and may have its sandbox.
             Err(SessionError::Contended) => return Err(SessionError::Contended),
             Err(error) => {
-                self.note_failure(row, before, &error).await;
+                self.note_failure(row, &error).await;
                 return Err(error);
             }
         };
@@ -136,9 +139,15 @@ impl Sessions {
                 Ok(found) => {
                     let run = RunRef { namespace: key.namespace.clone(), id: found.run.id.clone() };
                     self.refresh_credentials(&found, &run, account, repo).await?;
-                    let checkout = self.look_at_checkout(&run).await?;
-                    let branch = checkout.map(|found| found.shown()).unwrap_or_default();
-                    return Ok((found.run.expires_at(), branch));
+                    let checkout = match self.look_at_checkout(&run).await? {
+                        Some(checkout) => checkout,
+                        // One that keeps nothing has nothing: it begins anew.
+                        None => {
+                            let identity = self.identity(account).await?;
+                            self.clone_repository(&run, repo, Some(&identity)).await?
+                        }
+                    };
+                    return Ok((found.run.expires_at(), checkout.shown()));
                 }
                 // The sandbox or its snapshot was deleted: begin anew.
                 Err(ProviderError::NotFound(_)) => {}
@@ -235,15 +244,24 @@ impl Sessions {
         }
     }
 
-    async fn note_failure(&self, row: SessionRow, before: LifecycleState, error: &SessionError) {
-        let message = error.to_string();
+    async fn note_failure(&self, row: SessionRow, error: &SessionError) {
+        let message = last_words(&error.to_string());
         let noted = self.change(row, |row| {
-            put(row, Event::ProvisionFailed { before });
+            put(row, Event::ProvisionFailed);
             row.lifecycle_error = Some(message.clone());
         });
         if let Err(error) = noted.await {
             tracing::warn!(?error, "note failure");
         }
+    }
+}
+
+/// The end of a text, where the cause stands, for a row.
+fn last_words(text: &str) -> String {
+    let over = text.len().saturating_sub(MAX_ERROR);
+    match (over..=text.len()).find(|at| text.is_char_boundary(*at)) {
+        None | Some(0) => text.to_owned(),
+        Some(at) => format!("…{}", &text[at..]),
     }
 }
 

@@ -177,6 +177,28 @@ async fn put_tags(tx: &mut Tx, id: &SandboxId, tags: &BTreeMap<String, String>) 
 }
 
 impl Db {
+    /// Sandboxes that do not run and have nothing but this snapshot to start
+    /// from.
+    pub async fn sandboxes_with_nothing_but(
+        &self,
+        snapshot: &SnapshotId,
+    ) -> Result<Vec<(Namespace, SandboxName)>> {
+        self.sql(
+            format!("read the sandboxes that start from {snapshot}"),
+            "SELECT s.owner AS owner, s.project AS project, s.name AS name FROM sandboxes s
+             JOIN runs r ON r.id = s.current_run
+             WHERE s.current_snapshot = $1 AND s.volume_id IS NULL
+               AND r.status IN ('stopped', 'failed', 'aborted')",
+        )
+        .bind(snapshot)
+        .all(|row| {
+            let row = row.of("sandboxes", "");
+            let namespace = Namespace { owner: row.get("owner")?, project: row.get("project")? };
+            Ok((namespace, row.get("name")?))
+        })
+        .await
+    }
+
     /// Adds a sandbox together with its first run, labels and routes.
     pub async fn insert_sandbox(
         &self,

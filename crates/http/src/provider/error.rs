@@ -103,6 +103,7 @@ impl From<ApiError> for WireError {
             StatusCode::UNAUTHORIZED => "unauthorized",
             StatusCode::FORBIDDEN => "forbidden",
             StatusCode::NOT_FOUND => "not_found",
+            StatusCode::CONFLICT => "conflict",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable",
             StatusCode::TOO_MANY_REQUESTS => "rate_limited",
             StatusCode::MISDIRECTED_REQUEST => "wrong_server",
@@ -126,7 +127,9 @@ impl From<ProviderError> for WireError {
             ProviderError::Stopping => (StatusCode::UNPROCESSABLE_ENTITY, "sandbox_stopping"),
             ProviderError::SnapshotGone(_) => (StatusCode::GONE, "snapshot_not_found"),
             ProviderError::Elsewhere { .. } => (StatusCode::MISDIRECTED_REQUEST, "wrong_server"),
-            ProviderError::Capacity(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ProviderError::Capacity(_) | ProviderError::Unready(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+            }
             ProviderError::Internal { .. } => {
                 tracing::error!(error = error.detail(), "provider");
                 (StatusCode::BAD_GATEWAY, "provider_failed")

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dormouse_jobs::Clock;
 use dormouse_provider::fake::{Call, Fake, Fault};
 use dormouse_provider::{
-    CommandSpec, ProviderError, RunRef, RunStatus, SandboxKey, SandboxProvider, StopReason,
+    CommandSpec, ProviderError, RunRef, RunStatus, SandboxKey, SandboxProvider, StopReason, UpdateSandbox,
 };
 use dormouse_sessions::{
     LifecycleConfig, LifecycleState, NewSession, Probe, SessionError, SessionPatch, SessionStatus, Sessions,
@@ -28,10 +28,19 @@ fn repo() -> GithubRepo {
     "https://github.com/acme/widgets".parse().unwrap()
 }
 
+thread_local! {
+    /// There is nothing in a sandbox until something is cloned. A test has one
+    /// thread.
+    static GONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// Git, as far as sessions need it: a clone, and the branch in it.
 fn git(spec: &CommandSpec) -> Option<(i32, String)> {
     let script = spec.argv.get(2)?;
     let is_git = script.contains("git") && spec.argv[0] == "sh";
+    if is_git && !script.contains("clone --quiet") && GONE.with(std::cell::Cell::get) {
+        return Some((0, String::new()));
+    }
     is_git.then(|| match spec.argv.iter().any(|word| word.contains("missing")) {
         true => (128, String::new()),
         false => (0, "trunk\nc1\n".to_owned()),
@@ -264,7 +273,9 @@ async fn what_fails_is_healed_by_the_next_call() {
         let failed = bench.sessions.provision(bench.account.clone(), Some(id.clone()), missing).await;
         assert!(matches!(failed, Err(SessionError::Clone { .. })));
         assert!(bench.fake.sandboxes().is_empty());
-        assert_eq!(bench.state(&id).await, LifecycleState::Provisioning);
+        let row = bench.db.session(&id).await.unwrap().unwrap();
+        assert_eq!(row.lifecycle_state, LifecycleState::Failed);
+        assert!(row.lifecycle_error.unwrap().contains("Failed to clone acme/missing"));
         // A creation whose answer was lost is not made twice.
         bench.fake.plan(Call::Create, Fault::LostAnswer);
         assert!(bench.provision(&id).await.is_err());
@@ -466,5 +477,86 @@ async fn sleep_that_fails_is_tried_again() {
         assert_eq!(bench.state(&id).await, LifecycleState::Hibernating);
         bench.falls_asleep(&id).await;
         assert_eq!(bench.state(&id).await, LifecycleState::Hibernated);
+    }
+}
+
+/// What somebody does to a session's sandbox without the session reaches its
+/// row.
+#[tokio::test]
+async fn a_sandbox_that_somebody_deleted_is_no_sandbox() {
+    for bench in Bench::all().await {
+        for sleeps in [false, true] {
+            let id = bench.ready().await;
+            if sleeps {
+                bench.sessions.pause(&bench.account, &id).await.unwrap();
+            }
+            let key = bench.key(&id);
+            bench.fake.delete(&key, false).await.unwrap();
+            bench.sessions.note_gone(&key).await.unwrap();
+            let status = bench.sessions.status(&bench.account, &id).await.unwrap();
+            assert!(!status.active && !status.has_snapshot, "{status:?}");
+            let woken = bench.sessions.wake_up(&bench.account, &id).await;
+            assert!(matches!(woken, Err(SessionError::NeverInitialized)), "{woken:?}");
+            let paused = bench.sessions.pause(&bench.account, &id).await;
+            assert!(matches!(paused, Err(SessionError::NotInitialized)), "{paused:?}");
+            bench.provision(&id).await.unwrap();
+            assert_eq!(bench.state(&id).await, LifecycleState::Active);
+            // Another's sandbox of the same name is not this session's.
+            let stranger = Sessions::namespace(&AccountId::generate());
+            bench.sessions.note_gone(&SandboxKey { namespace: stranger, ..key }).await.unwrap();
+            assert_eq!(bench.state(&id).await, LifecycleState::Active);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_name_of_a_session_is_kept_for_it() {
+    for bench in Bench::all().await {
+        let id = bench.session().await;
+        let name = SandboxName::for_session(&id);
+        let refused = bench.sessions.refuse_reserved(&name).await;
+        assert!(matches!(refused, Err(SessionError::Reserved(_))), "{refused:?}");
+        // Another server's session may be called so.
+        let other = SandboxName::for_session(&SessionId::generate());
+        bench.sessions.refuse_reserved(&other).await.unwrap();
+        bench.sessions.refuse_reserved(&"mine".parse().unwrap()).await.unwrap();
+    }
+}
+
+/// A sandbox that keeps nothing comes back empty: its repository is cloned
+/// again.
+#[tokio::test]
+async fn a_checkout_that_is_gone_is_made_again() {
+    for bench in Bench::all().await {
+        let id = bench.ready().await;
+        let changes = UpdateSandbox { persistent: Some(false), ..UpdateSandbox::default() };
+        bench.fake.update(&bench.key(&id), changes).await.unwrap();
+        bench.sessions.pause(&bench.account, &id).await.unwrap();
+        GONE.with(|gone| gone.set(true));
+        let made = bench.sessions.provision(bench.account.clone(), Some(id.clone()), repo()).await;
+        GONE.with(|gone| gone.set(false));
+        assert_eq!(made.unwrap().branch, "trunk");
+        assert_eq!(bench.fake.count(Call::Create), 1);
+    }
+}
+
+/// Who stops or deletes it meanwhile is told of by a sentence of its own.
+#[tokio::test]
+async fn a_clone_that_somebody_ends_is_not_a_clone_that_failed() {
+    for bench in Bench::all().await {
+        let id = bench.session().await;
+        let gate = Arc::new(Notify::new());
+        bench.fake.plan(Call::Exec, Fault::Hang(gate.clone()));
+        let (sessions, account, of) = (bench.sessions.clone(), bench.account.clone(), id.clone());
+        let post = tokio::spawn(async move { sessions.provision(account, Some(of), repo()).await });
+        while bench.fake.count(Call::Exec) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        bench.fake.delete(&bench.key(&id), false).await.unwrap();
+        gate.notify_one();
+        let ended = post.await.unwrap();
+        assert!(matches!(ended, Err(SessionError::Interrupted)), "{ended:?}");
+        assert_eq!(bench.state(&id).await, LifecycleState::Failed);
+        bench.provision(&id).await.unwrap();
     }
 }

@@ -362,8 +362,14 @@ async fn a_set_up_is_run_in_the_background() {
             })
             .await;
         assert_eq!(bench.forge.clones(), 2);
-        let builds = bench.db.org_builds_of("acme/widgets", 10).await.unwrap();
-        assert!(builds.iter().all(|build| build.phase == BuildPhase::Published), "{builds:?}");
+        let builds = async |bench: &Bench| bench.db.org_builds_of("acme/widgets", 10).await.unwrap();
+        // The record follows what it is about.
+        bench
+            .eventually("both builds are written down", async |bench| {
+                builds(bench).await.iter().all(|build| build.phase == BuildPhase::Published)
+            })
+            .await;
+        let builds = builds(&bench).await;
         let phases = |log: &str| log.lines().filter_map(|line| line.strip_prefix("== ")).count();
         assert_eq!(builds.iter().map(|build| phases(&build.log)).collect::<Vec<_>>(), [4, 3], "{builds:?}");
         bench.post().await.unwrap();

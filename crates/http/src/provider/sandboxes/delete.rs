@@ -29,6 +29,11 @@ pub(crate) async fn delete(
     Path(name): Path<String>,
     Query(query): Query<DeleteQuery>,
 ) -> WireResult<Json<wire::ChangeReply>> {
-    let sandbox = app.provider.delete(&key(&scope, &name)?, query.delete_orphan_snapshots).await?;
+    let key = key(&scope, &name)?;
+    let sandbox = app.provider.delete(&key, query.delete_orphan_snapshots).await?;
+    if let Err(error) = app.sessions.note_gone(&key).await {
+        // The session finds out when it is wanted.
+        tracing::warn!(sandbox = %key.name, ?error, "note that it is gone");
+    }
     Ok(Json(wire::ChangeReply { sandbox: present::sandbox(sandbox), routes: None }))
 }

@@ -20,5 +20,9 @@ pub(crate) async fn delete(
 ) -> WireResult<Json<wire::SnapshotReply>> {
     let (namespace, id) = locate(&app, &scope, &text).await?;
     let snapshot = app.provider.delete_snapshot(&namespace, &id).await?;
+    if let Err(error) = app.sessions.note_gone_snapshot(&id).await {
+        // Sessions find out when they are wanted.
+        tracing::warn!(snapshot = %id, ?error, "note that it is gone");
+    }
     Ok(Json(wire::SnapshotReply { snapshot: present::snapshot(snapshot) }))
 }

@@ -89,7 +89,12 @@ pub(crate) async fn create(
         Field::Text(url) => url,
     };
     let repo: GithubRepo = url.parse().map_err(|error| ApiError::bad_request(format!("repoUrl {error}")))?;
-    let session = body.session_id.filter(|id| !id.is_empty()).map(|id| session_id(&id)).transpose()?;
+    if body.session_id.as_deref() == Some("") {
+        return Err(ApiError::bad_request(
+            "sessionId must not be empty; leave it out for a sandbox without a session",
+        ));
+    }
+    let session = body.session_id.map(|id| session_id(&id)).transpose()?;
     let ready = app.sessions.provision(account, session, repo).await?;
     Ok(Json(CreateSandboxResponse {
         created_at: ready.ready_at.as_millis(),
