@@ -61,7 +61,7 @@ pub(crate) fn warm(w: &World) -> anyhow::Result<()> {
         ("echo 4 > file4; git add .; git commit -qm 'commit 4'; git push -q origin main", "main", "commit 4"),
         ("git commit -q --amend -m 'commit five'; git push -qf origin main", "main", "commit five"),
         (
-            "git branch -qm main trunk; git push -q origin trunk; git push -q origin :main || :
+            "git branch -qm main trunk; git push -q origin trunk
              git -C ../git/acme/warm.git symbolic-ref HEAD refs/heads/trunk; git push -q origin :main",
             "trunk",
             "commit five",
@@ -121,15 +121,18 @@ pub(crate) fn odd_remotes(w: &World) -> anyhow::Result<()> {
          cd ../git/acme
          git -C gone.git branch -q -m main work; git -C gone.git symbolic-ref HEAD refs/heads/main
          git -C tags.git tag v1 main; git -C tags.git update-ref -d refs/heads/main
-         git -C detached.git update-ref --no-deref HEAD $(git -C detached.git rev-parse main)
+         export GIT_AUTHOR_NAME=Test GIT_AUTHOR_EMAIL=test@example.test
+         export GIT_COMMITTER_NAME=Test GIT_COMMITTER_EMAIL=test@example.test
+         git -C detached.git update-ref --no-deref HEAD $(git -C detached.git commit-tree -m alone main^{tree})
          git -C both.git tag main $(git -C both.git commit-tree -m tagged main^{tree})
          cd ../..; git init -q --object-format=sha256 -b main work-sha256; cd work-sha256
          git config user.name Test; git config user.email test@example.test
          echo 1 > file; git add .; git commit -qm first; git clone -q --bare . ../git/acme/sha256.git
          cd ../git/acme; git clone -q --bare ../../work-odd many.git
          commit=$(git -C many.git rev-parse main)
-         for i in $(seq 50000); do echo \"create refs/heads/many/$i $commit\"; done | git -C many.git update-ref --stdin
-         git -C many.git pack-refs --all",
+         { echo '# pack-refs with: peeled fully-peeled sorted'; echo \"$commit refs/heads/main\"
+           seq -f \"$commit refs/heads/many/%05g\" 50000; } > many.git/packed-refs
+         rm -f many.git/refs/heads/main",
     )?;
     for (repo, words) in [("gone", "heads/work"), ("tags", "tags/v1")] {
         for _ in 0..2 {
@@ -152,4 +155,73 @@ pub(crate) fn odd_remotes(w: &World) -> anyhow::Result<()> {
     let (name, commit) = w.checked_out("detached")?;
     ensure!(w.ok(&name, "git rev-parse HEAD; cat file")? == format!("{commit}\n1"), "{commit}");
     w.delete(&name)
+}
+
+/// A repository's own set-up has been run in what the next sandbox starts from,
+/// without credentials, and what it said can be read; one that fails is told.
+pub(crate) fn set_up(w: &World) -> anyhow::Result<()> {
+    w.remote(
+        "for name in script container fails; do
+           git init -q -b main work-$name; cd work-$name
+           git config user.name Test; git config user.email test@example.test
+           mkdir .dormouse .devcontainer
+           case $name in
+           script) printf '#!/bin/sh\\necho from the script; echo made > made; echo home > ~/home; env > env; id -un > who\\n' > .dormouse/setup;;
+           container) printf '{ // a comment\\n\"onCreateCommand\": [\"touch\", \"one\"],\\n\"updateContentCommand\": {\"a\": \"ls one && echo two > two\"},}' > .devcontainer/devcontainer.json;;
+           fails) printf 'echo begun; echo begun > begun; exit 3\\n' > .dormouse/setup;;
+           esac
+           git add .; git commit -qm first; git clone -q --bare . ../git/acme/$name.git; cd ..
+         done",
+    )?;
+    for (repo, state, said) in [
+        ("script", "done", "from the script"),
+        ("container", "done", "$ touch one"),
+        ("fails", "failed", "exited with 3"),
+    ] {
+        let (first, _) = w.checked_out(repo)?;
+        w.delete(&first)?;
+        let name = format!("acme/{repo}");
+        let show = || w.text(&["org-snapshot", "list", &name]);
+        eventually("the set-up was run", Duration::from_secs(30), || Ok(show()?.contains(state)))?;
+        ensure!(show()?.lines().count() == 2, "{}", show()?);
+        let log = w.text(&["org-snapshot", "log", &name])?;
+        ensure!(log.contains("== set-up") && log.contains(said), "{repo}: {log}");
+    }
+    let (script, _) = w.checked_out("script")?;
+    ensure!(
+        w.ok(&script, "cat made ~/home who; git status --porcelain | sort")?
+            == "made\nhome\nubuntu\n?? env\n?? made\n?? who"
+    );
+    ensure!(w.ok(&script, "grep -ci -e token -e dormouse -e authorization env || :")? == "0");
+    let (container, _) = w.checked_out("container")?;
+    ensure!(w.ok(&container, "cat two; ls one")? == "two\none");
+    let (fails, _) = w.checked_out("fails")?;
+    ensure!(w.ok(&fails, "cat begun")? == "begun");
+    // Only those who claim it delete what others start from.
+    let list = w.good(Method::GET, "/api/org-snapshots?repoUrl=https://github.com/acme/script", None)?;
+    let id = list["orgSnapshots"][0]["id"].as_str().unwrap_or_default().to_owned();
+    let (status, reply) = w.call(Method::DELETE, &format!("/api/org-snapshots/{id}"), Some(&w.key), None)?;
+    ensure!(status == StatusCode::FORBIDDEN, "{status} {reply}");
+    ensure!(
+        w.good(Method::GET, "/api/org-snapshots", None)?["orgSnapshots"] == json!([]),
+        "others' are shown"
+    );
+    let org = w.id(&["org", "create", "setups"])?;
+    w.cli(&["org", "add-member", &org, &w.account])?;
+    w.cli(&["org", "claim", &org, "acme/script"])?;
+    ensure!(
+        w.text(&["org-snapshot", "list"])?.contains(&id),
+        "those that one's organizations claim are not shown"
+    );
+    w.cli(&["org-snapshot", "delete", &id])?;
+    ensure!(!w.text(&["org-snapshot", "list"])?.contains(&id), "it is there");
+    // Asked for, it is built, and with the set-up at once.
+    w.cli(&["org-snapshot", "build", "acme/script"])?;
+    eventually("it is built anew", Duration::from_secs(30), || {
+        Ok(w.text(&["org-snapshot", "show", "acme/script"])?.contains("set-up    done"))
+    })?;
+    for name in [script, container, fails] {
+        w.delete(&name)?;
+    }
+    Ok(())
 }

@@ -48,6 +48,7 @@ const SHARED: &[Scenario] = &[
     ("api::fifty_sessions", api::fifty_sessions),
     ("checkout::warm", checkout::warm),
     ("checkout::odd_remotes", checkout::odd_remotes),
+    ("checkout::set_up", checkout::set_up),
     ("boot::always", boot::always),
     ("boot::closed_root", boot::closed_root),
     ("boot::nothing_left", boot::nothing_left),

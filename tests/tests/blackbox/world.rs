@@ -180,7 +180,7 @@ impl World {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("dormouse"));
-        let takes_data = !matches!(args.first(), Some(&("sandbox" | "snapshot")));
+        let takes_data = !matches!(args.first(), Some(&("sandbox" | "snapshot" | "org-snapshot")));
         command.args(args);
         if takes_data {
             command
@@ -208,11 +208,11 @@ impl World {
         Ok(output)
     }
 
-    fn text(&self, args: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn text(&self, args: &[&str]) -> anyhow::Result<String> {
         Ok(String::from_utf8(self.cli(args)?.stdout)?.trim().to_owned())
     }
 
-    fn id(&self, args: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn id(&self, args: &[&str]) -> anyhow::Result<String> {
         let args: Vec<&str> = args.iter().copied().chain(["--output", "json"]).collect();
         let reply: Value = serde_json::from_slice(&self.cli(&args)?.stdout)?;
         Ok(reply["id"].as_str().context("no id")?.to_owned())
