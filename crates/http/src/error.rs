@@ -153,6 +153,7 @@ impl From<SessionError> for ApiError {
             | SessionError::Archived
             | SessionError::Contended
             | SessionError::Interrupted
+            | SessionError::CalledOff
             | SessionError::Reserved(_) => StatusCode::CONFLICT,
             SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) => StatusCode::BAD_REQUEST,
             SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,

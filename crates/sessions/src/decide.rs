@@ -23,6 +23,8 @@ pub(crate) struct View {
     /// A sandbox was ready once.
     pub(crate) bound: bool,
     pub(crate) archived: bool,
+    /// Its owner wants it gone.
+    pub(crate) deleted: bool,
 }
 
 impl View {
@@ -31,6 +33,7 @@ impl View {
             state: row.lifecycle_state,
             bound: row.sandbox_name.is_some(),
             archived: row.status == SessionStatus::Archived,
+            deleted: row.deleted_at.is_some(),
         }
     }
 }
@@ -44,6 +47,8 @@ pub(crate) enum Event {
     Ready,
     /// It did not come.
     ProvisionFailed,
+    /// Nobody wants it any more: it was stopped, archived or deleted meanwhile.
+    CalledOff,
     /// It is to sleep.
     Sleep,
     /// Its sandbox does not run any more.
@@ -99,15 +104,19 @@ pub(crate) enum Action {
     Hibernate(StopReason),
     /// What was made for it goes, and then the state is this one.
     DiscardAndPut(LifecycleState),
+    /// It is put away: its sandbox sleeps first.
+    Archive,
+    /// It goes, with its sandbox.
+    Delete,
     /// It is archived.
     Refuse,
 }
 
 /// What to do. Total: every event has an answer in every state.
 pub(crate) fn decide(view: View, event: Event) -> Action {
-    use Action::{Ask, DiscardAndPut, Hibernate, Nothing, Put, Refuse, Touch};
+    use Action::{Archive, Ask, Delete, DiscardAndPut, Hibernate, Nothing, Put, Refuse, Touch};
     use LifecycleState::{Active, Archived, Failed, Hibernated, Hibernating, Provisioning, Restoring};
-    let View { state, bound, archived } = view;
+    let View { state, bound, archived, deleted } = view;
     // Where it rests without a live sandbox.
     let rest = if bound { Hibernated } else { Provisioning };
     match (event, state) {
@@ -117,6 +126,9 @@ pub(crate) fn decide(view: View, event: Event) -> Action {
         (Event::Provision, _) => Put(Restoring),
         (Event::Ready, _) => Put(Active),
         (Event::ProvisionFailed, _) => Put(Failed),
+        // Whoever called it off puts the sandbox to sleep; without one it is as new.
+        (Event::CalledOff, _) if archived || bound => Nothing,
+        (Event::CalledOff, _) => Put(Provisioning),
 
         (Event::Sleep, _) => Put(Hibernating),
         (Event::Asleep, _) => Put(rest),
@@ -136,6 +148,9 @@ pub(crate) fn decide(view: View, event: Event) -> Action {
         (Event::Used { running: Some(true) }, _) => Put(Active),
         (Event::Used { running: Some(false) }, _) => Nothing,
 
+        (Event::Look { .. }, _) if deleted => Delete,
+        // A crash came between the word and the deed.
+        (Event::Look { .. }, state) if archived && state != Archived => Archive,
         // A crash cut the first provisioning off: what it made was never
         // acknowledged.
         (Event::Look { .. }, Restoring) if !bound => DiscardAndPut(Provisioning),
@@ -165,7 +180,8 @@ mod tests {
 
     impl Model {
         fn new() -> Self {
-            let view = View { state: LifecycleState::Provisioning, bound: false, archived: false };
+            let state = LifecycleState::Provisioning;
+            let view = View { state, bound: false, archived: false, deleted: false };
             Self { view, runs: false }
         }
 
@@ -260,10 +276,11 @@ mod tests {
 
     fn states() -> impl Strategy<Value = View> {
         let state = prop::sample::select(LifecycleState::ALL);
-        (state, any::<bool>(), any::<bool>()).prop_map(|(state, bound, archived)| View {
+        (state, any::<[bool; 3]>()).prop_map(|(state, [bound, archived, deleted])| View {
             state,
             bound,
             archived,
+            deleted,
         })
     }
 

@@ -42,6 +42,9 @@ pub enum SessionError {
     /// The sandbox was stopped or deleted while it was being set up.
     #[error("the sandbox was stopped or deleted while its repository was cloned; try again")]
     Interrupted,
+    /// The session was stopped, archived or deleted meanwhile.
+    #[error("the session was stopped, archived or deleted meanwhile")]
+    CalledOff,
     /// The name is that of a session's sandbox.
     #[error("the name {0} belongs to an agent session; POST /api/sandbox makes its sandbox")]
     Reserved(SandboxName),

@@ -7,6 +7,7 @@
 //! What is done in which state of a session is decided in [`decide`], with its
 //! diagram; the other modules do it.
 
+mod attempts;
 mod checkout;
 mod credentials;
 mod decide;
@@ -35,6 +36,7 @@ pub use provision::Provisioned;
 pub use query::{NewSession, Probe, SessionPatch, Status};
 pub use remote::{Remote, RemoteError, Tip};
 
+use attempts::Attempts;
 use locks::{Lock, Locks};
 
 /// Options of the lifecycle.
@@ -58,6 +60,7 @@ pub struct Sessions {
     git_token: Option<GitToken>,
     org_snapshots: Option<org_snapshots::OrgSnapshots>,
     locks: Locks,
+    attempts: Attempts,
     /// Where its sandboxes live, if that is here.
     host: Option<HostId>,
     wake: Arc<tokio::sync::Notify>,
@@ -78,8 +81,19 @@ impl Sessions {
         // A clone, and what comes before and after it.
         let patience = config.clone_timeout + Duration::from_secs(60);
         let locks = Locks::new(db.clone(), clock.clone(), host.clone(), patience);
-        let (host, wake) = (here.then_some(host), Arc::default());
-        Self { db, provider, clock, config, git_token: None, org_snapshots: None, locks, host, wake }
+        let (host, wake, attempts) = (here.then_some(host), Arc::default(), Attempts::default());
+        Self {
+            db,
+            provider,
+            clock,
+            config,
+            git_token: None,
+            org_snapshots: None,
+            locks,
+            attempts,
+            host,
+            wake,
+        }
     }
 
     /// With a token for repositories that an organization of the caller claims.
@@ -103,7 +117,8 @@ impl Sessions {
 
     /// The session, if it is `account`'s.
     async fn owned(&self, account: &AccountId, id: &SessionId) -> Result<SessionRow> {
-        let row = self.db.session(id).await?.ok_or(SessionError::NotFound)?;
+        let row = self.db.session(id).await?.filter(|row| row.deleted_at.is_none());
+        let row = row.ok_or(SessionError::NotFound)?;
         if &row.account_id == account { Ok(row) } else { Err(SessionError::Forbidden) }
     }
 

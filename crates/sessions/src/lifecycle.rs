@@ -74,6 +74,8 @@ impl Sessions {
             },
             Action::Hibernate(reason) => self.hibernate(row, reason).await.map(drop),
             Action::Touch => self.touch(&row.id).await.map(drop),
+            Action::Archive => self.put_away(row).await.map(drop),
+            Action::Delete => self.take_away(&row).await,
             Action::DiscardAndPut(state) => {
                 self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
                 self.write(SessionRow { lifecycle_state: state, ..row }).await.map(drop)

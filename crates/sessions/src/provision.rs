@@ -66,7 +66,9 @@ impl Sessions {
     ) -> Result<Provisioned> {
         // Before the lock: whoever may not come in does not wait.
         check(&self.owned(account, session).await?, repo)?;
+        let attempt = self.attempts.begin(session);
         let (lock, mut row) = self.locked(account, session).await?;
+        attempt.check()?;
         check(&row, repo)?;
         let name = SandboxName::for_session(session);
         let key = Self::key(&row, &name);
@@ -114,7 +116,7 @@ impl Sessions {
             // What was made just now was acknowledged to nobody, and what belongs to
             // no session must not stay. All else is somebody's work.
             let nobodys = match error {
-                SessionError::NotFound => true,
+                SessionError::NotFound | SessionError::CalledOff => true,
                 SessionError::Contended => false,
                 _ => fresh,
             };
@@ -144,7 +146,8 @@ impl Sessions {
                         // One that keeps nothing has nothing: it begins anew.
                         None => {
                             let identity = self.identity(account).await?;
-                            self.clone_repository(&run, repo, Some(&identity)).await?
+                            let clone = self.clone_repository(&run, repo, Some(&identity));
+                            self.unless_called_off(key.name.session().as_ref(), clone).await?
                         }
                     };
                     return Ok((found.run.expires_at(), checkout.shown()));
@@ -195,7 +198,8 @@ impl Sessions {
         let key = request.key.clone();
         let made = self.provider.create(request).await?;
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
-        let cloned = self.clone_repository(&run, repo, Some(&identity)).await;
+        let clone = self.clone_repository(&run, repo, Some(&identity));
+        let cloned = self.unless_called_off(key.name.session().as_ref(), clone).await;
         if cloned.is_err() {
             self.discard(&key).await;
         }
@@ -222,22 +226,25 @@ impl Sessions {
         change: impl Fn(&mut SessionRow),
     ) -> Result<SessionRow> {
         let (id, seen) = (row.id.clone(), (row.lifecycle_state, row.sandbox_name.clone()));
+        let (was_archived, was_deleted) = (row.status == SessionStatus::Archived, row.deleted_at.is_some());
         change(&mut row);
         match self.write(row).await {
             Err(SessionError::Contended) => {}
             other => return other,
         }
         // It was used meanwhile.
-        let (now, mut archived, mut moved) = (self.now(), false, false);
+        let (now, mut archived, mut deleted, mut moved) = (self.now(), false, false, false);
         let changed = self.db.change_session(&id, |row| {
-            archived = row.status == SessionStatus::Archived;
+            archived = row.status == SessionStatus::Archived && !was_archived;
+            deleted = row.deleted_at.is_some() && !was_deleted;
             moved = (row.lifecycle_state, &row.sandbox_name) != (seen.0, &seen.1);
             change(row);
             row.updated_at = now;
-            !archived && !moved
+            !archived && !deleted && !moved
         });
         match changed.await? {
             Some(row) => Ok(row),
+            None if deleted => Err(SessionError::CalledOff),
             None if archived => Err(SessionError::Archived),
             None if moved => Err(SessionError::Contended),
             None => Err(SessionError::NotFound),
@@ -246,12 +253,15 @@ impl Sessions {
 
     async fn note_failure(&self, row: SessionRow, error: &SessionError) {
         let message = last_words(&error.to_string());
+        let called_off = matches!(error, SessionError::CalledOff);
         let noted = self.change(row, |row| {
-            put(row, Event::ProvisionFailed);
-            row.lifecycle_error = Some(message.clone());
+            put(row, if called_off { Event::CalledOff } else { Event::ProvisionFailed });
+            row.lifecycle_error = (!called_off).then(|| message.clone());
         });
-        if let Err(error) = noted.await {
-            tracing::warn!(?error, "note failure");
+        match noted.await {
+            // Whoever put it away, or deletes it, goes on from here.
+            Ok(_) | Err(SessionError::Archived | SessionError::CalledOff) => {}
+            Err(error) => tracing::warn!(?error, "note failure"),
         }
     }
 }

@@ -10,6 +10,7 @@ use dormouse_provider::{
 use dormouse_store::{SessionFilter, SessionRow};
 use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
+use tracing::Instrument as _;
 
 use crate::decide::{Action, Event, View, decide};
 use crate::error::Result;
@@ -59,6 +60,7 @@ impl NewSession {
             lines_removed: None,
             created_at: now,
             updated_at: now,
+            deleted_at: None,
         }
     }
 }
@@ -74,6 +76,17 @@ pub struct SessionPatch {
     pub lines_added: Option<i64>,
     /// Shown to users; never interpreted.
     pub lines_removed: Option<i64>,
+}
+
+impl SessionPatch {
+    fn apply(&self, row: &mut SessionRow) {
+        if let Some(title) = &self.title {
+            row.title.clone_from(title);
+        }
+        row.status = self.status.unwrap_or(row.status);
+        row.lines_added = self.lines_added.or(row.lines_added);
+        row.lines_removed = self.lines_removed.or(row.lines_removed);
+    }
 }
 
 /// What a status call tells.
@@ -125,50 +138,102 @@ impl Sessions {
         Ok((rows, self.db.archived_sessions_of(account).await?))
     }
 
-    /// Changes a session. Archiving puts its sandbox to sleep first.
+    /// Changes a session. Archiving calls off what goes on for it, and puts its
+    /// sandbox to sleep, also when the caller hangs up.
     pub async fn patch(
         self: &Arc<Self>,
         account: &AccountId,
         id: &SessionId,
         patch: SessionPatch,
     ) -> Result<SessionRow> {
-        self.owned(account, id).await?;
-        let _lock = self.locks.take(id).await?;
-        let mut row = self.owned(account, id).await?;
-        let was_archived = row.status == SessionStatus::Archived;
-        let is_archived = patch.status.map_or(was_archived, |status| status == SessionStatus::Archived);
-        let (archives, unarchives) = (is_archived && !was_archived, was_archived && !is_archived);
-        if archives {
+        let row = self.owned(account, id).await?;
+        let archived = |status| status == SessionStatus::Archived;
+        if patch.status.is_some_and(archived) && !archived(row.status) {
             self.at_hand(&row).await?;
-            if row.sandbox_name.is_some() {
-                row = self.hibernate(row, StopReason::Requested).await?;
-            }
+            // First the word: a crash from here on leaves a trace.
+            let now = self.now();
+            let said = self.db.change_session(id, |row| {
+                patch.apply(row);
+                row.updated_at = now;
+                true
+            });
+            said.await?.ok_or(SessionError::NotFound)?;
+            self.attempts.call_off(id);
+            let (sessions, id) = (self.clone(), id.clone());
+            return self.carry_through(async move { sessions.finish_archiving(&id).await }).await;
         }
+        let _lock = self.locks.take(id).await?;
+        let row = self.owned(account, id).await?;
+        let unarchives = archived(row.status) && patch.status.is_some_and(|status| !archived(status));
         self.change(row, |row| {
-            if archives {
-                put(row, Event::Archive);
-                row.lifecycle_error = None;
-            }
             if unarchives {
                 put(row, Event::Unarchive);
             }
-            if let Some(title) = &patch.title {
-                row.title.clone_from(title);
-            }
-            row.status = patch.status.unwrap_or(row.status);
-            row.lines_added = patch.lines_added.or(row.lines_added);
-            row.lines_removed = patch.lines_removed.or(row.lines_removed);
+            patch.apply(row);
         })
         .await
     }
 
-    /// Forgets a session with its sandbox and everything in it.
-    pub async fn delete(&self, account: &AccountId, id: &SessionId) -> Result<()> {
-        let (_lock, row) = self.locked(account, id).await?;
-        let key = Self::key(&row, &SandboxName::for_session(id));
-        self.delete_sandbox(&key).await?;
-        self.db.delete_session(id).await?;
+    async fn finish_archiving(&self, id: &SessionId) -> Result<SessionRow> {
+        let _lock = self.locks.take(id).await?;
+        let row = self.db.session(id).await?.ok_or(SessionError::NotFound)?;
+        // It was wanted back, or somebody else was first.
+        if row.status != SessionStatus::Archived || row.lifecycle_state == LifecycleState::Archived {
+            return Ok(row);
+        }
+        self.put_away(row).await
+    }
+
+    /// Puts the sandbox of an archived session to sleep. The caller holds the
+    /// lock.
+    pub(crate) async fn put_away(&self, mut row: SessionRow) -> Result<SessionRow> {
+        if row.sandbox_name.is_some() {
+            row = self.hibernate(row, StopReason::Requested).await?;
+        } else {
+            // What was being made for it.
+            self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
+        }
+        self.change(row, |row| {
+            put(row, Event::Archive);
+            row.lifecycle_error = None;
+        })
+        .await
+    }
+
+    /// Forgets a session with its sandbox and everything in it. It calls off what
+    /// goes on for it, and is carried through when the caller hangs up, and after
+    /// a crash.
+    pub async fn delete(self: &Arc<Self>, account: &AccountId, id: &SessionId) -> Result<()> {
+        let row = self.owned(account, id).await?;
+        self.at_hand(&row).await?;
+        self.db.mark_session_deleted(id, self.now()).await?;
+        self.attempts.call_off(id);
+        let (sessions, id) = (self.clone(), id.clone());
+        self.carry_through(async move { sessions.finish_deletion(&id).await }).await
+    }
+
+    async fn finish_deletion(&self, id: &SessionId) -> Result<()> {
+        let _lock = self.locks.take(id).await?;
+        match self.db.session(id).await? {
+            Some(row) => self.take_away(&row).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a session with its sandbox. The caller holds the lock.
+    pub(crate) async fn take_away(&self, row: &SessionRow) -> Result<()> {
+        self.delete_sandbox(&Self::key(row, &SandboxName::for_session(&row.id))).await?;
+        self.db.delete_session(&row.id).await?;
         Ok(())
+    }
+
+    /// Does it to its end, whether anybody waits or not.
+    async fn carry_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = tokio::spawn(work.in_current_span()).await;
+        done.map_err(|error| ProviderError::internal("carry a change of a session through", error))?
     }
 
     /// Deletes a sandbox, if there is one.
@@ -347,14 +412,24 @@ impl Sessions {
         Ok((false, name))
     }
 
-    /// Stops the sandbox, as [`Sessions::pause`]. `false`: nothing ran.
-    pub async fn stop(&self, account: &AccountId, id: &SessionId) -> Result<bool> {
-        let (_lock, row) = self.locked(account, id).await?;
-        if row.status == SessionStatus::Archived || self.live_run(&row).await?.is_none() {
-            return Ok(false);
-        }
-        self.hibernate(row, StopReason::Requested).await?;
-        Ok(true)
+    /// Stops the sandbox, as [`Sessions::pause`], also while it is being made.
+    /// `false`: nothing ran.
+    pub async fn stop(self: &Arc<Self>, account: &AccountId, id: &SessionId) -> Result<bool> {
+        let row = self.owned(account, id).await?;
+        self.at_hand(&row).await?;
+        self.attempts.call_off(id);
+        let (sessions, account, id) = (self.clone(), account.clone(), id.clone());
+        let work = async move {
+            let (_lock, row) = sessions.locked(&account, &id).await?;
+            let making = row.lifecycle_state == LifecycleState::Restoring;
+            if row.status == SessionStatus::Archived || (sessions.live_run(&row).await?.is_none() && !making)
+            {
+                return Ok(false);
+            }
+            sessions.hibernate(row, StopReason::Requested).await?;
+            Ok(true)
+        };
+        self.carry_through(work).await
     }
 }
 

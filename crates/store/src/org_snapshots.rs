@@ -186,6 +186,17 @@ impl Db {
         .map(drop)
     }
 
+    /// Whether there is an org snapshot with these files, retired or not.
+    pub async fn is_org_snapshot(&self, snapshot: &SnapshotId) -> Result<bool> {
+        self.sql(
+            format!("look for the org snapshot of {snapshot}"),
+            "SELECT 1 FROM org_snapshots WHERE snapshot_id = $1",
+        )
+        .bind(snapshot)
+        .exists()
+        .await
+    }
+
     /// The org snapshot with this id, retired or not.
     pub async fn org_snapshot_by_id(&self, id: &OrgSnapshotId) -> Result<Option<OrgSnapshotRow>> {
         self.sql(format!("read {id}"), format!("SELECT {COLUMNS} FROM org_snapshots WHERE id = $1"))

@@ -46,6 +46,9 @@ pub struct SessionRow {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+    /// Since when its owner wants it gone. Only [`Db::mark_session_deleted`] writes
+    /// it.
+    pub deleted_at: Option<Timestamp>,
 }
 
 impl SessionRow {
@@ -68,7 +71,7 @@ pub enum SessionFilter {
 
 const COLUMNS: &str = "id, account_id, title, status, clone_url, branch, sandbox_name, host_id,
     lifecycle_state, lifecycle_version, lifecycle_error, last_activity_at, hibernate_after, sandbox_expires_at,
-    lines_added, lines_removed, created_at, updated_at";
+    lines_added, lines_removed, created_at, updated_at, deleted_at";
 
 fn read(row: &Row) -> Result<SessionRow> {
     let row = row.of("sessions", "");
@@ -94,6 +97,7 @@ fn read(row: &Row) -> Result<SessionRow> {
         lines_removed: row.get("lines_removed")?,
         created_at: row.get("created_at")?,
         updated_at: row.get("updated_at")?,
+        deleted_at: row.get("deleted_at")?,
     })
 }
 
@@ -102,7 +106,7 @@ impl Db {
     pub async fn insert_session(&self, s: &SessionRow) -> Result<()> {
         self.change(
             format!("insert session {}", s.id),
-            format!("INSERT INTO sessions ({COLUMNS}, due_at) VALUES ({})", placeholders(19)),
+            format!("INSERT INTO sessions ({COLUMNS}, due_at) VALUES ({})", placeholders(20)),
         )
         .bind(&s.id)
         .bind(&s.account_id)
@@ -122,6 +126,7 @@ impl Db {
         .bind(s.lines_removed)
         .bind(s.created_at)
         .bind(s.updated_at)
+        .bind(s.deleted_at)
         .bind(s.due_at())
         .execute()
         .await
@@ -149,7 +154,7 @@ impl Db {
             SessionFilter::Archived => "AND status = 'archived'",
         };
         let text = format!(
-            "SELECT {COLUMNS} FROM sessions WHERE account_id = $1 {condition}
+            "SELECT {COLUMNS} FROM sessions WHERE account_id = $1 AND deleted_at IS NULL {condition}
              ORDER BY created_at DESC, id DESC LIMIT $2 OFFSET $3"
         );
         self.sql(format!("list sessions of {account}"), text)
@@ -164,7 +169,8 @@ impl Db {
     pub async fn archived_sessions_of(&self, account: &AccountId) -> Result<i64> {
         self.sql(
             format!("count sessions of {account}"),
-            "SELECT COUNT(*) FROM sessions WHERE account_id = $1 AND status = 'archived'",
+            "SELECT COUNT(*) FROM sessions WHERE account_id = $1 AND status = 'archived'
+               AND deleted_at IS NULL",
         )
         .bind(account)
         .count()
@@ -172,9 +178,9 @@ impl Db {
     }
 
     /// Sessions of a host whose lifecycle wants attention at `now`: active ones past
-    /// their deadline, longest overdue first, and ones in the middle of a change,
-    /// which a crash may have left so, oldest first; at most `limit` of each.
-    /// Both are found by index.
+    /// their deadline, longest overdue first, ones in the middle of a change, which
+    /// a crash may have left so, oldest first, and ones on their way out or into the
+    /// archive; at most `limit` of each. All are found by index.
     pub async fn sessions_due(
         &self,
         host: Option<&HostId>,
@@ -194,6 +200,14 @@ impl Db {
         );
         let unfinished = self.sql("read unfinished sessions", unfinished);
         due.extend(unfinished.bind(host_column(host)).bind(limit).all(read).await?);
+        // Those without a host never had a sandbox: whoever comes first.
+        let leaving = format!(
+            "SELECT {COLUMNS} FROM sessions
+             WHERE (deleted_at IS NOT NULL OR (status = 'archived' AND lifecycle_state <> 'archived'))
+               AND host_id IN ($1, '') LIMIT $2"
+        );
+        let leaving = self.sql("read leaving sessions", leaving);
+        due.extend(leaving.bind(host_column(host)).bind(limit).all(read).await?);
         Ok(due)
     }
 
@@ -251,6 +265,21 @@ impl Db {
             .execute()
             .await?;
         Ok(touched > 0)
+    }
+
+    /// Its owner wants a session gone: from now on only those who carry that out
+    /// see it.
+    pub async fn mark_session_deleted(&self, id: &SessionId, now: Timestamp) -> Result<()> {
+        self.change(
+            format!("mark session {id} deleted"),
+            "UPDATE sessions SET deleted_at = $1, lifecycle_version = lifecycle_version + 1
+             WHERE id = $2 AND deleted_at IS NULL",
+        )
+        .bind(now)
+        .bind(id)
+        .execute()
+        .await
+        .map(drop)
     }
 
     /// Forgets a session.

@@ -59,6 +59,7 @@ fn session(account: &AccountId) -> SessionRow {
         lines_removed: None,
         created_at: NOW,
         updated_at: NOW,
+        deleted_at: None,
     }
 }
 

@@ -247,9 +247,18 @@ fn nothing_is_left(w: &World) -> anyhow::Result<()> {
             parts.iter().map(|dir| Ok(entries(w, dir)?.into_iter().map(move |name| format!("{dir}/{name}"))));
         Ok(names.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect())
     };
-    let tidy = eventually("the pool has its image and nothing else", Duration::from_secs(30), || {
-        Ok(left()?.is_empty() && entries(w, "pool/images")?.len() == 1)
-    });
+    let tidy = eventually(
+        "the pool has its image, an org snapshot, and nothing else",
+        Duration::from_secs(30),
+        || {
+            // What sandboxes of the repository start from is to stay.
+            let path = format!("/api/org-snapshots?repoUrl={REPO}");
+            let org = w.good(Method::GET, &path, None)?["orgSnapshots"].as_array().map_or(0, Vec::len);
+            let left = left()?;
+            let snapshots = left.iter().filter(|name| name.starts_with("pool/snapshots/")).count();
+            Ok(snapshots == org && left.len() == org && entries(w, "pool/images")?.len() == 1)
+        },
+    );
     tidy.with_context(|| format!("{:?}", left()))?;
     let image = std::fs::read_dir(w.dir.join("data/pool/images"))?.next().context("image")??;
     let image = image.metadata()?.len();

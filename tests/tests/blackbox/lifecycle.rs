@@ -161,8 +161,14 @@ pub(crate) fn others_sleep_beside_hanging_clones(w: &World) -> anyhow::Result<()
     )?;
     for (session, clone) in clones {
         ensure!(!clone.is_finished(), "a clone did not hang");
-        // The git that waits is the sandbox's.
-        kill_first_process(w, &format!("session-{session}"))?;
+        // The git that waits is the sandbox's, which is made when the remote has
+        // not told its tip for a while.
+        let name = format!("session-{session}");
+        eventually("it is made", Duration::from_secs(20), || {
+            let path = format!("/api/v2/sandboxes/{name}");
+            Ok(w.call(Method::GET, &path, Some(&w.key), None)?.1["session"]["status"] == "running")
+        })?;
+        kill_first_process(w, &name)?;
         ensure!(w.block_on(clone)?? != StatusCode::OK);
     }
     w.delete(&name)

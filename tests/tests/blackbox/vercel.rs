@@ -79,6 +79,8 @@ impl<'w> Front<'w> {
             ("DORMOUSE_VERCEL__RUNTIME", String::new()),
             ("DORMOUSE_DATA_DIR", dir.join("data").to_string_lossy().into_owned()),
             ("DORMOUSE_LISTEN", format!("127.0.0.1:{port}")),
+            // Nothing here is asked of GitHub itself.
+            ("DORMOUSE_ORG_SNAPSHOTS__ENABLED", "false".to_owned()),
         ];
         env.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let run = |args: &[&str]| -> anyhow::Result<Value> {
@@ -288,7 +290,7 @@ async fn record(
             "sessionId": "sbx_q7", "exitCode": exit, "startedAt": 1}})
     };
     if wait {
-        let line = json!({"stream": "stdout", "data": "main\n"});
+        let line = json!({"stream": "stdout", "data": "main\n0123\n"});
         let lines = format!("{}\n{line}\n{}\n", command(None), command(Some(0)));
         return ([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response();
     }

@@ -182,11 +182,11 @@ pub(super) async fn snapshots_of_others(bench: &Bench) -> Outcome {
 }
 
 async fn started_from(bench: &Bench, other: &Bench, kept: &SnapshotId) -> Outcome {
+    if other.provider.get_snapshot(&other.namespace, kept).await.is_ok() {
+        return Ok(());
+    }
     let from = || Some(Source::SnapshotOf(bench.namespace.clone(), kept.clone()));
-    let started = match other.sandbox_with("b", |request| request.source = from()).await {
-        Err(_) if other.provider.get_snapshot(&other.namespace, kept).await.is_ok() => return Ok(()),
-        started => started?,
-    };
+    let started = other.sandbox_with("b", |request| request.source = from()).await?;
     check!(other.ok(&started.run, "cat /tmp/file").await? == "shared", "not its files");
     check!(started.sandbox.current_snapshot.is_none(), "{:?}", started.sandbox.current_snapshot);
     other.ok(&started.run, "echo own > /tmp/file").await?;

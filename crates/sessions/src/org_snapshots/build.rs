@@ -116,6 +116,7 @@ impl Sessions {
         reader: &Reader,
         plan: Plan,
     ) -> BuildResult {
+        self.swept().await;
         let mut log = BuildLog::begin(&self.db, &self.clock, key).await;
         let built = match self.build_snapshot(reader, plan, &mut log).await {
             Ok((checkout, set_up, snapshot)) => {
@@ -186,7 +187,7 @@ impl Sessions {
         plan: Plan,
         log: &mut BuildLog,
     ) -> std::result::Result<(Checkout, SetUp, SnapshotId), BuildError> {
-        let key = SandboxKey { namespace: Self::org_namespace(), name: SandboxName::generate() };
+        let key = SandboxKey { namespace: self.org_namespace(), name: SandboxName::generate() };
         let set_up_timeout = self.set_up_timeout().unwrap_or_default();
         let mut request = CreateSandbox::new(key.clone());
         (request.persistent, request.ephemeral) = (false, true);

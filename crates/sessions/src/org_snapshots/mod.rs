@@ -32,11 +32,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_jobs::{Clock, Jobs};
-use dormouse_provider::ProviderError;
+use dormouse_provider::{ListOf, ListSandboxes, ProviderError, SandboxKey, SnapshotStatus};
 use dormouse_store::OrgSnapshotKey;
 use dormouse_types::{GithubRepo, Namespace, RepoAccess, SnapshotId};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::remote::Tips;
 use crate::{Remote, Sessions};
 
@@ -74,6 +75,8 @@ pub(crate) struct OrgSnapshots {
     jobs: Jobs,
     tips: Tips,
     builds: Mutex<HashMap<OrgSnapshotKey, build::Build>>,
+    /// What a server that died left of its builds is gone.
+    swept: tokio::sync::OnceCell<()>,
 }
 
 /// Who reads a repository.
@@ -104,12 +107,22 @@ impl Sessions {
     pub fn with_org_snapshots(self, remote: Arc<dyn Remote>, jobs: Jobs, config: OrgSnapshotConfig) -> Self {
         let clock: Clock = self.clock.clone();
         let tips = Tips::new(remote, clock, config.tip_interval);
-        let org_snapshots = Some(OrgSnapshots { config, jobs, tips, builds: Mutex::default() });
+        let org_snapshots = Some(OrgSnapshots {
+            config,
+            jobs,
+            tips,
+            builds: Mutex::default(),
+            swept: tokio::sync::OnceCell::new(),
+        });
         Self { org_snapshots, ..self }
     }
 
-    fn org_namespace() -> Namespace {
-        Namespace::default_of(OWNER)
+    /// Where the builders and snapshots of this place are.
+    fn org_namespace(&self) -> Namespace {
+        match self.place() {
+            "" => Namespace::default_of(OWNER),
+            place => Namespace::new(OWNER, place),
+        }
     }
 
     /// Where the org snapshots of this server can be started from.
@@ -124,7 +137,7 @@ impl Sessions {
     /// Builds what is asked for and takes away what is retired, for ever.
     pub async fn run_org_snapshots(self: Arc<Self>) {
         let Some(org) = &self.org_snapshots else { return };
-        self.end_lost_builds().await;
+        self.swept().await;
         let work = org.jobs.clone().work(Arc::new(job::Builder(self.clone())));
         let tidy = dormouse_jobs::reconcile(PERIOD, Arc::default(), || {
             let sessions = self.clone();
@@ -154,9 +167,46 @@ impl Sessions {
         }
     }
 
+    /// Returns once nothing is left of the builds that a server before this one
+    /// began: no build begins earlier. Where other servers build too, builders end
+    /// by themselves.
+    async fn swept(&self) {
+        let Some(org) = &self.org_snapshots else { return };
+        let sweep = async {
+            self.end_lost_builds().await;
+            if !self.place().is_empty()
+                && let Err(error) = self.sweep().await
+            {
+                tracing::warn!(?error, "remove what is left of builds");
+            }
+        };
+        org.swept.get_or_init(|| sweep).await;
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        let namespace = self.org_namespace();
+        let (builders, _) = self.provider.list(&namespace, ListSandboxes::default()).await?;
+        for builder in builders {
+            self.delete_sandbox(&SandboxKey { namespace: namespace.clone(), name: builder.name }).await?;
+        }
+        let mut list = ListOf::default();
+        loop {
+            let (snapshots, next) = self.provider.snapshots(&namespace, list.clone()).await?;
+            for snapshot in snapshots.iter().filter(|one| one.status == SnapshotStatus::Created) {
+                if !self.db.is_org_snapshot(&snapshot.id).await? {
+                    self.drop_snapshot(&snapshot.id).await;
+                }
+            }
+            match next {
+                Some(cursor) => list.page.cursor = Some(cursor),
+                None => return Ok(()),
+            }
+        }
+    }
+
     /// Deletes the files of an org snapshot; whether they are gone.
     async fn drop_snapshot(&self, id: &SnapshotId) -> bool {
-        match self.provider.delete_snapshot(&Self::org_namespace(), id).await {
+        match self.provider.delete_snapshot(&self.org_namespace(), id).await {
             Ok(_) | Err(ProviderError::NotFound(_) | ProviderError::SnapshotGone(_)) => true,
             Err(error) => {
                 tracing::warn!(snapshot = %id, error = error.detail(), "delete the files of an org snapshot");

@@ -34,6 +34,7 @@ impl Sessions {
         let Some(org) = self.org_snapshots.as_ref().filter(|org| org.covers(&reader.repo)) else {
             return Ok(None);
         };
+        let session = request.key.name.session();
         let tip = match org
             .tips
             .ask(&reader.repo, reader.access, self.authorization(reader.access).as_deref())
@@ -50,7 +51,10 @@ impl Sessions {
         let key = self.org_key(reader);
         let row = match self.db.org_snapshot(&key).await? {
             Some(row) => row,
-            None => match self.build(&key, reader).await {
+            None => match self
+                .unless_called_off(session.as_ref(), async { Ok(self.build(&key, reader).await) })
+                .await?
+            {
                 Ok(row) => row,
                 Err(BuildError::Clone(message)) => {
                     return Err(SessionError::Clone { repo: reader.repo.clone(), message });
@@ -58,7 +62,7 @@ impl Sessions {
                 Err(BuildError::Failed) => return Ok(None),
             },
         };
-        let source = Source::SnapshotOf(Self::org_namespace(), row.snapshot_id.clone());
+        let source = Source::SnapshotOf(self.org_namespace(), row.snapshot_id.clone());
         let made = match self.provider.create(CreateSandbox { source: Some(source), ..request.clone() }).await
         {
             Ok(made) => made,
@@ -72,7 +76,8 @@ impl Sessions {
         let run = RunRef { namespace: request.key.namespace.clone(), id: made.run.id.clone() };
         let moved = (&row.branch, &row.commit_id) != (&tip.branch, &tip.commit);
         let branch = moved.then_some(tip.branch.as_str());
-        match self.update_checkout(&run, branch, Some(identity)).await {
+        let update = self.update_checkout(&run, branch, Some(identity));
+        match self.unless_called_off(session.as_ref(), update).await {
             Ok(Ok(Some(checkout))) if checkout.commit.is_some() => {
                 self.note_use_of(&row).await;
                 if moved {
@@ -80,6 +85,10 @@ impl Sessions {
                     self.want_build(&key, reader).await;
                 }
                 Ok(Some(Warm { made, checkout }))
+            }
+            Err(SessionError::CalledOff) => {
+                self.delete_sandbox(&request.key).await?;
+                Err(SessionError::CalledOff)
             }
             other => {
                 tracing::warn!(org_snapshot = %row.id, repo = %reader.repo, ?other, "its checkout does not work");

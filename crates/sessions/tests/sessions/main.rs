@@ -128,6 +128,10 @@ fn server(db: &Db, fake: &Arc<Fake>, clock: &Clock, host: &str) -> Arc<Sessions>
     server_with(db, fake, clock, host, |sessions| sessions)
 }
 
+fn lifecycle() -> LifecycleConfig {
+    LifecycleConfig { idle_timeout: IDLE, max_lifetime: LIFETIME, clone_timeout: Duration::from_secs(30) }
+}
+
 fn server_with(
     db: &Db,
     fake: &Arc<Fake>,
@@ -135,11 +139,7 @@ fn server_with(
     host: &str,
     more: impl FnOnce(Sessions) -> Sessions,
 ) -> Arc<Sessions> {
-    let config = LifecycleConfig {
-        idle_timeout: IDLE,
-        max_lifetime: LIFETIME,
-        clone_timeout: Duration::from_secs(30),
-    };
+    let config = lifecycle();
     let provider: Arc<dyn SandboxProvider> = fake.clone();
     // Every server can deal with the sandboxes of this provider.
     let host = host.parse().unwrap();
@@ -558,5 +558,113 @@ async fn a_clone_that_somebody_ends_is_not_a_clone_that_failed() {
         assert!(matches!(ended, Err(SessionError::Interrupted)), "{ended:?}");
         assert_eq!(bench.state(&id).await, LifecycleState::Failed);
         bench.provision(&id).await.unwrap();
+    }
+}
+
+impl Bench {
+    /// A session whose clone hangs until the gate opens, and the call that waits
+    /// for it.
+    async fn hanging(
+        &self,
+        call: Call,
+    ) -> (SessionId, Arc<Notify>, tokio::task::JoinHandle<Result<(), SessionError>>) {
+        let (id, gate, before) = (self.session().await, Arc::new(Notify::new()), self.fake.count(call));
+        self.fake.plan(call, Fault::Hang(gate.clone()));
+        let (sessions, account, of) = (self.sessions.clone(), self.account.clone(), id.clone());
+        let post = tokio::spawn(async move { sessions.provision(account, Some(of), repo()).await.map(drop) });
+        while self.fake.count(call) == before {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        (id, gate, post)
+    }
+
+    /// Lets the reconciler look until `check` holds.
+    async fn until(&self, what: &str, check: impl AsyncFn(&Self) -> bool) {
+        for _ in 0..2000 {
+            if check(self).await {
+                return;
+            }
+            self.sessions.reconcile_once().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it does not come to pass that {what}");
+    }
+}
+
+fn to(status: SessionStatus) -> SessionPatch {
+    SessionPatch { status: Some(status), ..SessionPatch::default() }
+}
+
+/// Nobody waits behind a clone that hangs who wants it gone.
+#[tokio::test]
+async fn what_is_not_wanted_any_more_is_called_off() {
+    for bench in Bench::all().await {
+        let soon = Duration::from_secs(20);
+        let (id, gate, post) = bench.hanging(Call::Exec).await;
+        tokio::time::timeout(soon, bench.sessions.delete(&bench.account, &id)).await.unwrap().unwrap();
+        assert!(matches!(post.await.unwrap(), Err(SessionError::CalledOff)));
+        assert!(bench.db.session(&id).await.unwrap().is_none() && bench.fake.sandboxes().is_empty());
+        drop(gate);
+
+        let (id, gate, post) = bench.hanging(Call::Exec).await;
+        let archive = bench.sessions.patch(&bench.account, &id, to(SessionStatus::Archived));
+        let row = tokio::time::timeout(soon, archive).await.unwrap().unwrap();
+        assert_eq!(row.lifecycle_state, LifecycleState::Archived);
+        assert!(matches!(post.await.unwrap(), Err(SessionError::CalledOff)));
+        assert!(bench.fake.sandboxes().is_empty());
+        let back = bench.sessions.patch(&bench.account, &id, to(SessionStatus::Running)).await.unwrap();
+        assert_eq!(back.lifecycle_state, LifecycleState::Provisioning);
+        drop(gate);
+
+        let (id, gate, post) = bench.hanging(Call::Exec).await;
+        tokio::time::timeout(soon, bench.sessions.stop(&bench.account, &id)).await.unwrap().unwrap();
+        assert!(matches!(post.await.unwrap(), Err(SessionError::CalledOff)));
+        assert_eq!(bench.state(&id).await, LifecycleState::Provisioning);
+        assert!(bench.fake.sandboxes().is_empty());
+        bench.provision(&id).await.unwrap();
+        drop(gate);
+
+        // Another server wrote it down.
+        let (id, gate, post) = bench.hanging(Call::Exec).await;
+        bench.db.mark_session_deleted(&id, bench.clock.now()).await.unwrap();
+        let called_off = tokio::time::timeout(soon, post).await.unwrap().unwrap();
+        assert!(matches!(called_off, Err(SessionError::CalledOff)), "{called_off:?}");
+        drop(gate);
+    }
+}
+
+/// The word counts, whoever hangs up and whatever dies before the deed.
+#[tokio::test]
+async fn a_deletion_is_carried_through() {
+    for bench in Bench::all().await {
+        // A creation cannot be called off: it is waited for, without the caller.
+        let (id, gate, post) = bench.hanging(Call::Create).await;
+        let hung_up = bench.sessions.delete(&bench.account, &id);
+        assert!(tokio::time::timeout(Duration::from_millis(50), hung_up).await.is_err());
+        let found = bench.sessions.get(&bench.account, &id).await;
+        assert!(matches!(found, Err(SessionError::NotFound)), "{found:?}");
+        gate.notify_one();
+        assert!(post.await.unwrap().is_err());
+        bench.until("it is gone", async |bench| bench.db.session(&id).await.unwrap().is_none()).await;
+        assert!(bench.fake.sandboxes().is_empty());
+        // A crash between the word and the deed.
+        let (gone, away) = (bench.ready().await, bench.ready().await);
+        bench.db.mark_session_deleted(&gone, bench.clock.now()).await.unwrap();
+        let archived = |row: &mut dormouse_store::SessionRow| {
+            row.status = SessionStatus::Archived;
+            true
+        };
+        bench.db.change_session(&away, archived).await.unwrap().unwrap();
+        let (listed, count) =
+            bench.sessions.list(&bench.account, dormouse_store::SessionFilter::All, 10, 0).await.unwrap();
+        assert!(listed.len() == 1 && count == 1, "{listed:?} {count}");
+        bench
+            .until("both are done", async |bench| {
+                bench.db.session(&gone).await.unwrap().is_none()
+                    && bench.state(&away).await == LifecycleState::Archived
+            })
+            .await;
+        assert!(!bench.is_awake(&away).await);
+        assert_eq!(bench.fake.sandboxes().len(), 1);
     }
 }

@@ -7,14 +7,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_jobs::{Clock, Jobs};
 use dormouse_provider::fake::{Call, Fake, Fault};
-use dormouse_provider::{CommandSpec, ListOf, Namespace, SandboxProvider, SnapshotStatus};
+use dormouse_provider::{
+    CommandSpec, CreateSandbox, ListOf, Namespace, RunRef, SandboxKey, SandboxProvider, SnapshotRequest,
+    SnapshotStatus,
+};
 use dormouse_sessions::{
     GitToken, LifecycleState, NewSession, OrgSnapshotConfig, Provisioned, Remote, RemoteError, SessionError,
     Sessions, Tip,
 };
 use dormouse_store::testing::Postgres;
 use dormouse_store::{AccountRow, Address, Db, OrgRow, OrgSnapshotKey, OrgSnapshotRow};
-use dormouse_types::{AccountId, BuildPhase, GithubRepo, OrgId, RepoAccess, SessionId, SetUp, Timestamp};
+use dormouse_types::{
+    AccountId, BuildPhase, GithubRepo, HostId, OrgId, RepoAccess, SandboxName, SessionId, SetUp, Timestamp,
+};
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -411,5 +416,50 @@ async fn builds_that_fail_are_put_off() {
         bench.clock.advance(Duration::from_secs(601));
         bench.post().await.unwrap();
         assert_eq!(bench.published(RepoAccess::Public).await.unwrap().commit_id, "c3");
+    }
+}
+
+/// What a server that died was building is gone before anything is built again;
+/// what was published stays.
+#[tokio::test]
+async fn builds_of_a_server_that_died_leave_nothing() {
+    for bench in Bench::all().await {
+        let config = OrgSnapshotConfig {
+            owners: Vec::new(),
+            tip_interval: INTERVAL,
+            unused_for: Duration::from_secs(3600),
+            set_up_timeout: None,
+            history: Duration::from_secs(3600),
+        };
+        let provider: Arc<dyn SandboxProvider> = bench.fake.clone();
+        let start = || {
+            let (db, host) = (bench.db.clone(), "host_one".parse::<HostId>().unwrap());
+            let jobs = Jobs::new(db.clone(), bench.clock.clone(), host.clone());
+            let remote = Arc::new(Gate(bench.forge.clone()));
+            let sessions =
+                Sessions::new(db, provider.clone(), bench.clock.clone(), crate::lifecycle(), host, true);
+            Arc::new(sessions.with_org_snapshots(remote, jobs, config.clone()))
+        };
+        let post = async |sessions: &Arc<Sessions>| {
+            let id = bench.session_of(&bench.account).await;
+            sessions.provision(bench.account.clone(), Some(id), repo()).await.unwrap();
+        };
+        post(&start()).await;
+        let place = Namespace::new("org-snapshots", "host_one");
+        let key = SandboxKey { namespace: place.clone(), name: SandboxName::generate() };
+        let builder = bench.fake.create(CreateSandbox::new(key.clone())).await.unwrap();
+        let run = RunRef { namespace: place.clone(), id: builder.run.id };
+        let request = SnapshotRequest { live: true, ..SnapshotRequest::default() };
+        bench.fake.snapshot(&run, request).await.unwrap();
+        let _work = AbortOnDropHandle::new(tokio::spawn(start().run_org_snapshots()));
+        bench
+            .eventually("what was begun is gone", async |bench| {
+                let (all, _) = bench.fake.snapshots(&place, ListOf::default()).await.unwrap();
+                let kept = all.iter().filter(|one| one.status == SnapshotStatus::Created).count();
+                bench.fake.get(&key).await.is_err() && kept == 1
+            })
+            .await;
+        post(&start()).await;
+        assert_eq!(bench.forge.clones(), 1);
     }
 }
