@@ -303,3 +303,91 @@ fn first_process(instance: u8, run: &str) -> anyhow::Result<String> {
     let first = text.lines().filter_map(|line| line.parse::<u32>().ok()).min();
     Ok(first.context("no process")?.to_string())
 }
+
+/// Whoever wants a session gone, away or stopped does not wait for its clone, and
+/// is not forgotten.
+pub(crate) fn what_hangs_is_called_off(w: &World) -> anyhow::Result<()> {
+    let hanging = |n: u32| -> anyhow::Result<_> {
+        let session = w.new_session()?;
+        let body = json!({"repoUrl": format!("https://github.com/hangs/off-{n}"), "sessionId": session});
+        let request = w.http.post(format!("{}/api/sandbox", w.base)).header("x-api-key", &w.key).json(&body);
+        let post = w.spawn(async move { request.send().await.map(|answer| answer.status()) });
+        let path = format!("/api/v2/sandboxes/session-{session}");
+        eventually("it clones", Duration::from_secs(20), || {
+            Ok(w.call(Method::GET, &path, Some(&w.key), None)?.1["session"]["status"] == "running")
+        })?;
+        Ok((session, path, post))
+    };
+    let gone = |path: &str| w.call(Method::GET, path, Some(&w.key), None).map(|(status, _)| status == 404);
+    let (deleted, away, stopped) = (hanging(1)?, hanging(2)?, hanging(3)?);
+    let began = Instant::now();
+    w.good(Method::DELETE, &format!("/api/sessions/{}", deleted.0), None)?;
+    let (status, _) = w.call(Method::GET, &format!("/api/sessions/{}", deleted.0), Some(&w.key), None)?;
+    ensure!(status == StatusCode::NOT_FOUND, "{status}");
+    let archived =
+        w.good(Method::PATCH, &format!("/api/sessions/{}", away.0), Some(json!({"status": "archived"})))?;
+    ensure!(archived["session"]["lifecycleState"] == "archived", "{archived}");
+    w.good(Method::DELETE, "/api/sandbox", Some(json!({"sessionId": stopped.0})))?;
+    ensure!(began.elapsed() < Duration::from_secs(15), "they waited: {:?}", began.elapsed());
+    for (_, path, post) in [deleted, away, stopped] {
+        ensure!(w.block_on(post)?? == StatusCode::CONFLICT);
+        ensure!(gone(&path)?, "{path} is there");
+    }
+    Ok(())
+}
+
+/// What is done to a session's sandbox without the session shows in the session.
+pub(crate) fn a_session_says_what_is(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let path = format!("/api/v2/sandboxes/{name}");
+    // Its name is its own, also before there is a sandbox.
+    let next = w.new_session()?;
+    let body = json!({"name": format!("session-{next}")});
+    let (status, reply) = w.call(Method::POST, "/api/v2/sandboxes", Some(&w.key), Some(body))?;
+    ensure!(status == StatusCode::CONFLICT && reply["error"]["code"] == "conflict", "{status} {reply}");
+    let body = Some(json!({"name": format!("session-{next}")}));
+    let (status, reply) = w.call(Method::POST, &format!("{path}/fork"), Some(&w.key), body)?;
+    ensure!(status == StatusCode::CONFLICT, "{status} {reply}");
+    w.post(&next)?;
+    w.delete(&format!("session-{next}"))?;
+    // One that keeps nothing has its checkout again.
+    w.good(Method::PATCH, &path, Some(json!({"persistent": false})))?;
+    w.stop(&name)?;
+    for _ in 0..2 {
+        let made = w.post(&session)?;
+        ensure!(made["currentBranch"] == "main", "{made}");
+        ensure!(w.ok(&name, "git log -1 --format=%s")? == "commit 3");
+    }
+    // A lifetime beyond the maximum says what that is.
+    let statuses = (0..40).map(|_| {
+        let body = Some(json!({"sessionId": session}));
+        w.call(Method::POST, "/api/sandbox/extend", Some(&w.key), body)
+    });
+    let refused = statuses.collect::<anyhow::Result<Vec<_>>>()?;
+    let (status, reply) = refused.last().context("none")?;
+    ensure!(*status == StatusCode::BAD_REQUEST, "{status} {reply}");
+    ensure!(reply["error"].as_str().is_some_and(|error| error.contains("10h")), "{reply}");
+    // Deleted over the other API, there is nothing to come back to.
+    for state in ["active", "hibernated"] {
+        if state == "hibernated" {
+            w.good(Method::POST, "/api/sandbox/snapshot", Some(json!({"sessionId": session})))?;
+        }
+        w.delete(&name)?;
+        let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
+        ensure!(status["status"] == "no_sandbox" && status["hasSnapshot"] == false, "{state}: {status}");
+        let body = || Some(json!({"sessionId": session}));
+        let (put, reply) = w.call(Method::PUT, "/api/sandbox/snapshot", Some(&w.key), body())?;
+        ensure!(put == StatusCode::NOT_FOUND, "{state}: {put} {reply}");
+        let (paused, reply) = w.call(Method::POST, "/api/sandbox/snapshot", Some(&w.key), body())?;
+        ensure!(paused == StatusCode::BAD_REQUEST, "{state}: {paused} {reply}");
+        w.post(&session)?;
+    }
+    let (status, reply) = w.call(
+        Method::POST,
+        "/api/sandbox",
+        Some(&w.key),
+        Some(json!({"repoUrl": crate::world::REPO, "sessionId": ""})),
+    )?;
+    ensure!(status == StatusCode::BAD_REQUEST, "{status} {reply}");
+    w.delete(&name)
+}

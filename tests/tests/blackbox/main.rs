@@ -90,6 +90,8 @@ const SHARED: &[Scenario] = &[
     ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
     ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
     ("lifecycle::a_spoiled_record", lifecycle::a_spoiled_record),
+    ("lifecycle::what_hangs_is_called_off", lifecycle::what_hangs_is_called_off),
+    ("lifecycle::a_session_says_what_is", lifecycle::a_session_says_what_is),
 ];
 
 /// Scenarios of a world whose sandboxes fall asleep after two seconds.
