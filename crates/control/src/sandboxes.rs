@@ -125,7 +125,10 @@ impl Control {
             }
             Some(Source::SnapshotOf(namespace, id)) => {
                 let snapshot = self.living_snapshot(&namespace, &id).await?;
-                let image = self.image_with_id(&snapshot.image_id).await?;
+                let (image, _) = self.image(&Environment::Default).await?;
+                if image.id != snapshot.image_id {
+                    return Err(ProviderError::SnapshotGone(id.to_string()));
+                }
                 (Foundation::foreign(image, &snapshot), None, None)
             }
             source => {

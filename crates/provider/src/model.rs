@@ -65,7 +65,8 @@ pub enum Source {
     Snapshot(SnapshotId),
     /// [`Source::Snapshot`] of another namespace. Whether the sandbox's owner may
     /// read it is for the caller to say. The sandbox does not begin as that
-    /// snapshot's descendant, and shows nothing of it.
+    /// snapshot's descendant, and shows nothing of it. It is gone where a new
+    /// sandbox would get another image by now, if the provider can tell.
     SnapshotOf(Namespace, SnapshotId),
 }
 

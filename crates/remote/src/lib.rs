@@ -43,6 +43,8 @@ impl HttpRemote {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(PATIENCE)
+            // As sandboxes reach it: directly.
+            .no_proxy()
             .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self { client, mirrors })

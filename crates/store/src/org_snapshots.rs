@@ -152,6 +152,26 @@ impl Db {
         .map(drop)
     }
 
+    /// Nothing starts any more from those at `place` that were last used before
+    /// `used_before`.
+    pub async fn retire_unused_org_snapshots(
+        &self,
+        place: &str,
+        used_before: Timestamp,
+        now: Timestamp,
+    ) -> Result<u64> {
+        self.change(
+            "retire unused org snapshots",
+            "UPDATE org_snapshots SET retired_at = $1
+             WHERE place = $2 AND last_used_at < $3 AND retired_at IS NULL",
+        )
+        .bind(now)
+        .bind(place.to_owned())
+        .bind(used_before)
+        .execute()
+        .await
+    }
+
     /// Those at `place` that were retired before `before`, oldest first, at most
     /// `limit`.
     pub async fn retired_org_snapshots(

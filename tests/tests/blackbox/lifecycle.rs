@@ -109,6 +109,38 @@ pub(crate) fn a_spoiled_record(w: &World) -> anyhow::Result<()> {
     eventually("nothing of them runs", Duration::from_secs(10), || Ok(cgroups(w.instance).len() <= before))
 }
 
+/// New sandboxes are on the new image, not on what somebody kept of the old one.
+pub(crate) fn a_replaced_image_starts_cold(w: &World) -> anyhow::Result<()> {
+    let snapshot = || -> anyhow::Result<String> {
+        let found = w.good(Method::GET, &format!("/api/org-snapshots?repoUrl={REPO}"), None)?;
+        Ok(found["orgSnapshots"][0]["id"].as_str().unwrap_or_default().to_owned())
+    };
+    let (_, before) = w.sandbox()?;
+    let old = snapshot()?;
+    ensure!(!old.is_empty(), "there is no org snapshot");
+    w.end_server("-KILL")?;
+    change_row(w, "UPDATE images SET replaced_at = 1 WHERE name = 'default' AND replaced_at IS NULL")?;
+    change_row(
+        w,
+        "INSERT INTO images (id, host_id, name, digest, size_bytes, config, source, created_at)
+         SELECT 'img_again', host_id, name, digest, size_bytes, config, source, created_at FROM images
+         WHERE name = 'default' AND replaced_at = 1",
+    )?;
+    w.serve()?;
+    let (_, cold) = w.sandbox()?;
+    ensure!(w.ok(&cold, "git log -1 --format=%s")? == "commit 3");
+    ensure!(snapshot()?.is_empty(), "it is still what others start from");
+    let (_, again) = w.sandbox()?;
+    ensure!(![String::new(), old].contains(&snapshot()?), "no newer one");
+    // What stands on the old one goes on.
+    w.stop(&before)?;
+    ensure!(w.ok(&before, "git log -1 --format=%s")? == "commit 3");
+    for name in [before, cold, again] {
+        w.delete(&name)?;
+    }
+    Ok(())
+}
+
 /// A server that died while it put a session to sleep, or woke it: whoever uses
 /// its sandbox before the next one has a look at it keeps it awake.
 pub(crate) fn used_after_a_crash(w: &World) -> anyhow::Result<()> {

@@ -90,6 +90,7 @@ const SHARED: &[Scenario] = &[
     ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
     ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
     ("lifecycle::a_spoiled_record", lifecycle::a_spoiled_record),
+    ("lifecycle::a_replaced_image_starts_cold", lifecycle::a_replaced_image_starts_cold),
     ("lifecycle::what_hangs_is_called_off", lifecycle::what_hangs_is_called_off),
     ("lifecycle::a_session_says_what_is", lifecycle::a_session_says_what_is),
 ];

@@ -78,6 +78,10 @@ impl Sessions {
             Some(Build::Failed(at)) if self.now().since(*at) < PAUSE => return None,
             Some(Build::Failed(_)) | None => {}
         }
+        builds.retain(|_, build| match build {
+            Build::Running(_) => true,
+            Build::Failed(at) => self.now().since(*at) < PAUSE,
+        });
         let (sessions, key_of_build, reader) = (self.clone(), key.clone(), reader.clone());
         let work = async move {
             let key = key_of_build;

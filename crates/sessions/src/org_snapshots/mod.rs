@@ -150,6 +150,11 @@ impl Sessions {
     /// of builds.
     pub async fn tidy_org_snapshots(&self) {
         let Some(org) = &self.org_snapshots else { return };
+        // The provider lets the files go by itself.
+        let used_before = self.now().minus(org.config.unused_for + start::USE_STEP);
+        if let Err(error) = self.db.retire_unused_org_snapshots(self.place(), used_before, self.now()).await {
+            tracing::error!(%error, "retire unused org snapshots");
+        }
         match self.db.retired_org_snapshots(self.place(), self.now().minus(GRACE), ROUND).await {
             Ok(retired) => {
                 for row in retired {

@@ -29,7 +29,7 @@ impl Sessions {
         let Some(repo) = repo else {
             return Ok(self.db.org_snapshots_claimed_by(account, MOST).await?);
         };
-        let access = self.access(account, repo).await?;
+        let Some(access) = self.reads(account, repo).await? else { return Ok(Vec::new()) };
         let mut rows = self.db.org_snapshots_of(&repo.to_string().to_ascii_lowercase()).await?;
         rows.retain(|row| readable(row.key.access, access));
         Ok(rows)
@@ -37,10 +37,22 @@ impl Sessions {
 
     /// The last builds of a repository's org snapshots, newest first.
     pub async fn org_builds(&self, account: &AccountId, repo: &GithubRepo) -> Result<Vec<OrgBuildRow>> {
-        let access = self.access(account, repo).await?;
+        let Some(access) = self.reads(account, repo).await? else { return Ok(Vec::new()) };
         let mut rows = self.db.org_builds_of(&repo.to_string().to_ascii_lowercase(), BUILDS).await?;
         rows.retain(|row| readable(row.key.access, access));
         Ok(rows)
+    }
+
+    /// How `account` reads a repository now; `None`: not at all. What was public
+    /// once may be private by now, and its logs with it.
+    async fn reads(&self, account: &AccountId, repo: &GithubRepo) -> Result<Option<RepoAccess>> {
+        let access = self.access(account, repo).await?;
+        if access == RepoAccess::Claimed {
+            return Ok(Some(access));
+        }
+        let Some(org) = &self.org_snapshots else { return Ok(None) };
+        let told = org.tips.ask(repo, access, self.authorization(access).as_deref()).await;
+        Ok(matches!(told, Ok(_) | Err(RemoteError::NoBranch)).then_some(access))
     }
 
     /// Has the org snapshot built anew from which `account` would start, although

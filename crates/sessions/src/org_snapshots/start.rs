@@ -14,7 +14,7 @@ use crate::remote::RemoteError;
 use crate::{SessionError, Sessions};
 
 /// When a sandbox last started from one is noted once in this time.
-const USE_STEP: Duration = Duration::from_secs(3600);
+pub(super) const USE_STEP: Duration = Duration::from_secs(3600);
 
 /// A sandbox that started from an org snapshot.
 pub(crate) struct Warm {

@@ -22,6 +22,7 @@ CREATE TABLE org_snapshots (
   created_at BIGINT NOT NULL
 );
 CREATE UNIQUE INDEX org_snapshots_published ON org_snapshots (repo, access, place) WHERE retired_at IS NULL;
+CREATE INDEX org_snapshots_unused ON org_snapshots (place, last_used_at) WHERE retired_at IS NULL;
 CREATE INDEX org_snapshots_retired ON org_snapshots (place, retired_at) WHERE retired_at IS NOT NULL;
 
 -- How each of them was made, or was not.
