@@ -536,7 +536,7 @@ impl Config {
         given.unwrap_or_else(|| format!("http://{address}"))
     }
 
-    fn history(&self) -> anyhow::Result<Duration> {
+    pub(crate) fn history(&self) -> anyhow::Result<Duration> {
         let history = parse_duration(&self.lifecycle.history).context("lifecycle.history")?;
         anyhow::ensure!(
             history >= Duration::from_secs(60),

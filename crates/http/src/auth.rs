@@ -106,6 +106,15 @@ fn credential(headers: &HeaderMap) -> Result<Credential, ApiError> {
     }
 }
 
+/// Whether the credentials of a call that goes on for long are still those of
+/// `account`. A database that does not answer ends nobody's stream.
+pub(crate) async fn still_allowed(headers: &HeaderMap, app: &App, account: &AccountId) -> bool {
+    match authenticate(headers, app).await {
+        Ok(identity) => &identity.account == account,
+        Err(error) => error.status != StatusCode::UNAUTHORIZED,
+    }
+}
+
 async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiError> {
     match credential(headers)? {
         Credential::Key(key) => {

@@ -12,6 +12,7 @@ mod checkout;
 mod credentials;
 mod decide;
 mod error;
+mod events;
 mod lifecycle;
 mod locks;
 mod org_snapshots;
@@ -64,6 +65,8 @@ pub struct Sessions {
     /// Where its sandboxes live, if that is here.
     host: Option<HostId>,
     wake: Arc<tokio::sync::Notify>,
+    /// Sessions that something happened to.
+    heard: tokio::sync::broadcast::Sender<SessionId>,
 }
 
 impl Sessions {
@@ -81,6 +84,7 @@ impl Sessions {
         // A clone, and what comes before and after it.
         let patience = config.clone_timeout + Duration::from_secs(60);
         let locks = Locks::new(db.clone(), clock.clone(), host.clone(), patience);
+        let heard = tokio::sync::broadcast::channel(events::BACKLOG).0;
         let (host, wake, attempts) = (here.then_some(host), Arc::default(), Attempts::default());
         Self {
             db,
@@ -93,6 +97,7 @@ impl Sessions {
             attempts,
             host,
             wake,
+            heard,
         }
     }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_provider::{ProviderError, RunRef, RunStatus, SandboxKey, SandboxView, StopReason};
-use dormouse_store::SessionRow;
-use dormouse_types::{SandboxName, Timestamp};
+use dormouse_store::{Cause, SessionRow};
+use dormouse_types::{AccountId, EventReason, SandboxName, Timestamp};
 use futures::{StreamExt as _, stream};
 
 use crate::decide::{Action, Due, Event, View, decide};
 use crate::error::Result;
+use crate::provision::by_itself;
 use crate::{SessionError, Sessions};
 
 /// How often the reconciler looks without being told to.
@@ -69,16 +70,17 @@ impl Sessions {
         }
         match action {
             Action::Hibernate(StopReason::Lifetime) => match self.later_end(&row).await? {
-                Some(end) => self.change(row, |row| row.sandbox_expires_at = Some(end)).await.map(drop),
-                None => self.hibernate(row, StopReason::Lifetime).await.map(drop),
+                Some(end) => self.change(row, None, |row| row.sandbox_expires_at = Some(end)).await.map(drop),
+                None => self.hibernate(row, StopReason::Lifetime, None).await.map(drop),
             },
-            Action::Hibernate(reason) => self.hibernate(row, reason).await.map(drop),
+            Action::Hibernate(reason) => self.hibernate(row, reason, None).await.map(drop),
             Action::Touch => self.touch(&row.id).await.map(drop),
-            Action::Archive => self.put_away(row).await.map(drop),
+            Action::Archive => self.put_away(row, None).await.map(drop),
             Action::Delete => self.take_away(&row).await,
             Action::DiscardAndPut(state) => {
                 self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
-                self.write(SessionRow { lifecycle_state: state, ..row }).await.map(drop)
+                let cause = by_itself(EventReason::Recovered);
+                self.write(SessionRow { lifecycle_state: state, ..row }, Some(&cause)).await.map(drop)
             }
             Action::Put(_) | Action::Nothing | Action::Ask | Action::Refuse => Ok(()),
         }
@@ -141,7 +143,19 @@ impl Sessions {
     /// Puts the session's sandbox to sleep. The caller holds the lock. Use of the
     /// session since its row was read keeps an idle one awake; somebody who asks
     /// for its sleep gets it.
-    pub(crate) async fn hibernate(&self, mut row: SessionRow, reason: StopReason) -> Result<SessionRow> {
+    pub(crate) async fn hibernate(
+        &self,
+        mut row: SessionRow,
+        reason: StopReason,
+        actor: Option<&AccountId>,
+    ) -> Result<SessionRow> {
+        let why = match reason {
+            StopReason::Idle => EventReason::Idle,
+            StopReason::Lifetime => EventReason::Lifetime,
+            StopReason::Died => EventReason::Died,
+            _ => EventReason::Requested,
+        };
+        let cause = Cause { reason: why, actor: actor.cloned(), detail: None };
         let begin = |row: &mut SessionRow| {
             put(row, Event::Sleep);
             row.lifecycle_error = None;
@@ -149,9 +163,9 @@ impl Sessions {
         let row = match reason {
             StopReason::Idle => {
                 begin(&mut row);
-                self.write(row).await?
+                self.write(row, Some(&cause)).await?
             }
-            _ => self.change(row, begin).await?,
+            _ => self.change(row, Some(cause), begin).await?,
         };
         let stopped = self.stop_sandbox(&row, reason).await;
         let mut row = row;
@@ -160,14 +174,15 @@ impl Sessions {
                 put(&mut row, Event::Asleep);
                 row.sandbox_expires_at = None;
                 row.hibernate_after = None;
-                self.write(row).await
+                self.write(row, Some(&by_itself(EventReason::Asleep))).await
             }
             // Nobody waits for it, and the next round tries again.
             Err(error) if matches!(reason, StopReason::Idle | StopReason::Lifetime) => Err(error.into()),
             Err(error) => {
                 put(&mut row, Event::SleepFailed);
                 row.lifecycle_error = Some("the sandbox could not be stopped".to_owned());
-                self.write(row).await?;
+                let cause = Cause { detail: row.lifecycle_error.clone(), ..by_itself(EventReason::Failed) };
+                self.write(row, Some(&cause)).await?;
                 Err(error.into())
             }
         }
@@ -188,9 +203,11 @@ impl Sessions {
     }
 
     /// Writes a row over the version that it carries.
-    pub(crate) async fn write(&self, mut row: SessionRow) -> Result<SessionRow> {
+    pub(crate) async fn write(&self, mut row: SessionRow, cause: Option<&Cause>) -> Result<SessionRow> {
         row.updated_at = self.now();
-        self.db.update_session(&row).await?.ok_or(SessionError::Contended)
+        let written = self.db.update_session(&row, cause).await?.ok_or(SessionError::Contended)?;
+        self.news(&written.id);
+        Ok(written)
     }
 }
 

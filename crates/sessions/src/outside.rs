@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use dormouse_provider::SandboxKey;
-use dormouse_types::{SandboxName, SnapshotId};
+use dormouse_types::{EventReason, SandboxName, SnapshotId};
 
 use crate::decide::Event;
 use crate::error::Result;
 use crate::lifecycle::put;
+use crate::provision::by_itself;
 use crate::{SessionError, Sessions};
 
 /// How long a session that is being changed is waited for.
@@ -52,7 +53,7 @@ impl Sessions {
             row.sandbox_expires_at = None;
             row.lifecycle_error = Some("its sandbox was deleted".to_owned());
         };
-        match self.change(row, forget).await {
+        match self.change(row, Some(by_itself(EventReason::SandboxDeleted)), forget).await {
             // It was put away, or deleted, in the same moment.
             Err(SessionError::Archived | SessionError::NotFound | SessionError::Contended) | Ok(_) => Ok(()),
             Err(error) => Err(error),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use dormouse_provider::checkout::Checkout;
 use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxKey};
-use dormouse_store::SessionRow;
-use dormouse_types::{AccountId, GithubRepo, SandboxName, SessionId, Timestamp};
+use dormouse_store::{Cause, SessionRow};
+use dormouse_types::{AccountId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
 use tracing::Instrument as _;
 
 use crate::decide::Event;
@@ -75,7 +75,7 @@ impl Sessions {
         let (before, fresh) = (row.lifecycle_state, row.sandbox_name.is_none());
         if row.sandbox_name.is_none() || before != LifecycleState::Active {
             row = self
-                .change(row, |row| {
+                .change(row, Some(caused(EventReason::Provision, account)), |row| {
                     put(row, Event::Provision);
                     row.host_id.clone_from(&self.host);
                 })
@@ -98,8 +98,9 @@ impl Sessions {
         };
         let (run, branch) = ready;
         let now = self.now();
+        let ready = Cause { detail: Some(branch.clone()), ..caused(EventReason::Ready, account) };
         let bound = self
-            .change(row, |row| {
+            .change(row, Some(ready), |row| {
                 put(row, Event::Ready);
                 row.sandbox_name = Some(name.clone());
                 row.host_id.clone_from(&self.host);
@@ -198,6 +199,9 @@ impl Sessions {
         let key = request.key.clone();
         let made = self.provider.create(request).await?;
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
+        if let Some(session) = key.name.session() {
+            self.tell(&session, caused(EventReason::Clone, account)).await;
+        }
         let clone = self.clone_repository(&run, repo, Some(&identity));
         let cloned = self.unless_called_off(key.name.session().as_ref(), clone).await;
         if cloned.is_err() {
@@ -223,18 +227,19 @@ impl Sessions {
     pub(crate) async fn change(
         &self,
         mut row: SessionRow,
+        cause: Option<Cause>,
         change: impl Fn(&mut SessionRow),
     ) -> Result<SessionRow> {
         let (id, seen) = (row.id.clone(), (row.lifecycle_state, row.sandbox_name.clone()));
         let (was_archived, was_deleted) = (row.status == SessionStatus::Archived, row.deleted_at.is_some());
         change(&mut row);
-        match self.write(row).await {
+        match self.write(row, cause.as_ref()).await {
             Err(SessionError::Contended) => {}
             other => return other,
         }
         // It was used meanwhile.
         let (now, mut archived, mut deleted, mut moved) = (self.now(), false, false, false);
-        let changed = self.db.change_session(&id, |row| {
+        let changed = self.db.change_session(&id, cause.as_ref(), |row| {
             archived = row.status == SessionStatus::Archived && !was_archived;
             deleted = row.deleted_at.is_some() && !was_deleted;
             moved = (row.lifecycle_state, &row.sandbox_name) != (seen.0, &seen.1);
@@ -243,7 +248,10 @@ impl Sessions {
             !archived && !deleted && !moved
         });
         match changed.await? {
-            Some(row) => Ok(row),
+            Some(row) => {
+                self.news(&id);
+                Ok(row)
+            }
             None if deleted => Err(SessionError::CalledOff),
             None if archived => Err(SessionError::Archived),
             None if moved => Err(SessionError::Contended),
@@ -254,7 +262,9 @@ impl Sessions {
     async fn note_failure(&self, row: SessionRow, error: &SessionError) {
         let message = last_words(&error.to_string());
         let called_off = matches!(error, SessionError::CalledOff);
-        let noted = self.change(row, |row| {
+        let reason = if called_off { EventReason::CalledOff } else { EventReason::Failed };
+        let cause = Cause { reason, actor: None, detail: (!called_off).then(|| message.clone()) };
+        let noted = self.change(row, Some(cause), |row| {
             put(row, if called_off { Event::CalledOff } else { Event::ProvisionFailed });
             row.lifecycle_error = (!called_off).then(|| message.clone());
         });
@@ -264,6 +274,16 @@ impl Sessions {
             Err(error) => tracing::warn!(?error, "note failure"),
         }
     }
+}
+
+/// Something that `account` wants.
+pub(crate) fn caused(reason: EventReason, account: &AccountId) -> Cause {
+    Cause { reason, actor: Some(account.clone()), detail: None }
+}
+
+/// Something that the server does by itself.
+pub(crate) fn by_itself(reason: EventReason) -> Cause {
+    Cause { reason, actor: None, detail: None }
 }
 
 /// The end of a text, where the cause stands, for a row.

@@ -7,14 +7,15 @@ use std::time::Duration;
 use dormouse_provider::{
     CommandSpec, LogEvent, Namespace, ProviderError, RunRef, RunStatus, SandboxKey, StopReason,
 };
-use dormouse_store::{SessionFilter, SessionRow};
-use dormouse_types::{AccountId, CommandId, GithubRepo, SandboxName, SessionId, Timestamp};
+use dormouse_store::{Cause, SessionFilter, SessionRow};
+use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
 use tracing::Instrument as _;
 
 use crate::decide::{Action, Event, View, decide};
 use crate::error::Result;
 use crate::lifecycle::put;
+use crate::provision::{by_itself, caused};
 use crate::{LifecycleState, SessionError, SessionStatus, Sessions};
 
 /// A sandbox counts as gone this long before its hard end (session contract,
@@ -152,20 +153,23 @@ impl Sessions {
             self.at_hand(&row).await?;
             // First the word: a crash from here on leaves a trace.
             let now = self.now();
-            let said = self.db.change_session(id, |row| {
+            let said = self.db.change_session(id, None, |row| {
                 patch.apply(row);
                 row.updated_at = now;
                 true
             });
             said.await?.ok_or(SessionError::NotFound)?;
             self.attempts.call_off(id);
-            let (sessions, id) = (self.clone(), id.clone());
-            return self.carry_through(async move { sessions.finish_archiving(&id).await }).await;
+            let (sessions, id, account) = (self.clone(), id.clone(), account.clone());
+            return self
+                .carry_through(async move { sessions.finish_archiving(&id, Some(&account)).await })
+                .await;
         }
         let _lock = self.locks.take(id).await?;
         let row = self.owned(account, id).await?;
         let unarchives = archived(row.status) && patch.status.is_some_and(|status| !archived(status));
-        self.change(row, |row| {
+        let cause = unarchives.then(|| caused(EventReason::Unarchived, account));
+        self.change(row, cause, |row| {
             if unarchives {
                 put(row, Event::Unarchive);
             }
@@ -174,26 +178,31 @@ impl Sessions {
         .await
     }
 
-    async fn finish_archiving(&self, id: &SessionId) -> Result<SessionRow> {
+    async fn finish_archiving(&self, id: &SessionId, actor: Option<&AccountId>) -> Result<SessionRow> {
         let _lock = self.locks.take(id).await?;
         let row = self.db.session(id).await?.ok_or(SessionError::NotFound)?;
         // It was wanted back, or somebody else was first.
         if row.status != SessionStatus::Archived || row.lifecycle_state == LifecycleState::Archived {
             return Ok(row);
         }
-        self.put_away(row).await
+        self.put_away(row, actor).await
     }
 
     /// Puts the sandbox of an archived session to sleep. The caller holds the
     /// lock.
-    pub(crate) async fn put_away(&self, mut row: SessionRow) -> Result<SessionRow> {
+    pub(crate) async fn put_away(
+        &self,
+        mut row: SessionRow,
+        actor: Option<&AccountId>,
+    ) -> Result<SessionRow> {
         if row.sandbox_name.is_some() {
-            row = self.hibernate(row, StopReason::Requested).await?;
+            row = self.hibernate(row, StopReason::Requested, actor).await?;
         } else {
             // What was being made for it.
             self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
         }
-        self.change(row, |row| {
+        let cause = Cause { reason: EventReason::Archived, actor: actor.cloned(), detail: None };
+        self.change(row, Some(cause), |row| {
             put(row, Event::Archive);
             row.lifecycle_error = None;
         })
@@ -278,7 +287,7 @@ impl Sessions {
         if probe == Probe::Expired {
             let (_lock, row) = self.locked(account, id).await?;
             if row.lifecycle_state == LifecycleState::Active && self.live_run(&row).await?.is_none() {
-                self.hibernate(row, StopReason::Died).await?;
+                self.hibernate(row, StopReason::Died, None).await?;
             }
         }
         Ok((probe, self.status(account, id).await?))
@@ -341,7 +350,7 @@ impl Sessions {
             return Ok(());
         }
         let (now, idle) = (self.now(), self.config.idle_timeout);
-        self.change(row, |row| {
+        self.change(row, Some(by_itself(EventReason::Used)), |row| {
             put(row, Event::Used { running: Some(running) });
             row.lifecycle_error = None;
             row.last_activity_at = Some(now);
@@ -361,7 +370,7 @@ impl Sessions {
         let Some(run) = self.live_run(&row).await? else { return Err(SessionError::NotInitialized) };
         let expires_at = self.provider.extend(&run, EXTENSION).await?.expires_at();
         let now = self.now();
-        self.change(row, |row| {
+        self.change(row, None, |row| {
             row.sandbox_expires_at = Some(expires_at);
             row.last_activity_at = Some(now);
             row.hibernate_after = Some(now.plus(self.config.idle_timeout));
@@ -385,7 +394,7 @@ impl Sessions {
             _ if row.sandbox_name.is_none() => {
                 return Err(SessionError::NotInitialized);
             }
-            _ => self.hibernate(row, StopReason::Requested).await?,
+            _ => self.hibernate(row, StopReason::Requested, Some(account)).await?,
         };
         Ok((row.sandbox_name, row.updated_at))
     }
@@ -426,7 +435,7 @@ impl Sessions {
             {
                 return Ok(false);
             }
-            sessions.hibernate(row, StopReason::Requested).await?;
+            sessions.hibernate(row, StopReason::Requested, Some(&account)).await?;
             Ok(true)
         };
         self.carry_through(work).await

@@ -5,6 +5,7 @@ use dormouse_types::{AccountId, HostId, LifecycleState, SandboxName, SessionId, 
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
+use crate::session_events::{self, Cause, SessionEventRow};
 use crate::sql::{Row, placeholders};
 
 /// One agent session.
@@ -212,32 +213,58 @@ impl Db {
     }
 
     /// Writes `change` over the version that it carries and bumps the version.
-    /// `None` when the row has changed since: read again and decide anew.
-    pub async fn update_session(&self, change: &SessionRow) -> Result<Option<SessionRow>> {
+    /// `None` when the row has changed since: read again and decide anew. With a
+    /// cause it is an event of the session.
+    pub async fn update_session(
+        &self,
+        change: &SessionRow,
+        cause: Option<&Cause>,
+    ) -> Result<Option<SessionRow>> {
         let mut tx = self.write().await?;
+        let before = match cause {
+            Some(_) => lock(&mut tx, &change.id).await?.map(|row| row.lifecycle_state),
+            None => None,
+        };
         let written = write_over(&mut tx, change).await?;
+        if let (Some(written), Some(before), Some(cause)) = (&written, before, cause) {
+            tell(&mut tx, written, before, cause).await?;
+        }
         if written.is_some() {
             tx.commit("update session").await?;
         }
         Ok(written)
     }
 
+    /// Something happened to a session that changes nothing of its row. `false`:
+    /// there is none.
+    pub async fn note_session_event(&self, id: &SessionId, cause: &Cause, now: Timestamp) -> Result<bool> {
+        let mut tx = self.write().await?;
+        let Some(row) = lock(&mut tx, id).await? else { return Ok(false) };
+        let state = row.lifecycle_state;
+        tell(&mut tx, &SessionRow { updated_at: now, ..row }, state, cause).await?;
+        tx.commit("note session event").await?;
+        Ok(true)
+    }
+
     /// Changes a session, whoever else writes: nobody does between the read and
     /// the write. `None` where there is none, or `change` answers `false`, which
-    /// leaves it as it is.
+    /// leaves it as it is. With a cause it is an event of the session.
     pub async fn change_session(
         &self,
         id: &SessionId,
+        cause: Option<&Cause>,
         change: impl FnOnce(&mut SessionRow) -> bool,
     ) -> Result<Option<SessionRow>> {
         let mut tx = self.write().await?;
-        let text = format!("SELECT {COLUMNS} FROM sessions WHERE id = $1{}", tx.locking());
-        let found = tx.sql(format!("lock session {id}"), text).bind(id).one(read).await?;
-        let Some(mut session) = found else { return Ok(None) };
+        let Some(mut session) = lock(&mut tx, id).await? else { return Ok(None) };
+        let before = session.lifecycle_state;
         if !change(&mut session) {
             return Ok(None);
         }
         let written = write_over(&mut tx, &session).await?;
+        if let (Some(written), Some(cause)) = (&written, cause) {
+            tell(&mut tx, written, before, cause).await?;
+        }
         tx.commit("change session").await?;
         Ok(written)
     }
@@ -282,15 +309,37 @@ impl Db {
         .map(drop)
     }
 
-    /// Forgets a session.
+    /// Forgets a session, with its history.
     pub async fn delete_session(&self, id: &SessionId) -> Result<bool> {
-        let deleted = self
-            .change(format!("delete session {id}"), "DELETE FROM sessions WHERE id = $1")
+        let mut tx = self.write().await?;
+        let deleted = tx
+            .sql(format!("delete session {id}"), "DELETE FROM sessions WHERE id = $1")
             .bind(id)
             .execute()
             .await?;
+        session_events::forget(&mut tx, id).await?;
+        tx.commit("delete session").await?;
         Ok(deleted > 0)
     }
+}
+
+/// A session that nobody else changes before the transaction is over.
+async fn lock(tx: &mut Tx, id: &SessionId) -> Result<Option<SessionRow>> {
+    let text = format!("SELECT {COLUMNS} FROM sessions WHERE id = $1{}", tx.locking());
+    tx.sql(format!("lock session {id}"), text).bind(id).one(read).await
+}
+
+/// Writes an event of a session down, which is `row` after it.
+async fn tell(tx: &mut Tx, row: &SessionRow, before: LifecycleState, cause: &Cause) -> Result<()> {
+    let event = SessionEventRow {
+        seq: 0,
+        at: row.updated_at,
+        version: row.lifecycle_version,
+        before,
+        after: row.lifecycle_state,
+        cause: cause.clone(),
+    };
+    session_events::insert(tx, &row.id, &event).await
 }
 
 /// Writes a row over the version that it carries, unless that is gone.

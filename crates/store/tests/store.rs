@@ -271,21 +271,21 @@ async fn a_stale_write_changes_nothing() {
         let mut first = row.clone();
         first.lifecycle_state = LifecycleState::Active;
         first.hibernate_after = Some(Timestamp(5));
-        assert_eq!(db.update_session(&first).await.unwrap().unwrap().lifecycle_version, 1);
+        assert_eq!(db.update_session(&first, None).await.unwrap().unwrap().lifecycle_version, 1);
         let mut stale = row.clone();
         stale.title = "lost".into();
-        assert!(db.update_session(&stale).await.unwrap().is_none());
+        assert!(db.update_session(&stale, None).await.unwrap().is_none());
         // Activity outdates a decision that was taken on an older read.
         let decided = db.sessions_due(None, Timestamp(9), 10).await.unwrap().remove(0);
         assert!(db.touch_session(&row.id, Timestamp(9), Timestamp(99)).await.unwrap());
-        assert!(db.update_session(&decided).await.unwrap().is_none());
+        assert!(db.update_session(&decided, None).await.unwrap().is_none());
         assert!(db.sessions_due(None, Timestamp(9), 10).await.unwrap().is_empty());
         let found = db.session(&row.id).await.unwrap().unwrap();
         assert_eq!(found.title, "t");
         // One that lives on a host is that host's to put to sleep, and its hard
         // end counts although it is used.
         let bound = SessionRow { host_id: Some(host()), sandbox_expires_at: Some(Timestamp(50)), ..found };
-        db.update_session(&bound).await.unwrap().unwrap();
+        db.update_session(&bound, None).await.unwrap().unwrap();
         assert!(db.touch_session(&row.id, Timestamp(9), Timestamp(99)).await.unwrap());
         assert!(db.sessions_due(None, Timestamp(60), 10).await.unwrap().is_empty());
         assert!(db.sessions_due(Some(&host()), Timestamp(49), 10).await.unwrap().is_empty());

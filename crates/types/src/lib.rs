@@ -24,6 +24,6 @@ pub use namespace::{DEFAULT_PROJECT, Namespace};
 pub use resources::Resources;
 pub use time::Timestamp;
 pub use word::{
-    BuildPhase, LifecycleState, RepoAccess, RunStatus, SessionStatus, SetUp, SnapshotKind, SnapshotStatus,
-    StopReason, WordError,
+    BuildPhase, EventReason, LifecycleState, RepoAccess, RunStatus, SessionStatus, SetUp, SnapshotKind,
+    SnapshotStatus, StopReason, WordError,
 };

@@ -162,6 +162,40 @@ words! {
         Failed = "failed",
     }
 
+    /// Why something happened to a session.
+    EventReason, "event reason" {
+        /// Its sandbox is being made, or woken.
+        Provision = "provision",
+        /// The repository is being cloned.
+        Clone = "clone",
+        /// Its sandbox is ready; the branch is the detail.
+        Ready = "ready",
+        /// Its sandbox did not come, or could not be stopped; why is the detail.
+        Failed = "failed",
+        /// It was called off while its sandbox was being made.
+        CalledOff = "called-off",
+        /// Nobody used it for long.
+        Idle = "idle",
+        /// Its lifetime ended.
+        Lifetime = "lifetime",
+        /// Somebody asked for its sleep.
+        Requested = "requested",
+        /// Its sandbox died.
+        Died = "died",
+        /// Its sandbox sleeps.
+        Asleep = "asleep",
+        /// It was used over the provider API.
+        Used = "used",
+        /// It was put away.
+        Archived = "archived",
+        /// It was taken out again.
+        Unarchived = "unarchived",
+        /// Its sandbox was deleted over the provider API.
+        SandboxDeleted = "sandbox-deleted",
+        /// What a server that died left unfinished was undone.
+        Recovered = "recovered",
+    }
+
     /// How a repository is read, and so by whom a snapshot with it in it may be.
     RepoAccess, "access" {
         /// As anybody reads it.

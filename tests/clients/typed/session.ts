@@ -31,6 +31,8 @@ export async function useEverything(key: string): Promise<number> {
   const status = await api.GET("/api/sandbox/status", { params: { query: { sessionId } } });
   const state: string | undefined = status.data?.lifecycle.state;
   const probe = await api.GET("/api/sandbox/reconnect", { params: { query: { sessionId } } });
+  const history = await api.GET("/api/sandbox/events", { params: { query: { sessionId, limit: "10" } } });
+  const reason: string | undefined = history.data?.events[0]?.reason;
   const active = await api.POST("/api/sandbox/activity", { body: { sessionId } });
   const extended = await api.POST("/api/sandbox/extend", { body: { sessionId } });
   const paused = await api.POST("/api/sandbox/snapshot", { body: { sessionId } });
@@ -59,6 +61,6 @@ export async function useEverything(key: string): Promise<number> {
   const fresh = await api.POST("/api/keys", { body: { key_name: "laptop" } });
   const revoked = await api.DELETE("/api/keys", { body: { id: fresh.data?.id ?? "" } });
 
-  const said = [log, asked.data, deleted.data, word, mode, nothing, branch, state, changed.data, gone.data, keys.data, revoked.data];
+  const said = [log, reason, asked.data, deleted.data, word, mode, nothing, branch, state, changed.data, gone.data, keys.data, revoked.data];
   return said.length + answers.length + numbers.length + sessions.length + readyMs;
 }

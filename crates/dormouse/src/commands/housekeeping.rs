@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_control::Control;
 use dormouse_jobs::{Backoff, Claim, Clock, Handler, Jobs, Kind, Outcome};
+use dormouse_sessions::Sessions;
 use dormouse_store::Move;
 
 /// Between two looks at what expires.
@@ -28,15 +29,23 @@ pub(crate) async fn expire(control: Control) {
 }
 
 /// Forgets history, for ever: one job for all servers of a database.
-pub(crate) async fn prune(jobs: Jobs, clock: Clock, control: Control) {
-    let asked = jobs.ask(Prune::NAME, "all", "{}", clock.now(), Move::NotLater).await;
+pub(crate) async fn prune(jobs: Jobs, prune: Prune) {
+    let asked = jobs.ask(Prune::NAME, "all", "{}", prune.clock.now(), Move::NotLater).await;
     if let Err(error) = asked {
         tracing::warn!(%error, "ask for history to be pruned");
     }
-    jobs.work(Arc::new(Prune(control))).await;
+    jobs.work(Arc::new(prune)).await;
 }
 
-struct Prune(Control);
+/// What forgets history.
+pub(crate) struct Prune {
+    /// Of sandboxes, where they run here.
+    pub(crate) control: Option<Control>,
+    pub(crate) sessions: Arc<Sessions>,
+    /// How long what happened to sessions is known.
+    pub(crate) history: Duration,
+    pub(crate) clock: Clock,
+}
 
 impl Prune {
     const NAME: &str = "prune_history";
@@ -57,10 +66,18 @@ impl Handler for Prune {
     }
 
     async fn run(&self, _: &Claim) -> Outcome {
-        match self.0.prune_history().await {
-            Ok(true) => Outcome::Again(PRUNE_PAUSE),
-            Ok(false) => Outcome::Again(PRUNE_EVERY),
-            Err(error) => Outcome::Failed(error.detail()),
+        let sandboxes = async {
+            match &self.control {
+                Some(control) => control.prune_history().await.map_err(|error| error.detail()),
+                None => Ok(false),
+            }
+        };
+        let before = self.clock.now().minus(self.history);
+        let events = self.sessions.prune_events(before).await.map_err(|error| error.to_string());
+        match (sandboxes.await, events) {
+            (Ok(false), Ok(false)) => Outcome::Again(PRUNE_EVERY),
+            (Ok(_), Ok(_)) => Outcome::Again(PRUNE_PAUSE),
+            (Err(error), _) | (_, Err(error)) => Outcome::Failed(error),
         }
     }
 }

@@ -115,9 +115,15 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let mut background = vec![tokio::spawn(sessions.clone().run_lifecycle()), tokio::spawn(save(db.clone()))];
     background.push(tokio::spawn(sessions.clone().run_org_snapshots()));
+    let prune = housekeeping::Prune {
+        control: engine.as_ref().map(|engine| engine.control.clone()),
+        sessions: sessions.clone(),
+        history: config.history()?,
+        clock: clock.clone(),
+    };
+    background.push(tokio::spawn(housekeeping::prune(jobs, prune)));
     if let Some(engine) = &engine {
         background.push(tokio::spawn(housekeeping::expire(engine.control.clone())));
-        background.push(tokio::spawn(housekeeping::prune(jobs, clock.clone(), engine.control.clone())));
     }
     let parts = Parts {
         db: db.clone(),

@@ -310,7 +310,7 @@ async fn what_a_crash_left_comes_to_rest() {
                 row.lifecycle_state = left;
                 true
             };
-            bench.db.change_session(&id, set).await.unwrap().unwrap();
+            bench.db.change_session(&id, None, set).await.unwrap().unwrap();
             bench.falls_asleep(&id).await;
             assert_eq!(bench.state(&id).await, rests);
         }
@@ -320,7 +320,7 @@ async fn what_a_crash_left_comes_to_rest() {
             (row.lifecycle_state, row.sandbox_name) = (LifecycleState::Restoring, None);
             true
         };
-        bench.db.change_session(&id, unbind).await.unwrap().unwrap();
+        bench.db.change_session(&id, None, unbind).await.unwrap().unwrap();
         while bench.state(&id).await != LifecycleState::Provisioning {
             bench.sessions.reconcile_once().await;
         }
@@ -331,7 +331,7 @@ async fn what_a_crash_left_comes_to_rest() {
             row.lifecycle_state = LifecycleState::Hibernating;
             true
         };
-        bench.db.change_session(&id, set).await.unwrap().unwrap();
+        bench.db.change_session(&id, None, set).await.unwrap().unwrap();
         let key = bench.key(&id);
         bench.sessions.note_use(&key.namespace, &key.name).await.unwrap();
         assert_eq!(bench.state(&id).await, LifecycleState::Active);
@@ -654,7 +654,7 @@ async fn a_deletion_is_carried_through() {
             row.status = SessionStatus::Archived;
             true
         };
-        bench.db.change_session(&away, archived).await.unwrap().unwrap();
+        bench.db.change_session(&away, None, archived).await.unwrap().unwrap();
         let (listed, count) =
             bench.sessions.list(&bench.account, dormouse_store::SessionFilter::All, 10, 0).await.unwrap();
         assert!(listed.len() == 1 && count == 1, "{listed:?} {count}");
@@ -666,5 +666,58 @@ async fn a_deletion_is_carried_through() {
             .await;
         assert!(!bench.is_awake(&away).await);
         assert_eq!(bench.fake.sandboxes().len(), 1);
+    }
+}
+
+/// Every transition is written down, with why and who.
+#[tokio::test]
+async fn what_happens_to_a_session_can_be_read() {
+    for bench in Bench::all().await {
+        let mut heard = bench.sessions.listen();
+        let id = bench.ready().await;
+        assert_eq!(heard.recv().await.unwrap(), id);
+        bench.clock.advance(IDLE + Duration::from_secs(1));
+        bench.falls_asleep(&id).await;
+        bench.fake.plan(Call::Resume, Fault::Error(broken()));
+        assert!(bench.provision(&id).await.is_err());
+        bench.provision(&id).await.unwrap();
+        bench.sessions.patch(&bench.account, &id, to(SessionStatus::Archived)).await.unwrap();
+        let events = bench.sessions.events(&bench.account, &id, 0, 100).await.unwrap();
+        let told: Vec<_> = events.iter().map(|event| event.cause.reason.as_str()).collect();
+        let expected = [
+            "provision",
+            "clone",
+            "ready",
+            "idle",
+            "asleep",
+            "provision",
+            "failed",
+            "provision",
+            "ready",
+            "requested",
+            "asleep",
+            "archived",
+        ];
+        assert_eq!(told, expected);
+        assert!(events.iter().map(|event| event.seq).eq(1..=12));
+        // Each begins where the one before ended.
+        let gaps = events.windows(2).filter(|pair| pair[0].after != pair[1].before);
+        // But for the archived status, which counts before its sandbox sleeps.
+        assert_eq!(gaps.count(), 0, "{events:?}");
+        assert!(events.windows(2).all(|pair| pair[0].version <= pair[1].version));
+        let by = |index: usize| events[index].cause.actor.as_ref() == Some(&bench.account);
+        assert!(by(0) && by(2) && !by(3) && !by(4) && by(11));
+        assert_eq!(events[2].cause.detail.as_deref(), Some("trunk"));
+        assert!(events[6].cause.detail.as_ref().is_some_and(|why| !why.is_empty()));
+        let rest = bench.sessions.events(&bench.account, &id, 10, 1).await.unwrap();
+        assert_eq!(rest.iter().map(|event| event.seq).collect::<Vec<_>>(), [11]);
+        let stranger = AccountId::generate();
+        let refused = bench.sessions.events(&stranger, &id, 0, 10).await;
+        assert!(matches!(refused, Err(SessionError::Forbidden)), "{refused:?}");
+        assert!(!bench.sessions.prune_events(Timestamp(1_000_001)).await.unwrap());
+        let left = bench.sessions.events(&bench.account, &id, 0, 100).await.unwrap();
+        assert_eq!(left.first().unwrap().seq, 4);
+        bench.sessions.delete(&bench.account, &id).await.unwrap();
+        assert!(bench.db.session_events(&id, 0, 100).await.unwrap().is_empty());
     }
 }

@@ -1,0 +1,122 @@
+//! Table `session_events`: the history of each session.
+
+use dormouse_types::{AccountId, EventReason, LifecycleState, SessionId, Timestamp};
+
+use crate::db::{Db, Tx};
+use crate::error::Result;
+use crate::sql::Row;
+
+/// Why a session changes, and who wants it: written down with the change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// Why.
+    pub reason: EventReason,
+    /// Who wants it; `None`: the server does it by itself.
+    pub actor: Option<AccountId>,
+    /// What else there is to say.
+    pub detail: Option<String>,
+}
+
+/// Something that happened to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEventRow {
+    /// Its number among those of the session: greater ones came later.
+    pub seq: i64,
+    /// When.
+    pub at: Timestamp,
+    /// Version of the session after it.
+    pub version: i64,
+    /// State before it.
+    pub before: LifecycleState,
+    /// State after it.
+    pub after: LifecycleState,
+    /// Why it happened.
+    pub cause: Cause,
+}
+
+fn read(row: &Row) -> Result<SessionEventRow> {
+    let row = row.of("session_events", "");
+    Ok(SessionEventRow {
+        seq: row.get("seq")?,
+        at: row.get("at")?,
+        version: row.get("version")?,
+        before: row.get("state_before")?,
+        after: row.get("state_after")?,
+        cause: Cause { reason: row.get("reason")?, actor: row.get("actor")?, detail: row.get("detail")? },
+    })
+}
+
+/// Adds an event, in a transaction that holds the session's row. Its number is
+/// given here.
+pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEventRow) -> Result<()> {
+    let last = tx
+        .sql(
+            format!("read the last event of {session}"),
+            "SELECT COALESCE(MAX(seq), 0) FROM session_events WHERE session_id = $1",
+        )
+        .bind(session)
+        .count()
+        .await?;
+    tx.sql(
+        format!("insert an event of {session}"),
+        "INSERT INTO session_events
+         (session_id, seq, at, version, state_before, state_after, reason, actor, detail)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(session)
+    .bind(last + 1)
+    .bind(event.at)
+    .bind(event.version)
+    .bind(event.before)
+    .bind(event.after)
+    .bind(event.cause.reason)
+    .bind(&event.cause.actor)
+    .bind(&event.cause.detail)
+    .execute()
+    .await
+    .map(drop)
+}
+
+/// Forgets the events of a session that is deleted.
+pub(crate) async fn forget(tx: &mut Tx, session: &SessionId) -> Result<()> {
+    tx.sql(format!("forget the events of {session}"), "DELETE FROM session_events WHERE session_id = $1")
+        .bind(session)
+        .execute()
+        .await
+        .map(drop)
+}
+
+impl Db {
+    /// Events of a session after the one with the number `after`, oldest first, at
+    /// most `limit`.
+    pub async fn session_events(
+        &self,
+        session: &SessionId,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<SessionEventRow>> {
+        self.sql(
+            format!("read events of {session}"),
+            "SELECT seq, at, version, state_before, state_after, reason, actor, detail FROM session_events
+             WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        )
+        .bind(session)
+        .bind(after)
+        .bind(limit)
+        .all(read)
+        .await
+    }
+
+    /// Forgets events from before `before`, at most `limit`; how many.
+    pub async fn prune_session_events(&self, before: Timestamp, limit: i64) -> Result<u64> {
+        self.change(
+            "prune events",
+            "DELETE FROM session_events WHERE (session_id, seq) IN
+             (SELECT session_id, seq FROM session_events WHERE at < $1 ORDER BY at LIMIT $2)",
+        )
+        .bind(before)
+        .bind(limit)
+        .execute()
+        .await
+    }
+}
