@@ -1,6 +1,7 @@
 //! Sleep, waking, restarts.
 
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -422,4 +423,88 @@ pub(crate) fn a_session_says_what_is(w: &World) -> anyhow::Result<()> {
     )?;
     ensure!(status == StatusCode::BAD_REQUEST, "{status} {reply}");
     w.delete(&name)
+}
+
+/// A stream of events that somebody follows.
+struct Followed {
+    text: Arc<Mutex<String>>,
+    reading: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Followed {
+    fn start(w: &World, key: &str, session: &str, last: Option<&str>) -> anyhow::Result<Self> {
+        let url = format!("{}/api/sandbox/events?sessionId={session}", w.base);
+        let mut request = w.http.get(url).header("x-api-key", key).header("accept", "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let mut answer = w.block_on(request.send())?;
+        ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
+        ensure!(answer.headers()["content-type"] == "text/event-stream");
+        let text = Arc::new(Mutex::new(String::new()));
+        let read = text.clone();
+        let reading = w.spawn(async move {
+            while let Some(part) = answer.chunk().await? {
+                let part = String::from_utf8_lossy(&part).into_owned();
+                read.lock().unwrap_or_else(PoisonError::into_inner).push_str(&part);
+            }
+            Ok(())
+        });
+        Ok(Self { text, reading })
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tells(&self, what: &str) -> anyhow::Result<()> {
+        let told = eventually("an event comes", Duration::from_secs(20), || Ok(self.text().contains(what)));
+        told.with_context(|| format!("{what:?} is not in {}", self.text()))
+    }
+
+    /// Waits for its end; all that it told.
+    fn ends(self, w: &World) -> anyhow::Result<String> {
+        eventually("the stream ends", Duration::from_secs(30), || Ok(self.reading.is_finished()))?;
+        let text = self.text();
+        w.block_on(self.reading)??;
+        Ok(text)
+    }
+}
+
+/// Whoever watches a session is told what happens, goes on where they broke off,
+/// and hears no more than they may.
+pub(crate) fn events_are_told(w: &World) -> anyhow::Result<()> {
+    let session = w.new_session()?;
+    let first = Followed::start(w, &w.key, &session, None)?;
+    w.post(&session)?;
+    first.tells(r#""reason":"ready""#)?;
+    let told = first.text();
+    ensure!(told.starts_with("id: 1\nevent: lifecycle\ndata: {"), "{told}");
+    let page = w.good(Method::GET, &format!("/api/sandbox/events?sessionId={session}&limit=1"), None)?;
+    ensure!(page["events"][0]["reason"] == "provision" && page["next"] == 1, "{page}");
+    ensure!(page["events"][0]["actor"] == w.account.as_str(), "{page}");
+    let last = told.matches("\nid: ").count() + 1;
+    w.good(Method::DELETE, "/api/sandbox", Some(json!({"sessionId": session})))?;
+    first.tells(r#""reason":"asleep""#)?;
+    // One that broke off after what it knows.
+    let again = Followed::start(w, &w.key, &session, Some(&last.to_string()))?;
+    again.tells(r#""reason":"asleep""#)?;
+    ensure!(!again.text().contains("provision"), "{}", again.text());
+    for key in [&w.other_key, &String::from("dormouse_sk_wrong")] {
+        let path = format!("/api/sandbox/events?sessionId={session}");
+        let (status, _) = w.call(Method::GET, &path, Some(key), None)?;
+        ensure!(matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED), "{status}");
+    }
+    // A key that ends takes its streams along.
+    let key = w.new_key()?;
+    let watched = Followed::start(w, &key.1, &session, None)?;
+    watched.tells("provision")?;
+    w.cli(&["key", "revoke", &key.0])?;
+    watched.ends(w)?;
+    w.good(Method::DELETE, &format!("/api/sessions/{session}"), None)?;
+    for stream in [first, again] {
+        let told = stream.ends(w)?;
+        ensure!(told.trim_end().ends_with("event: deleted\ndata: {}"), "{told}");
+    }
+    Ok(())
 }

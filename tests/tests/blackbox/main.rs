@@ -91,6 +91,7 @@ const SHARED: &[Scenario] = &[
     ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
     ("lifecycle::a_spoiled_record", lifecycle::a_spoiled_record),
     ("lifecycle::a_replaced_image_starts_cold", lifecycle::a_replaced_image_starts_cold),
+    ("lifecycle::events_are_told", lifecycle::events_are_told),
     ("lifecycle::what_hangs_is_called_off", lifecycle::what_hangs_is_called_off),
     ("lifecycle::a_session_says_what_is", lifecycle::a_session_says_what_is),
 ];
@@ -121,6 +122,7 @@ const POSTGRES: &[Scenario] = &[
     ("lifecycle::used_after_a_crash", lifecycle::used_after_a_crash),
     ("lifecycle::a_stop_finishes_what_was_left", lifecycle::a_stop_finishes_what_was_left),
     ("lifecycle::a_spoiled_record", lifecycle::a_spoiled_record),
+    ("lifecycle::events_are_told", lifecycle::events_are_told),
     ("provider::owners_and_teams", provider::owners_and_teams),
     ("provider::lost_answers", provider::lost_answers),
     ("provider::use_of_a_session", provider::use_of_a_session),

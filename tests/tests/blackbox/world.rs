@@ -218,6 +218,14 @@ impl World {
         Ok(reply["id"].as_str().context("no id")?.to_owned())
     }
 
+    /// Makes a key: its id, and itself.
+    pub(crate) fn new_key(&self) -> anyhow::Result<(String, String)> {
+        let made = self.cli(&["key", "create", "--account", &self.account, "--output", "json"])?;
+        let reply: Value = serde_json::from_slice(&made.stdout)?;
+        let text = |name: &str| reply[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+        Ok((text("id")?, text("key")?))
+    }
+
     pub(crate) fn new_session(&self) -> anyhow::Result<String> {
         self.id(&["session", "create", "--account", &self.account])
     }
