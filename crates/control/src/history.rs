@@ -32,11 +32,10 @@ impl Control {
         let before = self.clock.now().minus(self.config.history);
         let runs = self.db.prune_runs(before, ROUND).await.map_err(internal("prune runs"))?;
         let snapshots = self.db.prune_snapshots(before, ROUND).await.map_err(internal("prune snapshots"))?;
-        let jobs = self.db.prune_jobs(before, ROUND).await.map_err(internal("prune jobs"))?;
-        if runs + snapshots + jobs > 0 {
-            tracing::info!(runs, snapshots, jobs, "pruned history");
+        if runs + snapshots > 0 {
+            tracing::info!(runs, snapshots, "pruned history");
         }
         let whole = u64::try_from(ROUND).unwrap_or(u64::MAX);
-        Ok([runs, snapshots, jobs].contains(&whole))
+        Ok([runs, snapshots].contains(&whole))
     }
 }

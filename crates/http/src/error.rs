@@ -7,7 +7,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dormouse_provider::ProviderError;
-use dormouse_sessions::SessionError;
+use dormouse_sessions::{RemoteError, SessionError};
 use dormouse_store::StoreError;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
@@ -157,7 +157,11 @@ impl From<SessionError> for ApiError {
             | SessionError::Reserved(_) => StatusCode::CONFLICT,
             SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) => StatusCode::BAD_REQUEST,
             SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,
-            SessionError::Clone { .. } => StatusCode::BAD_GATEWAY,
+            SessionError::Remote { error: RemoteError::Unreadable, .. } => StatusCode::NOT_FOUND,
+            SessionError::Remote { error: RemoteError::NoBranch, .. } => StatusCode::CONFLICT,
+            SessionError::Clone { .. } | SessionError::Remote { error: RemoteError::Silent(_), .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             SessionError::Provider(ProviderError::Capacity(reason)) => {
                 return Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,

@@ -141,6 +141,14 @@ impl Jobs {
         Ok(id)
     }
 
+    /// Forgets jobs that ended before `before`, at most `limit`; how many.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn prune(&self, before: Timestamp, limit: i64) -> Result<u64> {
+        self.db.prune_jobs(before, limit).await
+    }
+
     fn wake(&self, kind: &str) -> Arc<Notify> {
         let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         wakes.entry(kind.to_owned()).or_default().clone()

@@ -62,6 +62,24 @@ else
 fi
 "#;
 
+/// The word for a directory with nothing in it.
+const NOTHING: &str = "nothing";
+
+/// Ends here where there is no repository of the usual kind.
+const LOOK: &str = r#"
+if [ ! -e .git ] && [ -z "$(ls -A)" ]; then echo nothing; exit 0; fi
+[ -f .git/HEAD ] || exit 0
+"#;
+
+/// A clone that was cut off has no commit, no branch and no file: what it left goes.
+const LEFT: &str = r#"
+if [ -z "$commit" ] && [ "$(ls -A)" = .git ] && [ -z "$(git for-each-ref --count=1)" ]; then
+    rm -rf .git
+    echo nothing
+    exit 0
+fi
+"#;
+
 /// Fails where nothing is checked out and the remote is not empty.
 const CHECK: &str = r#"
 if [ -z "$commit" ]; then
@@ -170,11 +188,33 @@ pub fn update(branch: Option<&str>, identity: Option<&Identity>) -> Vec<String> 
     argv([UPDATE, READ, PRINT].concat(), arguments)
 }
 
-/// The command that looks at the repository in the working directory. It prints
-/// what [`Checkout::read`] reads, and nothing where there is none.
+/// The command that looks at the working directory. It prints what [`Found::read`]
+/// reads.
 #[must_use]
 pub fn look() -> Vec<String> {
-    argv(["[ -f .git/HEAD ] || exit 0", READ, PRINT].concat(), [])
+    argv([LOOK, READ, LEFT, PRINT].concat(), [])
+}
+
+/// What is in a working directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A repository.
+    Checkout(Checkout),
+    /// Nothing, or what a clone left that was cut off.
+    Nothing,
+    /// Something else: its owner moved the repository, or made it another kind.
+    Other,
+}
+
+impl Found {
+    /// From what the script printed.
+    #[must_use]
+    pub fn read(printed: &str) -> Self {
+        match printed.trim_end() {
+            NOTHING => Self::Nothing,
+            _ => Checkout::read(printed).map_or(Self::Other, Self::Checkout),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -200,5 +240,9 @@ mod tests {
         assert_eq!(Checkout::read("\nabc\n"), found("", "abc", false));
         assert_eq!(Checkout::read("\n\n"), None);
         assert_eq!(Checkout::read(""), None);
+        assert_eq!(Found::read("nothing\n"), Found::Nothing);
+        assert_eq!(Found::read(""), Found::Other);
+        let checkout = found("main", "abc", false).unwrap();
+        assert_eq!(Found::read("main\nabc\n"), Found::Checkout(checkout));
     }
 }

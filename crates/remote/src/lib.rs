@@ -73,10 +73,10 @@ impl HttpRemote {
             // about this repository.
             match next.filter(|next| next.origin() == url.origin()) {
                 Some(next) => url = next,
-                None => return Err(RemoteError::Silent("it leads to another host".to_owned())),
+                None => return Err(RemoteError::Silent("redirected to another host".to_owned())),
             }
         }
-        Err(RemoteError::Silent("it leads on and on".to_owned()))
+        Err(RemoteError::Silent("too many redirects".to_owned()))
     }
 }
 
@@ -96,7 +96,7 @@ impl Remote for HttpRemote {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE => {
                 return Err(RemoteError::Unreadable);
             }
-            status => return Err(RemoteError::Silent(format!("it answers {status}"))),
+            status => return Err(RemoteError::Silent(format!("HTTP {status}"))),
         }
         let mut body = Vec::new();
         while let Some(part) =
@@ -104,7 +104,7 @@ impl Remote for HttpRemote {
         {
             body.extend_from_slice(&part);
             if body.len() > MAX_ANSWER {
-                return Err(RemoteError::Silent("its answer is too long".to_owned()));
+                return Err(RemoteError::Silent("response too large".to_owned()));
             }
         }
         pkt::head(&body)

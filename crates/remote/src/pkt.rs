@@ -24,7 +24,7 @@ pub(crate) fn ls_head() -> String {
 
 /// What the answer says of `HEAD`.
 pub(crate) fn head(answer: &[u8]) -> Result<Tip, RemoteError> {
-    let odd = || RemoteError::Silent("its answer is not git's".to_owned());
+    let odd = || RemoteError::Silent("not a git response".to_owned());
     let mut rest = answer;
     loop {
         let (length, after) = rest.split_at_checked(4).ok_or_else(odd)?;

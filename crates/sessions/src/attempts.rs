@@ -37,17 +37,17 @@ impl Attempts {
         Attempt { all: self.clone(), session: session.clone(), called_off }
     }
 
-    /// Calls off what goes on now; what begins later is not meant.
-    pub(crate) fn call_off(&self, session: &SessionId) {
+    /// Calls off what goes on now; what begins later is not meant. `false`: nothing
+    /// did.
+    pub(crate) fn call_off(&self, session: &SessionId) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((token, _)) = all.remove(session) {
-            token.cancel();
+        match all.remove(session) {
+            Some((token, _)) => {
+                token.cancel();
+                true
+            }
+            None => false,
         }
-    }
-
-    fn called_off(&self, session: &SessionId) -> CancellationToken {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(session).map(|(token, _)| token.clone()).unwrap_or_default()
     }
 }
 
@@ -68,30 +68,25 @@ impl Drop for Attempt {
 }
 
 impl Attempt {
-    fn is_called_off(&self) -> bool {
-        self.called_off.is_cancelled()
-    }
-
     /// # Errors
     /// [`SessionError::CalledOff`] where it was, before it came to its turn.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.is_called_off() { Err(SessionError::CalledOff) } else { Ok(()) }
+        if self.called_off.is_cancelled() { Err(SessionError::CalledOff) } else { Ok(()) }
     }
 }
 
 impl Sessions {
-    /// Does work for a session, if it is for one, unless that is called off.
-    /// Only what can be dropped in the middle goes through here.
+    /// Does work that is for an attempt, if it is for one, unless that is called
+    /// off. Only what can be dropped in the middle goes through here.
     ///
     /// # Errors
     /// [`SessionError::CalledOff`]; those of the work.
     pub(crate) async fn unless_called_off<T>(
         &self,
-        session: Option<&SessionId>,
+        attempt: Option<&Attempt>,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let Some(session) = session else { return work.await };
-        let token = self.attempts.called_off(session);
+        let Some(Attempt { session, called_off: token, .. }) = attempt else { return work.await };
         let unwanted = async {
             loop {
                 tokio::select! {
@@ -126,13 +121,13 @@ mod tests {
         let (first, second) = (attempts.begin(&session), attempts.begin(&session));
         drop(first);
         second.check().unwrap();
-        attempts.call_off(&session);
+        assert!(attempts.call_off(&session));
         second.check().unwrap_err();
         let third = attempts.begin(&session);
         drop(second);
         third.check().unwrap();
         drop(third);
         assert!(attempts.0.lock().unwrap().is_empty());
-        attempts.call_off(&session);
+        assert!(!attempts.call_off(&session));
     }
 }

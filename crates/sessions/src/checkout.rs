@@ -1,7 +1,7 @@
 //! Runs the scripts that get a repository into a sandbox, and reads what they
 //! found.
 
-use dormouse_provider::checkout::{self, Checkout, Identity};
+use dormouse_provider::checkout::{self, Checkout, Found, Identity};
 use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus};
 use dormouse_types::{AccountId, CommandId, GithubRepo};
 use futures::StreamExt as _;
@@ -35,15 +35,12 @@ impl Sessions {
             Ok(Ok(None)) => Err(failed("nothing is checked out".to_owned())),
             Ok(Err(_)) if self.has_ended(run).await => Err(SessionError::Interrupted),
             Ok(Err(message)) => Err(failed(message)),
-            Err(SessionError::Provider(
-                ProviderError::Stopped | ProviderError::Stopping | ProviderError::NotFound(_),
-            )) => Err(SessionError::Interrupted),
             Err(error) => Err(error),
         }
     }
 
     /// Whether somebody ended a run, which says what became of a command in it.
-    async fn has_ended(&self, run: &RunRef) -> bool {
+    pub(crate) async fn has_ended(&self, run: &RunRef) -> bool {
         match self.provider.run(run).await {
             Ok(found) => found.status != RunStatus::Running,
             Err(error) => matches!(error, ProviderError::NotFound(_)),
@@ -61,23 +58,38 @@ impl Sessions {
         self.run_checkout(run, checkout::update(branch, identity)).await
     }
 
-    /// What is checked out in a run; `None`: nothing.
-    pub(crate) async fn look_at_checkout(&self, run: &RunRef) -> Result<Option<Checkout>> {
-        Ok(self.run_checkout(run, checkout::look()).await?.unwrap_or(None))
+    /// What is in the working directory of a run. What cannot be looked at is its
+    /// owner's.
+    pub(crate) async fn look_at_checkout(&self, run: &RunRef) -> Result<Found> {
+        Ok(match self.run_script(run, checkout::look()).await? {
+            Ok(printed) => Found::read(&printed),
+            Err(words) => {
+                tracing::warn!(run = %run.id, words, "look at a checkout");
+                Found::Other
+            }
+        })
     }
 
-    /// Runs one of the scripts: what it found, or what it said when it failed.
     async fn run_checkout(
         &self,
         run: &RunRef,
         argv: Vec<String>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
+        Ok(self.run_script(run, argv).await?.map(|printed| Checkout::read(&printed)))
+    }
+
+    /// Runs one of the scripts: what it printed, or what it said when it failed.
+    async fn run_script(
+        &self,
+        run: &RunRef,
+        argv: Vec<String>,
+    ) -> Result<std::result::Result<String, Words>> {
         let mut spec = CommandSpec::new(argv);
         spec.timeout = Some(self.config.clone_timeout);
-        let mut events = self.provider.exec(run, CommandId::generate(), spec).await?;
+        let mut events = self.provider.exec(run, CommandId::generate(), spec).await.map_err(interrupted)?;
         let (mut out, mut words) = (Vec::new(), Vec::new());
         while let Some(event) = events.next().await {
-            match event? {
+            match event.map_err(interrupted)? {
                 LogEvent::Stdout(data) => keep_last(&mut out, &data),
                 LogEvent::Stderr(data) => keep_last(&mut words, &data),
                 LogEvent::Started(_) => {}
@@ -85,7 +97,7 @@ impl Sessions {
                     // Postgres keeps no NUL.
                     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");
                     if command.exit_code == Some(0) {
-                        return Ok(Ok(Checkout::read(&text(&out))));
+                        return Ok(Ok(text(&out)));
                     }
                     let limit = self.config.clone_timeout;
                     return Ok(Err(if command.timed_out {
@@ -96,7 +108,7 @@ impl Sessions {
                 }
             }
         }
-        Err(ProviderError::Stopped.into())
+        Err(SessionError::Interrupted)
     }
 
     /// Git identity of an account (session contract, section 7).
@@ -111,6 +123,16 @@ impl Sessions {
             name: name.unwrap_or_else(|| "dormouse".to_owned()),
             email: email.unwrap_or_else(|| format!("{account}@users.noreply.dormouse.invalid")),
         })
+    }
+}
+
+/// Somebody stopped or deleted the sandbox under a script.
+fn interrupted(error: ProviderError) -> SessionError {
+    match error {
+        ProviderError::Stopped | ProviderError::Stopping | ProviderError::NotFound(_) => {
+            SessionError::Interrupted
+        }
+        error => error.into(),
     }
 }
 

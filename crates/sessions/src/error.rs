@@ -4,6 +4,8 @@ use dormouse_provider::ProviderError;
 use dormouse_store::StoreError;
 use dormouse_types::{GithubRepo, SandboxName};
 
+use crate::RemoteError;
+
 /// Result of a call on sessions.
 pub type Result<T> = std::result::Result<T, SessionError>;
 
@@ -40,13 +42,13 @@ pub enum SessionError {
     #[error("the session is being changed by others; try again")]
     Contended,
     /// The sandbox was stopped or deleted while it was being set up.
-    #[error("the sandbox was stopped or deleted while its repository was cloned; try again")]
+    #[error("the sandbox was stopped or deleted while its repository was being cloned; try again")]
     Interrupted,
     /// The session was stopped, archived or deleted meanwhile.
-    #[error("the session was stopped, archived or deleted meanwhile")]
+    #[error("the session was stopped, archived or deleted in the meantime")]
     CalledOff,
     /// The name is that of a session's sandbox.
-    #[error("the name {0} belongs to an agent session; POST /api/sandbox makes its sandbox")]
+    #[error("the name {0} is reserved for an agent session; use POST /api/sandbox to create its sandbox")]
     Reserved(SandboxName),
     /// The repository could not be cloned; the message is git's, for the
     /// caller.
@@ -57,11 +59,20 @@ pub enum SessionError {
         /// Git's last words.
         message: String,
     },
+    /// The remote of the repository does not say where it stands, or that it has
+    /// nothing.
+    #[error("{repo}: {error}")]
+    Remote {
+        /// Which.
+        repo: GithubRepo,
+        /// Why.
+        error: RemoteError,
+    },
     /// There is no such org snapshot for the caller.
     #[error("Org snapshot not found")]
     NoSuchOrgSnapshot,
     /// There are no org snapshots of this repository here.
-    #[error("this server makes no org snapshots of {0}; org_snapshots.enabled and .owners say of what")]
+    #[error("org snapshots are not enabled for {0} on this server")]
     NoOrgSnapshots(GithubRepo),
     /// None of the caller's organizations claims the repository.
     #[error("only members of an organization that claims {0} may do this")]

@@ -40,6 +40,16 @@ impl Sessions {
         self.heard.subscribe()
     }
 
+    /// The server goes down: nobody is to wait for what happens next.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Returns once [`Sessions::close`] was called.
+    pub async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Tells those who listen.
     pub(crate) fn news(&self, id: &SessionId) {
         // Nobody need listen.

@@ -67,6 +67,8 @@ pub struct Sessions {
     wake: Arc<tokio::sync::Notify>,
     /// Sessions that something happened to.
     heard: tokio::sync::broadcast::Sender<SessionId>,
+    /// The server goes down.
+    closing: tokio_util::sync::CancellationToken,
 }
 
 impl Sessions {
@@ -98,6 +100,7 @@ impl Sessions {
             host,
             wake,
             heard,
+            closing: tokio_util::sync::CancellationToken::new(),
         }
     }
 

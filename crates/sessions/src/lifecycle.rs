@@ -11,7 +11,7 @@ use futures::{StreamExt as _, stream};
 use crate::decide::{Action, Due, Event, View, decide};
 use crate::error::Result;
 use crate::provision::by_itself;
-use crate::{SessionError, Sessions};
+use crate::{LifecycleState, SessionError, Sessions};
 
 /// How often the reconciler looks without being told to.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -155,7 +155,11 @@ impl Sessions {
             StopReason::Died => EventReason::Died,
             _ => EventReason::Requested,
         };
-        let cause = Cause { reason: why, actor: actor.cloned(), detail: None };
+        // A sleep that is tried again is no news.
+        let again = matches!(row.lifecycle_state, LifecycleState::Hibernating)
+            || matches!(decide(View::of(&row), Event::Sleep), Action::Refuse)
+                && row.lifecycle_state == LifecycleState::Failed;
+        let cause = (!again).then(|| Cause { reason: why, actor: actor.cloned(), detail: None });
         let begin = |row: &mut SessionRow| {
             put(row, Event::Sleep);
             row.lifecycle_error = None;
@@ -163,9 +167,9 @@ impl Sessions {
         let row = match reason {
             StopReason::Idle => {
                 begin(&mut row);
-                self.write(row, Some(&cause)).await?
+                self.write(row, cause.as_ref()).await?
             }
-            _ => self.change(row, Some(cause), begin).await?,
+            _ => self.change(row, cause, begin).await?,
         };
         let stopped = self.stop_sandbox(&row, reason).await;
         let mut row = row;
@@ -182,7 +186,7 @@ impl Sessions {
                 put(&mut row, Event::SleepFailed);
                 row.lifecycle_error = Some("the sandbox could not be stopped".to_owned());
                 let cause = Cause { detail: row.lifecycle_error.clone(), ..by_itself(EventReason::Failed) };
-                self.write(row, Some(&cause)).await?;
+                self.write(row, (!again).then_some(&cause)).await?;
                 Err(error.into())
             }
         }

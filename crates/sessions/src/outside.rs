@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use dormouse_provider::SandboxKey;
+use dormouse_provider::{ProviderError, SandboxKey};
+use dormouse_store::SessionRow;
 use dormouse_types::{EventReason, SandboxName, SnapshotId};
 
 use crate::decide::Event;
@@ -29,24 +30,50 @@ impl Sessions {
         }
     }
 
-    /// Somebody deleted a sandbox, or what it would start from next: the session
-    /// that it belongs to, if it does, has none any more. A session that is being
-    /// changed right now finds out by itself.
+    /// Somebody deleted a sandbox: the session that it belongs to, if it does, has
+    /// none any more. A session that is being changed right now finds out by itself.
     pub async fn note_gone(&self, key: &SandboxKey) -> Result<()> {
+        self.forget_if(key, async {
+            // By now there may be another one of this name.
+            match self.provider.get(key).await {
+                Err(ProviderError::NotFound(_)) => Ok(true),
+                Ok(_) | Err(_) => Ok(false),
+            }
+        })
+        .await
+    }
+
+    /// Somebody deleted a snapshot: [`Sessions::note_gone`] for the sandboxes that
+    /// have nothing else to start from.
+    pub async fn note_gone_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        for (namespace, name) in self.db.sandboxes_with_nothing_but(id).await? {
+            let key = SandboxKey { namespace, name };
+            let still = async {
+                let all = self.db.sandboxes_with_nothing_but(id).await?;
+                Ok(all.iter().any(|(namespace, name)| (namespace, name) == (&key.namespace, &key.name)))
+            };
+            self.forget_if(&key, still).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a sandbox from its session's row, if `gone` says so while nobody
+    /// changes the session.
+    async fn forget_if(&self, key: &SandboxKey, gone: impl Future<Output = Result<bool>>) -> Result<()> {
         let Some(id) = key.name.session() else { return Ok(()) };
-        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
-        let its =
-            row.sandbox_name.as_ref() == Some(&key.name) && Self::namespace(&row.account_id) == key.namespace;
-        if !its {
+        let its = |row: &SessionRow| {
+            row.sandbox_name.as_ref() == Some(&key.name) && Self::namespace(&row.account_id) == key.namespace
+        };
+        if !self.db.session(&id).await?.is_some_and(|row| its(&row)) {
             return Ok(());
         }
         let Ok(lock) = tokio::time::timeout(PATIENCE, self.locks.take(&id)).await else { return Ok(()) };
         let _lock = lock?;
-        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
-        if row.sandbox_name.as_ref() != Some(&key.name) {
+        let Some(row) = self.db.session(&id).await?.filter(its) else { return Ok(()) };
+        if !gone.await? {
             return Ok(());
         }
-        let forget = |row: &mut dormouse_store::SessionRow| {
+        let forget = |row: &mut SessionRow| {
             put(row, Event::Gone);
             row.sandbox_name = None;
             row.hibernate_after = None;
@@ -55,17 +82,14 @@ impl Sessions {
         };
         match self.change(row, Some(by_itself(EventReason::SandboxDeleted)), forget).await {
             // It was put away, or deleted, in the same moment.
-            Err(SessionError::Archived | SessionError::NotFound | SessionError::Contended) | Ok(_) => Ok(()),
+            Err(
+                SessionError::Archived
+                | SessionError::CalledOff
+                | SessionError::NotFound
+                | SessionError::Contended,
+            )
+            | Ok(_) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    /// Somebody deleted a snapshot: [`Sessions::note_gone`] for the sandboxes that
-    /// have nothing else to start from.
-    pub async fn note_gone_snapshot(&self, id: &SnapshotId) -> Result<()> {
-        for key in self.db.sandboxes_with_nothing_but(id).await? {
-            self.note_gone(&SandboxKey { namespace: key.0, name: key.1 }).await?;
-        }
-        Ok(())
     }
 }

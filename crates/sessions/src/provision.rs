@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::checkout::Checkout;
+use dormouse_provider::checkout::{Checkout, Found};
 use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxKey};
 use dormouse_store::{Cause, SessionRow};
 use dormouse_types::{AccountId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
 use tracing::Instrument as _;
 
+use crate::attempts::Attempt;
 use crate::decide::Event;
 use crate::error::Result;
 use crate::lifecycle::put;
@@ -81,7 +82,7 @@ impl Sessions {
                 })
                 .await?;
         }
-        let work = self.bring_up(&key, &row, account, repo);
+        let work = self.bring_up(&attempt, &key, &row, account, repo);
         let ready = tokio::select! {
             biased;
             () = lock.lost() => Err(SessionError::Contended),
@@ -132,6 +133,7 @@ impl Sessions {
     /// A ready sandbox: when its lifetime ends, and the branch in it.
     async fn bring_up(
         self: &Arc<Self>,
+        attempt: &Attempt,
         key: &SandboxKey,
         row: &SessionRow,
         account: &AccountId,
@@ -142,16 +144,19 @@ impl Sessions {
                 Ok(found) => {
                     let run = RunRef { namespace: key.namespace.clone(), id: found.run.id.clone() };
                     self.refresh_credentials(&found, &run, account, repo).await?;
-                    let checkout = match self.look_at_checkout(&run).await? {
-                        Some(checkout) => checkout,
+                    let look = self.look_at_checkout(&run);
+                    let branch = match self.unless_called_off(Some(attempt), look).await? {
+                        Found::Checkout(checkout) => checkout.shown(),
                         // One that keeps nothing has nothing: it begins anew.
-                        None => {
+                        Found::Nothing => {
                             let identity = self.identity(account).await?;
                             let clone = self.clone_repository(&run, repo, Some(&identity));
-                            self.unless_called_off(key.name.session().as_ref(), clone).await?
+                            self.unless_called_off(Some(attempt), clone).await?.shown()
                         }
+                        // Whoever moved the repository knows where it is.
+                        Found::Other => String::new(),
                     };
-                    return Ok((found.run.expires_at(), checkout.shown()));
+                    return Ok((found.run.expires_at(), branch));
                 }
                 // The sandbox or its snapshot was deleted: begin anew.
                 Err(ProviderError::NotFound(_)) => {}
@@ -164,7 +169,7 @@ impl Sessions {
         }
         let mut request = CreateSandbox::new(key.clone());
         request.timeout = Some(self.config.max_lifetime);
-        let (ends_at, checkout) = self.create_with_checkout(request, account, repo).await?;
+        let (ends_at, checkout) = self.create_with_checkout(Some(attempt), request, account, repo).await?;
         Ok((ends_at, checkout.shown()))
     }
 
@@ -178,7 +183,7 @@ impl Sessions {
         let mut request = CreateSandbox::new(key);
         (request.persistent, request.ephemeral) = (false, true);
         request.timeout = Some(self.config.idle_timeout);
-        let (_, checkout) = self.create_with_checkout(request, account, repo).await?;
+        let (_, checkout) = self.create_with_checkout(None, request, account, repo).await?;
         let branch = checkout.shown();
         Ok(Provisioned { ready_at: self.now(), timeout: self.config.idle_timeout, branch, sandbox: name })
     }
@@ -186,6 +191,7 @@ impl Sessions {
     /// A sandbox with the repository in it: from the org snapshot, or cold.
     async fn create_with_checkout(
         self: &Arc<Self>,
+        attempt: Option<&Attempt>,
         mut request: CreateSandbox,
         account: &AccountId,
         repo: &GithubRepo,
@@ -193,7 +199,7 @@ impl Sessions {
         let identity = self.identity(account).await?;
         let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
         request.network = self.policy_of(reader.access);
-        if let Some(warm) = self.start_warm(&request, &reader, &identity).await? {
+        if let Some(warm) = self.start_warm(attempt, &request, &reader, &identity).await? {
             return Ok((warm.made.run.expires_at(), warm.checkout));
         }
         let key = request.key.clone();
@@ -203,7 +209,7 @@ impl Sessions {
             self.tell(&session, caused(EventReason::Clone, account)).await;
         }
         let clone = self.clone_repository(&run, repo, Some(&identity));
-        let cloned = self.unless_called_off(key.name.session().as_ref(), clone).await;
+        let cloned = self.unless_called_off(attempt, clone).await;
         if cloned.is_err() {
             self.discard(&key).await;
         }

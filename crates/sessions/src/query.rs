@@ -426,14 +426,18 @@ impl Sessions {
     pub async fn stop(self: &Arc<Self>, account: &AccountId, id: &SessionId) -> Result<bool> {
         let row = self.owned(account, id).await?;
         self.at_hand(&row).await?;
-        self.attempts.call_off(id);
+        let called_off = self.attempts.call_off(id);
         let (sessions, account, id) = (self.clone(), account.clone(), id.clone());
         let work = async move {
             let (_lock, row) = sessions.locked(&account, &id).await?;
             let making = row.lifecycle_state == LifecycleState::Restoring;
             if row.status == SessionStatus::Archived || (sessions.live_run(&row).await?.is_none() && !making)
             {
-                return Ok(false);
+                return Ok(called_off);
+            }
+            if row.sandbox_name.is_none() {
+                // What a crash left of the making of it.
+                sessions.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
             }
             sessions.hibernate(row, StopReason::Requested, Some(&account)).await?;
             Ok(true)

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dormouse_jobs::Clock;
@@ -12,6 +12,9 @@ use dormouse_types::{GithubRepo, RepoAccess, Timestamp};
 /// Answers that are remembered, so that callers who name ever new repositories
 /// take no memory.
 const MAX_ANSWERS: usize = 10_000;
+
+/// After a remote did not answer it is not asked again for this long.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Where the default branch of a remote is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,13 +29,13 @@ pub struct Tip {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RemoteError {
     /// There is no such repository for whoever asked.
-    #[error("there is no such repository, or it may not be read")]
+    #[error("repository not found, or access denied")]
     Unreadable,
     /// The repository has no commit that its `HEAD` names, or no branch there.
-    #[error("its HEAD is no branch with a commit")]
+    #[error("HEAD does not point to a branch with a commit")]
     NoBranch,
     /// The remote does not answer, or not in a way that is understood.
-    #[error("the remote does not tell: {0}")]
+    #[error("could not read the tip: {0}")]
     Silent(String),
 }
 
@@ -57,7 +60,15 @@ pub(crate) struct Tips {
 }
 
 /// The last answer about one repository. Who asks meanwhile waits for it.
-type Answer = tokio::sync::Mutex<Option<(Timestamp, Result<Tip, RemoteError>)>>;
+type Answer = tokio::sync::Mutex<Option<Told>>;
+
+/// What a remote answered.
+#[derive(Debug)]
+struct Told {
+    at: Timestamp,
+    arrived: Instant,
+    answer: Result<Tip, RemoteError>,
+}
 
 impl Tips {
     pub(crate) fn new(remote: Arc<dyn Remote>, clock: Clock, interval: Duration) -> Self {
@@ -71,19 +82,24 @@ impl Tips {
         access: RepoAccess,
         authorization: Option<&str>,
     ) -> Result<Tip, RemoteError> {
-        let answer = self.answer(repo, access);
-        let mut answer = answer.lock().await;
+        let (asked, last) = (Instant::now(), self.answer(repo, access));
+        let mut last = last.lock().await;
         let now = self.clock.now();
-        if let Some((at, known)) = &*answer
-            && now.since(*at) < self.interval
-            && *at <= now
-        {
-            return known.clone();
+        if let Some(told) = &*last {
+            let kept = match &told.answer {
+                Ok(_) => self.interval,
+                // Not everybody waits for what does not answer.
+                Err(RemoteError::Silent(_)) => SILENCE.min(self.interval),
+                Err(RemoteError::Unreadable | RemoteError::NoBranch) => Duration::ZERO,
+            };
+            // It came while this one waited, or not long ago.
+            if told.arrived >= asked || (told.at <= now && now.since(told.at) < kept) {
+                return told.answer.clone();
+            }
         }
-        let told = self.remote.tip(repo, authorization).await;
-        // What failed is asked again by the next one.
-        *answer = told.is_ok().then(|| (now, told.clone()));
-        told
+        let answer = self.remote.tip(repo, authorization).await;
+        *last = Some(Told { at: now, arrived: Instant::now(), answer: answer.clone() });
+        answer
     }
 
     fn answer(&self, repo: &GithubRepo, access: RepoAccess) -> Arc<Answer> {

@@ -1,6 +1,6 @@
 //! Table `org_builds`: how org snapshots were made, or were not.
 
-use dormouse_types::{BuildId, BuildPhase, Timestamp};
+use dormouse_types::{BuildId, BuildPhase, RepoAccess, Timestamp};
 
 use crate::OrgSnapshotKey;
 use crate::db::Db;
@@ -79,17 +79,37 @@ impl Db {
         .map(drop)
     }
 
-    /// The last builds of a repository, newest first, at most `limit`.
-    pub async fn org_builds_of(&self, repo: &str, limit: i64) -> Result<Vec<OrgBuildRow>> {
+    /// The last builds of a repository, newest first, at most `limit`; `claimed`:
+    /// those too that are not for everybody.
+    pub async fn org_builds_of(&self, repo: &str, claimed: bool, limit: i64) -> Result<Vec<OrgBuildRow>> {
         self.sql(
             format!("read the builds of {repo}"),
             format!(
-                "SELECT {COLUMNS} FROM org_builds WHERE repo = $1 ORDER BY started_at DESC, id DESC LIMIT $2"
+                "SELECT {COLUMNS} FROM org_builds WHERE repo = $1 AND access IN ($2, $3)
+                 ORDER BY started_at DESC, id DESC LIMIT $4"
             ),
         )
         .bind(repo.to_owned())
+        .bind(RepoAccess::Public)
+        .bind(if claimed { RepoAccess::Claimed } else { RepoAccess::Public })
         .bind(limit)
         .all(read)
+        .await
+    }
+
+    /// The last build of an org snapshot.
+    pub async fn last_org_build(&self, key: &OrgSnapshotKey) -> Result<Option<OrgBuildRow>> {
+        self.sql(
+            format!("read the last build of {key}"),
+            format!(
+                "SELECT {COLUMNS} FROM org_builds WHERE repo = $1 AND access = $2 AND place = $3
+                 ORDER BY started_at DESC, id DESC LIMIT 1"
+            ),
+        )
+        .bind(key.repo.clone())
+        .bind(key.access)
+        .bind(key.place.clone())
+        .one(read)
         .await
     }
 

@@ -49,10 +49,10 @@ fn read(row: &Row) -> Result<SessionEventRow> {
 /// Adds an event, in a transaction that holds the session's row. Its number is
 /// given here.
 pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEventRow) -> Result<()> {
-    let last = tx
+    let number = tx
         .sql(
-            format!("read the last event of {session}"),
-            "SELECT COALESCE(MAX(seq), 0) FROM session_events WHERE session_id = $1",
+            format!("number an event of {session}"),
+            "UPDATE sessions SET last_event = last_event + 1 WHERE id = $1 RETURNING last_event",
         )
         .bind(session)
         .count()
@@ -64,7 +64,7 @@ pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEven
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(session)
-    .bind(last + 1)
+    .bind(number)
     .bind(event.at)
     .bind(event.version)
     .bind(event.before)

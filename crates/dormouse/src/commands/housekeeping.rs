@@ -37,6 +37,9 @@ pub(crate) async fn prune(jobs: Jobs, prune: Prune) {
     jobs.work(Arc::new(prune)).await;
 }
 
+/// Jobs that are forgotten at once.
+const JOBS: i64 = 1000;
+
 /// What forgets history.
 pub(crate) struct Prune {
     /// Of sandboxes, where they run here.
@@ -45,6 +48,7 @@ pub(crate) struct Prune {
     /// How long what happened to sessions is known.
     pub(crate) history: Duration,
     pub(crate) clock: Clock,
+    pub(crate) jobs: Jobs,
 }
 
 impl Prune {
@@ -74,10 +78,13 @@ impl Handler for Prune {
         };
         let before = self.clock.now().minus(self.history);
         let events = self.sessions.prune_events(before).await.map_err(|error| error.to_string());
-        match (sandboxes.await, events) {
-            (Ok(false), Ok(false)) => Outcome::Again(PRUNE_EVERY),
-            (Ok(_), Ok(_)) => Outcome::Again(PRUNE_PAUSE),
-            (Err(error), _) | (_, Err(error)) => Outcome::Failed(error),
+        let jobs = self.jobs.prune(before, JOBS).await.map_err(|error| error.to_string());
+        match (sandboxes.await, events, jobs) {
+            (Ok(sandboxes), Ok(events), Ok(jobs)) => {
+                let more = sandboxes || events || i64::try_from(jobs).is_ok_and(|jobs| jobs == JOBS);
+                Outcome::Again(if more { PRUNE_PAUSE } else { PRUNE_EVERY })
+            }
+            (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => Outcome::Failed(error),
         }
     }
 }

@@ -120,6 +120,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         sessions: sessions.clone(),
         history: config.history()?,
         clock: clock.clone(),
+        jobs: jobs.clone(),
     };
     background.push(tokio::spawn(housekeeping::prune(jobs, prune)));
     if let Some(engine) = &engine {
@@ -127,7 +128,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     let parts = Parts {
         db: db.clone(),
-        sessions,
+        sessions: sessions.clone(),
         provider,
         gateway: engine.as_ref().map(|engine| Arc::new(engine.control.clone()) as Arc<dyn PortGateway>),
         health: engine.as_ref().map(|engine| engine.node.clone() as Arc<dyn HealthSource>),
@@ -141,7 +142,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = Arc::new(tokio::sync::Notify::new());
-    let told = stopping.clone();
+    let (told, following) = (stopping.clone(), sessions.clone());
     // An answer in several parts (events, logs) must not wait for the caller's
     // delayed acknowledgement of the first.
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
@@ -159,6 +160,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
             _ = int.recv() => {}
         }
         told.notify_one();
+        following.close();
     });
     let deadline = async {
         stopping.notified().await;

@@ -257,9 +257,12 @@ impl Sessions {
     }
 
     async fn keep(&self, run: &RunRef, live: bool) -> std::result::Result<SnapshotId, ProviderError> {
-        let unused = self.org_snapshots.as_ref().map(|org| org.config.unused_for);
-        let expiration = unused.map(|unused| u64::try_from(unused.as_millis()).unwrap_or(u64::MAX));
-        let mut request = SnapshotRequest { expiration: expiration.map(Expiration::After), live };
+        // Here it goes with its row. Elsewhere nobody sweeps what a server that died
+        // did not publish.
+        let unused = self.org_snapshots.as_ref().filter(|_| self.place().is_empty());
+        let unused = unused.map(|org| u64::try_from(org.config.unused_for.as_millis()).unwrap_or(u64::MAX));
+        let expiration = Some(unused.map_or(Expiration::Never, Expiration::After));
+        let mut request = SnapshotRequest { expiration, live };
         let made = match self.provider.snapshot(run, request).await {
             // It makes none of what runs.
             Err(ProviderError::Invalid(_)) if live => {

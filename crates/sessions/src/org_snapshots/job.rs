@@ -10,6 +10,7 @@ use dormouse_jobs::{Backoff, Claim, Handler, Kind, Outcome};
 use dormouse_provider::ProviderError;
 use dormouse_store::{Move, OrgSnapshotKey};
 use dormouse_types::{BuildPhase, SetUp};
+use tracing::Instrument as _;
 
 use super::build::{BuildError, Plan};
 use super::{Order, Reader};
@@ -48,11 +49,13 @@ impl Sessions {
         let Some(org) = &self.org_snapshots else { return Ok(()) };
         let payload = serde_json::to_string(&order)
             .map_err(|error| ProviderError::internal(format!("write down the build of {key}"), error))?;
-        let last = self.db.org_builds_of(&key.repo, 1).await?;
-        let failed = last.first().filter(|last| last.phase == BuildPhase::Failed && !order.anew);
+        let last = self.db.last_org_build(key).await?;
+        let failed = last.filter(|last| last.phase == BuildPhase::Failed && !order.anew);
         let paused = failed.and_then(|last| last.ended_at).map(|ended| ended.plus(PAUSE));
         let run_at = paused.unwrap_or(self.now()).max(self.now());
-        let name = format!("{} {}", key.access, key.repo);
+        // One that is to be built anew is not replaced by one that need not be.
+        let anew = if order.anew { " anew" } else { "" };
+        let name = format!("{} {}{anew}", key.access, key.repo);
         org.jobs.ask(&self.build_kind(), &name, &payload, run_at, Move::NotLater).await?;
         Ok(())
     }
@@ -68,7 +71,7 @@ impl Sessions {
 
     /// Has a build done that is due: everything that changes what sandboxes start
     /// from goes through here, or is the first one.
-    async fn do_build(&self, order: &Order) -> Outcome {
+    async fn do_build(self: &Arc<Self>, order: &Order) -> Outcome {
         let reader = &order.reader;
         let Some(org) = &self.org_snapshots else { return Outcome::Done };
         let key = self.org_key(reader);
@@ -96,7 +99,11 @@ impl Sessions {
             Some(row) if row.set_up == SetUp::Nothing => Plan::Newer(Box::new(row), tip.branch),
             Some(_) | None => Plan::Whole,
         };
-        match self.build_and_publish(&key, reader, plan).await {
+        // A lost lease or a deadline drops who waits, not what was begun.
+        let (sessions, of, by) = (self.clone(), key.clone(), reader.clone());
+        let build = async move { sessions.build_and_publish(&of, &by, plan).await };
+        let built = tokio::spawn(build.in_current_span()).await;
+        match built.unwrap_or(Err(BuildError::Failed)) {
             Ok(row) if row.set_up == SetUp::Pending => Outcome::Again(Duration::ZERO),
             Ok(_) => Outcome::Done,
             Err(BuildError::Clone(words)) => Outcome::Failed(words),

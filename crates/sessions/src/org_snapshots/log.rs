@@ -12,6 +12,9 @@ use crate::Sessions;
 /// Most that is kept of a log, in bytes: the last part.
 const MAX_LOG: usize = 64 << 10;
 
+/// Most that is kept of a line, in characters.
+const MAX_LINE: usize = 2000;
+
 /// A log that grows is written down once in this time.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -56,13 +59,14 @@ impl BuildLog {
     /// Something was said; it is written down with the next phase, or by
     /// [`BuildLog::step`].
     pub(super) fn line(&mut self, text: &str) {
-        // Postgres keeps no NUL.
-        self.row.log.push_str(&text.replace('\0', ""));
+        // Postgres keeps no NUL. One line does not push all others out.
+        self.row.log.extend(text.chars().filter(|c| *c != '\0').take(MAX_LINE));
         self.row.log.push('\n');
         let over = self.row.log.len().saturating_sub(MAX_LOG);
         if over > 0 {
-            let whole = self.row.log[over..].find('\n').map_or(self.row.log.len(), |end| over + end + 1);
-            self.row.log.drain(..whole);
+            // Whole lines: after the end of one a character begins.
+            let end = self.row.log.as_bytes()[over..].iter().position(|byte| *byte == b'\n');
+            self.row.log.drain(..end.map_or(self.row.log.len(), |end| over + end + 1));
         }
     }
 
@@ -89,15 +93,41 @@ impl BuildLog {
 }
 
 impl Sessions {
-    /// Ends the records of builds whose server is gone: of this place alone, all.
-    pub(super) async fn end_lost_builds(&self) {
+    /// Ends the records of builds whose server is gone: at its start those of this
+    /// place alone, all; later what takes longer than any build.
+    pub(super) async fn end_lost_builds(&self, at_start: bool) {
         let now = self.now();
         let before = match self.place() {
-            "" => now.minus(LOST),
-            _ => Timestamp(now.0.saturating_add(1)),
+            place if at_start && !place.is_empty() => Timestamp(now.0.saturating_add(1)),
+            _ => now.minus(LOST),
         };
         if let Err(error) = self.db.end_org_builds(self.place(), before, now).await {
             tracing::warn!(%error, "end builds that nobody makes");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_types::{GithubRepo, RepoAccess};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_log_keeps_its_last_lines_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open_file(&dir.path().join("dormouse.db")).await.unwrap();
+        let repo: GithubRepo = "https://github.com/acme/widgets".parse().unwrap();
+        let key = OrgSnapshotKey::new(&repo, RepoAccess::Public, "");
+        let mut log = BuildLog::begin(&db, &Clock::fixed(Timestamp(1)), &key).await;
+        for n in 0..9000 {
+            log.line(&format!("✔ step {n} …\0"));
+        }
+        log.line(&"✔".repeat(MAX_LOG));
+        assert!(log.row.log.len() <= MAX_LOG && log.row.log.starts_with("✔ step "));
+        assert!(log.row.log.contains("step 8999 …\n"));
+        log.end(BuildPhase::Failed).await;
+        let kept = db.last_org_build(&key).await.unwrap().unwrap();
+        assert!(kept.ended_at.is_some() && kept.log.ends_with("✔\n"));
     }
 }

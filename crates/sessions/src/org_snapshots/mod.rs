@@ -150,7 +150,7 @@ impl Sessions {
     /// of builds.
     pub async fn tidy_org_snapshots(&self) {
         let Some(org) = &self.org_snapshots else { return };
-        // The provider lets the files go by itself.
+        self.end_lost_builds(false).await;
         let used_before = self.now().minus(org.config.unused_for + start::USE_STEP);
         if let Err(error) = self.db.retire_unused_org_snapshots(self.place(), used_before, self.now()).await {
             tracing::error!(%error, "retire unused org snapshots");
@@ -178,14 +178,13 @@ impl Sessions {
     async fn swept(&self) {
         let Some(org) = &self.org_snapshots else { return };
         let sweep = async {
-            self.end_lost_builds().await;
-            if !self.place().is_empty()
-                && let Err(error) = self.sweep().await
-            {
-                tracing::warn!(?error, "remove what is left of builds");
-            }
+            self.end_lost_builds(true).await;
+            if self.place().is_empty() { Ok(()) } else { self.sweep().await }
         };
-        org.swept.get_or_init(|| sweep).await;
+        if let Err(error) = org.swept.get_or_try_init(|| sweep).await {
+            // The next build tries again.
+            tracing::warn!(?error, "remove what is left of builds");
+        }
     }
 
     async fn sweep(&self) -> Result<()> {

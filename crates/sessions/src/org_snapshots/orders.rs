@@ -38,9 +38,8 @@ impl Sessions {
     /// The last builds of a repository's org snapshots, newest first.
     pub async fn org_builds(&self, account: &AccountId, repo: &GithubRepo) -> Result<Vec<OrgBuildRow>> {
         let Some(access) = self.reads(account, repo).await? else { return Ok(Vec::new()) };
-        let mut rows = self.db.org_builds_of(&repo.to_string().to_ascii_lowercase(), BUILDS).await?;
-        rows.retain(|row| readable(row.key.access, access));
-        Ok(rows)
+        let (name, claimed) = (repo.to_string().to_ascii_lowercase(), access == RepoAccess::Claimed);
+        Ok(self.db.org_builds_of(&name, claimed, BUILDS).await?)
     }
 
     /// How `account` reads a repository now; `None`: not at all. What was public
@@ -51,8 +50,11 @@ impl Sessions {
             return Ok(Some(access));
         }
         let Some(org) = &self.org_snapshots else { return Ok(None) };
-        let told = org.tips.ask(repo, access, self.authorization(access).as_deref()).await;
-        Ok(matches!(told, Ok(_) | Err(RemoteError::NoBranch)).then_some(access))
+        match org.tips.ask(repo, access, self.authorization(access).as_deref()).await {
+            Ok(_) | Err(RemoteError::NoBranch) => Ok(Some(access)),
+            Err(RemoteError::Unreadable) => Ok(None),
+            Err(error @ RemoteError::Silent(_)) => Err(SessionError::Remote { repo: repo.clone(), error }),
+        }
     }
 
     /// Has the org snapshot built anew from which `account` would start, although
@@ -61,14 +63,9 @@ impl Sessions {
         let org = self.org_snapshots.as_ref().filter(|org| org.covers(repo));
         let org = org.ok_or_else(|| SessionError::NoOrgSnapshots(repo.clone()))?;
         let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
-        let asked = org.tips.ask(repo, reader.access, self.authorization(reader.access).as_deref()).await;
-        match asked {
+        match org.tips.ask(repo, reader.access, self.authorization(reader.access).as_deref()).await {
             Ok(_) => {}
-            Err(error @ (RemoteError::Unreadable | RemoteError::NoBranch)) => {
-                return Err(SessionError::Clone { repo: repo.clone(), message: error.to_string() });
-            }
-            // The build says it, or it is over by then.
-            Err(RemoteError::Silent(_)) => {}
+            Err(error) => return Err(SessionError::Remote { repo: repo.clone(), error }),
         }
         let key = self.org_key(&reader);
         self.ask_for_build(&key, Order { reader, anew: true }).await

@@ -6,9 +6,11 @@ use std::time::Duration;
 use dormouse_provider::checkout::{Checkout, Identity};
 use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxView, Source};
 use dormouse_store::OrgSnapshotRow;
+use dormouse_types::SetUp;
 
 use super::Reader;
 use super::build::BuildError;
+use crate::attempts::Attempt;
 use crate::error::Result;
 use crate::remote::RemoteError;
 use crate::{SessionError, Sessions};
@@ -27,6 +29,7 @@ impl Sessions {
     /// there is none. `None`: it has to start cold; nothing is left then.
     pub(crate) async fn start_warm(
         self: &Arc<Self>,
+        attempt: Option<&Attempt>,
         request: &CreateSandbox,
         reader: &Reader,
         identity: &Identity,
@@ -34,12 +37,9 @@ impl Sessions {
         let Some(org) = self.org_snapshots.as_ref().filter(|org| org.covers(&reader.repo)) else {
             return Ok(None);
         };
-        let session = request.key.name.session();
-        let tip = match org
-            .tips
-            .ask(&reader.repo, reader.access, self.authorization(reader.access).as_deref())
-            .await
-        {
+        let authorization = self.authorization(reader.access);
+        let ask = org.tips.ask(&reader.repo, reader.access, authorization.as_deref());
+        let tip = match self.unless_called_off(attempt, async { Ok(ask.await) }).await? {
             Ok(tip) => tip,
             // The clone says it in git's words, or goes well.
             Err(RemoteError::Unreadable | RemoteError::NoBranch) => return Ok(None),
@@ -51,52 +51,65 @@ impl Sessions {
         let key = self.org_key(reader);
         let row = match self.db.org_snapshot(&key).await? {
             Some(row) => row,
-            None => match self
-                .unless_called_off(session.as_ref(), async { Ok(self.build(&key, reader).await) })
-                .await?
-            {
-                Ok(row) => row,
-                Err(BuildError::Clone(message)) => {
-                    return Err(SessionError::Clone { repo: reader.repo.clone(), message });
+            None => {
+                let build = self.build(&key, reader);
+                match self.unless_called_off(attempt, async { Ok(build.await) }).await? {
+                    Ok(row) => row,
+                    Err(BuildError::Clone(message)) => {
+                        return Err(SessionError::Clone { repo: reader.repo.clone(), message });
+                    }
+                    Err(BuildError::Failed) => return Ok(None),
                 }
-                Err(BuildError::Failed) => return Ok(None),
-            },
+            }
         };
         let source = Source::SnapshotOf(self.org_namespace(), row.snapshot_id.clone());
         let made = match self.provider.create(CreateSandbox { source: Some(source), ..request.clone() }).await
         {
             Ok(made) => made,
-            Err(ProviderError::SnapshotGone(_) | ProviderError::NotFound(_)) => {
-                tracing::warn!(org_snapshot = %row.id, repo = %reader.repo, "it is gone");
-                self.db.retire_org_snapshot(&row.id, self.now()).await?;
+            // These a cold start would get too.
+            Err(
+                error @ (ProviderError::Capacity(_)
+                | ProviderError::Unready(_)
+                | ProviderError::Elsewhere { .. }
+                | ProviderError::Conflict(_)),
+            ) => return Err(error.into()),
+            Err(error) => {
+                self.give_up(&row, &error.detail()).await?;
                 return Ok(None);
             }
-            Err(error) => return Err(error.into()),
         };
         let run = RunRef { namespace: request.key.namespace.clone(), id: made.run.id.clone() };
         let moved = (&row.branch, &row.commit_id) != (&tip.branch, &tip.commit);
         let branch = moved.then_some(tip.branch.as_str());
         let update = self.update_checkout(&run, branch, Some(identity));
-        match self.unless_called_off(session.as_ref(), update).await {
+        match self.unless_called_off(attempt, update).await {
             Ok(Ok(Some(checkout))) if checkout.commit.is_some() => {
                 self.note_use_of(&row).await;
-                if moved {
-                    tracing::info!(org_snapshot = %row.id, repo = %reader.repo, "it is behind");
+                if moved || row.set_up == SetUp::Pending {
                     self.want_build(&key, reader).await;
                 }
-                Ok(Some(Warm { made, checkout }))
+                return Ok(Some(Warm { made, checkout }));
             }
-            Err(SessionError::CalledOff) => {
+            Ok(_) if self.has_ended(&run).await => {
                 self.delete_sandbox(&request.key).await?;
-                Err(SessionError::CalledOff)
+                return Err(SessionError::Interrupted);
             }
-            other => {
-                tracing::warn!(org_snapshot = %row.id, repo = %reader.repo, ?other, "its checkout does not work");
+            // The remote did not give what it has, perhaps this once.
+            Ok(Err(words)) if moved => tracing::warn!(repo = %reader.repo, words, "fetch the tip"),
+            Ok(other) => self.give_up(&row, &format!("{other:?}")).await?,
+            Err(error) => {
                 self.delete_sandbox(&request.key).await?;
-                self.db.retire_org_snapshot(&row.id, self.now()).await?;
-                Ok(None)
+                return Err(error);
             }
         }
+        self.delete_sandbox(&request.key).await?;
+        Ok(None)
+    }
+
+    /// Nothing starts any more from an org snapshot that does not work.
+    async fn give_up(&self, row: &OrgSnapshotRow, why: &str) -> Result<()> {
+        tracing::warn!(org_snapshot = %row.id, key = %row.key, why, "it does not work");
+        Ok(self.db.retire_org_snapshot(&row.id, self.now()).await?)
     }
 
     async fn note_use_of(&self, row: &OrgSnapshotRow) {

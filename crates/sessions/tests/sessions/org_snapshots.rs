@@ -12,8 +12,7 @@ use dormouse_provider::{
     SnapshotStatus,
 };
 use dormouse_sessions::{
-    GitToken, LifecycleState, NewSession, OrgSnapshotConfig, Provisioned, Remote, RemoteError, SessionError,
-    Sessions, Tip,
+    GitToken, NewSession, OrgSnapshotConfig, Provisioned, Remote, RemoteError, SessionError, Sessions, Tip,
 };
 use dormouse_store::testing::Postgres;
 use dormouse_store::{AccountRow, Address, Db, OrgRow, OrgSnapshotKey, OrgSnapshotRow};
@@ -31,6 +30,8 @@ const INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct Forge {
     tip: Mutex<Result<Tip, RemoteError>>,
+    /// It does not tell where it stands, and can be cloned all the same.
+    tip_fails: Mutex<Option<RemoteError>>,
     asked: AtomicUsize,
     clones: AtomicUsize,
     /// Branches that were fetched in sandboxes that started warm; `None`:
@@ -50,6 +51,7 @@ impl Forge {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             tip: Mutex::new(Ok(tip("trunk", "c1"))),
+            tip_fails: Mutex::default(),
             asked: AtomicUsize::new(0),
             clones: AtomicUsize::new(0),
             updates: Mutex::default(),
@@ -103,6 +105,9 @@ impl Remote for Gate {
     async fn tip(&self, _: &GithubRepo, _: Option<&str>) -> Result<Tip, RemoteError> {
         self.0.asked.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
+        if let Some(error) = self.0.tip_fails.lock().unwrap().clone() {
+            return Err(error);
+        }
         self.0.tip.lock().unwrap().clone()
     }
 }
@@ -188,7 +193,7 @@ impl Bench {
     }
 
     async fn eventually(&self, what: &str, check: impl AsyncFn(&Self) -> bool) {
-        for _ in 0..400 {
+        for _ in 0..2000 {
             if check(self).await {
                 return;
             }
@@ -339,18 +344,54 @@ async fn a_build_that_fails_leaves_nothing() {
 #[tokio::test]
 async fn a_remote_that_does_not_tell_is_cloned() {
     for bench in Bench::all().await {
+        bench.post().await.unwrap();
         for error in [RemoteError::NoBranch, RemoteError::Silent("tired".to_owned())] {
-            let tip = std::mem::replace(&mut *bench.forge.tip.lock().unwrap(), Err(error));
-            let failed = bench.post().await;
-            assert!(matches!(failed, Err(SessionError::Clone { .. })), "{failed:?}");
-            assert_eq!((bench.sandboxes(), bench.kept().await), (0, 0));
-            *bench.forge.tip.lock().unwrap() = tip;
+            bench.clock.advance(INTERVAL);
+            *bench.forge.tip_fails.lock().unwrap() = Some(error);
+            let (clones, updates) = (bench.forge.clones(), bench.forge.updates().len());
+            assert_eq!(bench.post().await.unwrap().branch, "trunk");
+            assert_eq!((bench.forge.clones(), bench.forge.updates().len()), (clones + 1, updates));
         }
-        // What failed is asked again at once.
-        let id = bench.session_of(&bench.account).await;
-        bench.sessions.provision(bench.account.clone(), Some(id.clone()), repo()).await.unwrap();
-        assert_eq!(bench.db.session(&id).await.unwrap().unwrap().lifecycle_state, LifecycleState::Active);
-        assert_eq!(bench.kept().await, 1);
+        // Not everybody waits for what does not answer.
+        let asked = bench.forge.asked.load(Ordering::SeqCst);
+        bench.post().await.unwrap();
+        assert_eq!(bench.forge.asked.load(Ordering::SeqCst), asked);
+        *bench.forge.tip_fails.lock().unwrap() = None;
+        bench.clock.advance(INTERVAL);
+        let clones = bench.forge.clones();
+        bench.post().await.unwrap();
+        assert_eq!((bench.forge.clones(), bench.kept().await), (clones, 1));
+    }
+}
+
+/// A tenant who ends their own sandbox, and a fetch that fails once, take nothing
+/// from others.
+#[tokio::test]
+async fn what_goes_wrong_for_one_is_not_everybodys() {
+    for bench in Bench::all().await {
+        bench.post().await.unwrap();
+        let first = bench.published(RepoAccess::Public).await.unwrap();
+        bench.forge.stands_at("trunk", "c2");
+        bench.clock.advance(INTERVAL);
+        *bench.forge.update_fails.lock().unwrap() = true;
+        bench.post().await.unwrap();
+        assert_eq!(bench.published(RepoAccess::Public).await.unwrap().id, first.id);
+        *bench.forge.update_fails.lock().unwrap() = false;
+        let (id, gate) = (bench.session_of(&bench.account).await, Arc::new(tokio::sync::Notify::new()));
+        let before = bench.fake.count(Call::Exec);
+        bench.fake.plan(Call::Exec, Fault::Hang(gate.clone()));
+        let (sessions, account, of) = (bench.sessions.clone(), bench.account.clone(), id.clone());
+        let post = tokio::spawn(async move { sessions.provision(account, Some(of), repo()).await });
+        bench.eventually("it updates", async |bench| bench.fake.count(Call::Exec) > before).await;
+        let key = SandboxKey {
+            namespace: Sessions::namespace(&bench.account),
+            name: SandboxName::for_session(&id),
+        };
+        bench.fake.delete(&key, false).await.unwrap();
+        gate.notify_one();
+        let ended = post.await.unwrap();
+        assert!(matches!(ended, Err(SessionError::Interrupted)), "{ended:?}");
+        assert!(bench.published(RepoAccess::Public).await.is_some());
     }
 }
 
@@ -367,7 +408,7 @@ async fn a_set_up_is_run_in_the_background() {
             })
             .await;
         assert_eq!(bench.forge.clones(), 2);
-        let builds = async |bench: &Bench| bench.db.org_builds_of("acme/widgets", 10).await.unwrap();
+        let builds = async |bench: &Bench| bench.db.org_builds_of("acme/widgets", true, 10).await.unwrap();
         // The record follows what it is about.
         bench
             .eventually("both builds are written down", async |bench| {
@@ -400,7 +441,7 @@ async fn builds_that_fail_are_put_off() {
         bench.forge.stands_at("trunk", "c3");
         bench.clock.advance(INTERVAL);
         let failures = async |bench: &Bench| {
-            let builds = bench.db.org_builds_of("acme/widgets", 100).await.unwrap();
+            let builds = bench.db.org_builds_of("acme/widgets", true, 100).await.unwrap();
             builds.iter().filter(|build| build.phase == BuildPhase::Failed).count()
         };
         bench.post().await.unwrap();

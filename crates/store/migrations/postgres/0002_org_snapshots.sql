@@ -1,20 +1,20 @@
 -- Snapshots with a repository in them, from which new sandboxes of that
 -- repository start. The files are a snapshot like others.
 CREATE TABLE org_snapshots (
-  id TEXT PRIMARY KEY,
+  id TEXT COLLATE "C" PRIMARY KEY,
   -- 'owner/name' in lower case, and the first half of it.
-  repo TEXT NOT NULL,
-  owner TEXT NOT NULL,
+  repo TEXT COLLATE "C" NOT NULL,
+  owner TEXT COLLATE "C" NOT NULL,
   -- 'public' or 'claimed': who may start from it.
-  access TEXT NOT NULL,
+  access TEXT COLLATE "C" NOT NULL,
   -- The host that can start from it; '' where the provider is one place.
-  place TEXT NOT NULL,
-  snapshot_id TEXT NOT NULL UNIQUE,
+  place TEXT COLLATE "C" NOT NULL,
+  snapshot_id TEXT COLLATE "C" NOT NULL UNIQUE,
   -- What is checked out.
-  branch TEXT NOT NULL,
-  commit_id TEXT NOT NULL,
+  branch TEXT COLLATE "C" NOT NULL,
+  commit_id TEXT COLLATE "C" NOT NULL,
   -- 'none', 'pending', 'done' or 'failed'.
-  set_up TEXT NOT NULL,
+  set_up TEXT COLLATE "C" NOT NULL,
   -- When a sandbox last started from it, to the hour.
   last_used_at BIGINT NOT NULL,
   -- A newer one took its place, or it did not work.
@@ -27,14 +27,14 @@ CREATE INDEX org_snapshots_retired ON org_snapshots (place, retired_at) WHERE re
 
 -- How each of them was made, or was not.
 CREATE TABLE org_builds (
-  id TEXT PRIMARY KEY,
-  repo TEXT NOT NULL,
-  access TEXT NOT NULL,
-  place TEXT NOT NULL,
+  id TEXT COLLATE "C" PRIMARY KEY,
+  repo TEXT COLLATE "C" NOT NULL,
+  access TEXT COLLATE "C" NOT NULL,
+  place TEXT COLLATE "C" NOT NULL,
   -- 'create', 'clone', 'set-up', 'snapshot', 'publish', 'published' or 'failed'.
-  phase TEXT NOT NULL,
+  phase TEXT COLLATE "C" NOT NULL,
   -- What was said in it, the last part of it.
-  log TEXT NOT NULL,
+  log TEXT COLLATE "C" NOT NULL,
   started_at BIGINT NOT NULL,
   updated_at BIGINT NOT NULL,
   ended_at BIGINT

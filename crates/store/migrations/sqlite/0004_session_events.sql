@@ -16,3 +16,5 @@ CREATE TABLE session_events (
   PRIMARY KEY (session_id, seq)
 );
 CREATE INDEX session_events_by_age ON session_events (at);
+-- Number of the last one, also when it is forgotten.
+ALTER TABLE sessions ADD COLUMN last_event BIGINT NOT NULL DEFAULT 0;

@@ -177,7 +177,14 @@ impl Follower {
                 self.checked = Instant::now();
             }
             match self.app.sessions.events(&self.account, &self.session, self.after, MAX_PAGE).await {
-                Ok(found) if found.is_empty() => self.wait().await,
+                Ok(found) if found.is_empty() => {
+                    let sessions = self.app.sessions.clone();
+                    tokio::select! {
+                        () = self.wait() => {}
+                        // Whoever follows comes back, to the next server.
+                        () = sessions.closed() => return None,
+                    }
+                }
                 Ok(found) => self.due.extend(found),
                 Err(SessionError::NotFound) => {
                     return Some((Event::default().event("deleted").data("{}"), None));
