@@ -253,18 +253,18 @@ impl std::fmt::Debug for Git {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct OrgSnapshots {
-    /// Whether there are any.
+    /// Start new sandboxes from org snapshots.
     pub(crate) enabled: bool,
-    /// Owners on GitHub whose repositories get one; empty: all.
+    /// GitHub owners to build them for; empty: all.
     pub(crate) owners: Vec<String>,
-    /// A remote is asked where its default branch is once in this time.
+    /// Ask a remote for its tip at most this often.
     pub(crate) tip_interval: String,
-    /// One from which no sandbox started for this long goes.
+    /// Delete an org snapshot that was unused for this long.
     pub(crate) unused_for: String,
-    /// Run what a repository wants run once after it is cloned: its
-    /// `.dormouse/setup`, or commands of its `devcontainer.json`.
+    /// Run a repository's set-up: its `.dormouse/setup`, or commands of its
+    /// `devcontainer.json`.
     pub(crate) set_up: bool,
-    /// How long that may take.
+    /// Time limit of the set-up.
     pub(crate) set_up_timeout: String,
 }
 

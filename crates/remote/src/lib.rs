@@ -136,7 +136,14 @@ mod tests {
     /// A mirror that knows a repository, one that moved, and one that is not for
     /// everybody.
     async fn server() -> HttpRemote {
-        let answer = |uri: Uri, headers: HeaderMap, body: Bytes| async move {
+        // Another host, which would answer.
+        let line = format!("{COMMIT} HEAD symref-target:refs/heads/evil\n");
+        let head = format!("{:04x}{line}0000", line.len() + 4);
+        let away = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let elsewhere = format!("http://{}/x", away.local_addr().unwrap());
+        let trap = Router::new().fallback(move || async move { head });
+        tokio::spawn(async move { axum::serve(away, trap).await });
+        let answer = move |uri: Uri, headers: HeaderMap, body: Bytes| async move {
             assert_eq!(headers["git-protocol"], "version=2");
             assert_eq!(headers.get(header::AUTHORIZATION), None);
             assert!(body.starts_with(b"0013command=ls-refs"), "{body:?}");
@@ -150,7 +157,7 @@ mod tests {
                         .into_response()
                 }
                 "/acme/away/git-upload-pack" => {
-                    (StatusCode::FOUND, [("location", "http://127.0.0.2/x")]).into_response()
+                    (StatusCode::FOUND, [("location", elsewhere)]).into_response()
                 }
                 "/acme/broken/git-upload-pack" => StatusCode::BAD_GATEWAY.into_response(),
                 "/acme/odd/git-upload-pack" => "hello".into_response(),

@@ -39,7 +39,8 @@ const HARMS: &[Harm] = &[
         name: "no working directory",
         script: "cd /; rm -rf /vercel",
         look: "pwd; stat -c %U .; touch here; ls",
-        expected: "/vercel/sandbox\nubuntu\nhere",
+        // It is there again, and the repository in it.
+        expected: "/vercel/sandbox\nubuntu\nfile1\nfile2\nfile3\nhere",
         warning: None,
     },
     Harm {

@@ -490,11 +490,20 @@ pub(crate) fn events_are_told(w: &World) -> anyhow::Result<()> {
     let again = Followed::start(w, &w.key, &session, Some(&last.to_string()))?;
     again.tells(r#""reason":"asleep""#)?;
     ensure!(!again.text().contains("provision"), "{}", again.text());
-    for key in [&w.other_key, &String::from("dormouse_sk_wrong")] {
-        let path = format!("/api/sandbox/events?sessionId={session}");
+    let path = format!("/api/sandbox/events?sessionId={session}");
+    for (key, refusal) in
+        [(&*w.other_key, StatusCode::FORBIDDEN), ("dormouse_sk_wrong", StatusCode::UNAUTHORIZED)]
+    {
         let (status, _) = w.call(Method::GET, &path, Some(key), None)?;
-        ensure!(matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED), "{status}");
+        ensure!(status == refusal, "{status}");
+        ensure!(Followed::start(w, key, &session, None).is_err(), "a stream for {status}");
     }
+    for wrong in ["&limit=0", "&limit=101", "&limit=x", "&after=-1", "&after=x"] {
+        let (status, reply) = w.call(Method::GET, &format!("{path}{wrong}"), Some(&w.key), None)?;
+        ensure!(status == StatusCode::BAD_REQUEST, "{wrong}: {status} {reply}");
+    }
+    let rest = w.good(Method::GET, &format!("{path}&after={last}"), None)?;
+    ensure!(rest["next"].is_null() && rest["events"][0]["id"] == last + 1, "{rest}");
     // A key that ends takes its streams along.
     let key = w.new_key()?;
     let watched = Followed::start(w, &key.1, &session, None)?;

@@ -40,7 +40,10 @@ pub(crate) fn binary(name: &str) -> PathBuf {
 }
 
 fn sh(script: &str, dir: &Path) -> anyhow::Result<()> {
-    let status = Command::new("bash").args(["-euc", script]).current_dir(dir).status()?;
+    let mut bash = Command::new("bash");
+    // Nothing of this machine's own git.
+    bash.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
+    let status = bash.args(["-euc", script]).current_dir(dir).status()?;
     ensure!(status.success(), "set-up script failed");
     Ok(())
 }

@@ -32,7 +32,7 @@ pub(crate) async fn run(
             let reply: Value = client.json(client.request(Method::POST, PATH).json(&body)).await?;
             output.data(
                 &reply,
-                &format!("{repo} will be built; `dormouse org-snapshot log {repo}` shows how it goes"),
+                &format!("{repo} is queued for a build; follow it with `dormouse org-snapshot log {repo}`"),
             );
         }
         OrgSnapshotAction::Log { repo } => log(&client, &repo, output).await?,

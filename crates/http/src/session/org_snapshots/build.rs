@@ -25,10 +25,10 @@ pub(crate) struct BuildOrgSnapshotReply {
     success: bool,
 }
 
-/// Have the org snapshot of a repository built anew, with its set-up. However
-/// often it is asked for meanwhile, it is built once.
+/// Rebuild a repository's org snapshot, including its set-up. Requests made while a
+/// build is queued are merged.
 #[utoipa::path(post, path = "/api/org-snapshots", tag = "org snapshots", request_body = BuildOrgSnapshotRequest,
-    responses((status = 202, description = "It will be built", body = BuildOrgSnapshotReply), ApiErrors))]
+    responses((status = 202, description = "The build is queued", body = BuildOrgSnapshotReply), ApiErrors))]
 pub(crate) async fn build(
     State(app): State<App>,
     Account(account): Account,

@@ -20,7 +20,7 @@ pub(crate) struct OrgBuild {
     access: String,
     /// `create`, `clone`, `set-up`, `snapshot`, `publish`, `published` or `failed`.
     phase: String,
-    /// What was said in it; of a long one the last 64 KiB.
+    /// Build output; only the last 64 KiB are kept.
     log: String,
     /// Milliseconds since 1970.
     started_at: i64,
@@ -50,10 +50,10 @@ pub(crate) struct OrgBuildListReply {
     builds: Vec<OrgBuild>,
 }
 
-/// List the last ten builds of a repository's org snapshots, newest first, with
-/// their logs; one that goes on is among them.
+/// List a repository's last ten builds with their logs, newest first, including one
+/// in progress.
 #[utoipa::path(get, path = "/api/org-snapshots/builds", tag = "org snapshots", params(RepoQuery),
-    responses((status = 200, description = "They", body = OrgBuildListReply), ApiErrors))]
+    responses((status = 200, description = "The builds", body = OrgBuildListReply), ApiErrors))]
 pub(crate) async fn builds(
     State(app): State<App>,
     Account(account): Account,

@@ -20,7 +20,7 @@ pub(crate) struct DeleteOrgSnapshotReply {
 /// Sandboxes that started from it go on; the next one starts cold.
 #[utoipa::path(delete, path = "/api/org-snapshots/{id}", tag = "org snapshots",
     params(("id" = String, Path, description = "Org snapshot id")),
-    responses((status = 200, description = "Nothing starts from it any more", body = DeleteOrgSnapshotReply), ApiErrors))]
+    responses((status = 200, description = "Deleted", body = DeleteOrgSnapshotReply), ApiErrors))]
 pub(crate) async fn delete(
     State(app): State<App>,
     Account(account): Account,

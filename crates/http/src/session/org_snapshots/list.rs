@@ -32,12 +32,16 @@ pub(crate) struct OrgSnapshot {
     created_at: i64,
     /// When a sandbox last started from it, to the hour. Milliseconds since 1970.
     last_used_at: i64,
+    /// Server that has it, where several share a database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
 }
 
 impl From<OrgSnapshotRow> for OrgSnapshot {
     fn from(row: OrgSnapshotRow) -> Self {
         Self {
             id: row.id.to_string(),
+            host: Some(row.key.place).filter(|place| !place.is_empty()),
             repo: row.key.repo,
             access: row.key.access.to_string(),
             branch: row.branch,
@@ -55,10 +59,10 @@ pub(crate) struct OrgSnapshotListReply {
     org_snapshots: Vec<OrgSnapshot>,
 }
 
-/// List the org snapshots of a repository, or those of all repositories that
-/// your organizations claim: the newest 100.
+/// List the org snapshots of a repository; without `repoUrl`, the newest 100 of
+/// repositories that your organizations claim.
 #[utoipa::path(get, path = "/api/org-snapshots", tag = "org snapshots", params(RepoQuery),
-    responses((status = 200, description = "Those that sandboxes start from", body = OrgSnapshotListReply), ApiErrors))]
+    responses((status = 200, description = "Current org snapshots", body = OrgSnapshotListReply), ApiErrors))]
 pub(crate) async fn list(
     State(app): State<App>,
     Account(account): Account,

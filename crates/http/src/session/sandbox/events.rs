@@ -40,12 +40,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 pub(crate) struct EventsQuery {
-    /// Session.
+    /// Session id.
+    #[param(required = true)]
     session_id: Option<String>,
-    /// Only events after the one with this id; a stream has its `Last-Event-ID`
-    /// header instead, once it broke off.
+    /// Return events after this id. A `Last-Event-ID` header takes precedence.
     after: Option<String>,
-    /// 1 to 100; of a page.
+    /// Page size, 1 to 100; 100 by default. Ignored for a stream.
     limit: Option<String>,
 }
 
@@ -53,24 +53,24 @@ pub(crate) struct EventsQuery {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionEvent {
-    /// Greater ones came later.
+    /// Increases within the session.
     id: i64,
     /// Milliseconds since 1970.
     at: i64,
     /// `lifecycleVersion` of the session after it.
     lifecycle_version: i64,
-    /// State before it.
+    /// State before.
     from: String,
-    /// State after it.
+    /// State after; equal to `from` if it did not change.
     to: String,
     /// `provision`, `clone`, `ready`, `failed`, `called-off`, `idle`, `lifetime`,
     /// `requested`, `died`, `asleep`, `used`, `archived`, `unarchived`,
     /// `sandbox-deleted` or `recovered`.
     reason: String,
-    /// Account that wanted it; absent: the server did it by itself.
+    /// Account that caused it; absent: the server did, or it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     actor: Option<String>,
-    /// What else there is to say: the branch that is ready, why something failed.
+    /// The branch, of `ready`; the reason, of `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -94,14 +94,15 @@ impl From<SessionEventRow> for SessionEvent {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EventsReply {
     events: Vec<SessionEvent>,
-    /// `after` of the next page; absent: there is none yet.
+    /// Pass as `after` to get the next page. Absent on the last page; to poll, pass
+    /// the id of the last event that you have.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<i64>,
 }
 
-/// What happened to a session, oldest first. With `Accept: text/event-stream` it
-/// is a stream that goes on with what happens next, and that an event named
-/// `deleted` ends.
+/// List a session's events, oldest first. With `Accept: text/event-stream`, stream
+/// them, and new ones as they happen. The stream ends with an event named `deleted`
+/// when the session is deleted.
 #[utoipa::path(get, path = "/api/sandbox/events", tag = "sandbox", params(EventsQuery),
     responses((status = 200, description = "A page of events, or a stream of them",
         content((EventsReply = "application/json"), (String = "text/event-stream"))), ApiErrors))]
@@ -117,9 +118,10 @@ pub(crate) async fn events(
     let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number >= 0);
     let after = match last.or(query.after.as_deref()) {
         None => 0,
-        Some(text) => {
-            number(text).ok_or_else(|| ApiError::bad_request("after must be the id of an event"))?
-        }
+        Some(text) => number(text).ok_or_else(|| {
+            let name = if last.is_some() { "Last-Event-ID" } else { "after" };
+            ApiError::bad_request(format!("{name} must be the id of an event"))
+        })?,
     };
     if text(header::ACCEPT).is_some_and(|accepts| accepts.contains("text/event-stream")) {
         // Whoever may not read it is told so by a status.
