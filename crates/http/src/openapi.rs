@@ -101,6 +101,20 @@ mod tests {
         assert!(kept == made, "openapi/{name} is stale: UPDATE_OPENAPI=1 cargo test -p dormouse-http");
     }
 
+    /// Lists of words are written by hand there, and come from enums.
+    #[test]
+    fn every_word_is_in_the_document() {
+        use dormouse_types::{BuildPhase, EventReason, RepoAccess, SetUp};
+
+        let text = super::session_document().to_json().unwrap();
+        let words = EventReason::ALL.iter().map(|word| word.as_str());
+        let words = words.chain(BuildPhase::ALL.iter().map(|word| word.as_str()));
+        let words = words.chain(RepoAccess::ALL.iter().map(|word| word.as_str()));
+        for word in words.chain(SetUp::ALL.iter().map(|word| word.as_str())) {
+            assert!(text.contains(&format!("`{word}`")), "{word}");
+        }
+    }
+
     #[test]
     fn operations_have_names_of_their_own() {
         assert_eq!(super::operation_id("get", "/api/sandbox/status"), "getApiSandboxStatus");

@@ -173,7 +173,7 @@ words! {
         /// Its sandbox did not come, or could not be stopped; why is the detail.
         Failed = "failed",
         /// It was called off while its sandbox was being made.
-        CalledOff = "called-off",
+        CalledOff = "called_off",
         /// Nobody used it for long.
         Idle = "idle",
         /// Its lifetime ended.
@@ -191,7 +191,7 @@ words! {
         /// It was taken out again.
         Unarchived = "unarchived",
         /// Its sandbox was deleted over the provider API.
-        SandboxDeleted = "sandbox-deleted",
+        SandboxDeleted = "sandbox_deleted",
         /// What a server that died left unfinished was undone.
         Recovered = "recovered",
     }
@@ -211,7 +211,7 @@ words! {
         /// The repository is being cloned, or brought up to date.
         Clone = "clone",
         /// The repository's set-up runs.
-        SetUp = "set-up",
+        SetUp = "set_up",
         /// The sandbox's files are being kept.
         Snapshot = "snapshot",
         /// It is being made the one that sandboxes start from.

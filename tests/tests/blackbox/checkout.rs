@@ -188,7 +188,7 @@ pub(crate) fn set_up(w: &World) -> anyhow::Result<()> {
         eventually("the set-up was run", Duration::from_secs(30), || Ok(show()?.contains(state)))?;
         ensure!(show()?.lines().count() == 2, "{}", show()?);
         let log = w.text(&["org-snapshot", "log", &name])?;
-        ensure!(log.contains("== set-up") && log.contains(said), "{repo}: {log}");
+        ensure!(log.contains("== set_up") && log.contains(said), "{repo}: {log}");
     }
     let (script, _) = w.checked_out("script")?;
     ensure!(

@@ -31,7 +31,7 @@ CREATE TABLE org_builds (
   repo TEXT COLLATE "C" NOT NULL,
   access TEXT COLLATE "C" NOT NULL,
   place TEXT COLLATE "C" NOT NULL,
-  -- 'create', 'clone', 'set-up', 'snapshot', 'publish', 'published' or 'failed'.
+  -- 'create', 'clone', 'set_up', 'snapshot', 'publish', 'published' or 'failed'.
   phase TEXT COLLATE "C" NOT NULL,
   -- What was said in it, the last part of it.
   log TEXT COLLATE "C" NOT NULL,

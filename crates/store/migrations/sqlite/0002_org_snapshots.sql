@@ -31,7 +31,7 @@ CREATE TABLE org_builds (
   repo TEXT NOT NULL,
   access TEXT NOT NULL,
   place TEXT NOT NULL,
-  -- 'create', 'clone', 'set-up', 'snapshot', 'publish', 'published' or 'failed'.
+  -- 'create', 'clone', 'set_up', 'snapshot', 'publish', 'published' or 'failed'.
   phase TEXT NOT NULL,
   -- What was said in it, the last part of it.
   log TEXT NOT NULL,

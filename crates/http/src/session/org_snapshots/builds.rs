@@ -18,7 +18,7 @@ pub(crate) struct OrgBuild {
     id: String,
     /// `public` or `claimed`, as of the org snapshot that it makes.
     access: String,
-    /// `create`, `clone`, `set-up`, `snapshot`, `publish`, `published` or `failed`.
+    /// `create`, `clone`, `set_up`, `snapshot`, `publish`, `published` or `failed`.
     phase: String,
     /// Build output; only the last 64 KiB are kept.
     log: String,

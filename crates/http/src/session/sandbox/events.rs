@@ -63,9 +63,9 @@ pub(crate) struct SessionEvent {
     from: String,
     /// State after; equal to `from` if it did not change.
     to: String,
-    /// `provision`, `clone`, `ready`, `failed`, `called-off`, `idle`, `lifetime`,
+    /// `provision`, `clone`, `ready`, `failed`, `called_off`, `idle`, `lifetime`,
     /// `requested`, `died`, `asleep`, `used`, `archived`, `unarchived`,
-    /// `sandbox-deleted` or `recovered`.
+    /// `sandbox_deleted` or `recovered`.
     reason: String,
     /// Account that caused it; absent: the server did, or it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
