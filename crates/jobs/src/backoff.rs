@@ -21,13 +21,6 @@ impl Backoff {
         let whole = self.first.saturating_mul(1 << doublings).min(self.most);
         whole - (whole / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX))
     }
-
-    /// [`Backoff::after`] with the operating system's chance.
-    #[must_use]
-    pub fn draw(self, failures: u32) -> Duration {
-        // Without randomness the wait is the whole one.
-        self.after(failures, getrandom::u32().unwrap_or(0))
-    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,16 @@ impl Clock {
         }
     }
 
+    /// A number that nobody foresees; with a fixed clock always the same.
+    #[must_use]
+    pub fn chance(&self) -> u32 {
+        match self.fixed {
+            Some(_) => u32::MAX / 2,
+            // Without randomness those that failed together come back together.
+            None => getrandom::u32().unwrap_or(0),
+        }
+    }
+
     /// Moves a fixed clock; the host's clock is not ours to move.
     pub fn advance(&self, by: Duration) {
         if let Some(fixed) = &self.fixed {

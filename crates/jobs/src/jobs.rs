@@ -185,6 +185,7 @@ impl Jobs {
                 Ok(None) | Err(_) => PERIOD,
             };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(pause) => {}
                 () = wake.notified() => {}
             }
@@ -209,6 +210,7 @@ async fn attempt(handler: &dyn Handler, claim: Claim) {
         Outcome::GaveUp(row.error.clone().unwrap_or_else(|| "nobody who began it ended it".to_owned()))
     } else {
         tokio::select! {
+            biased;
             outcome = tokio::time::timeout(kind.deadline, handler.run(&claim)) => outcome.unwrap_or_else(|_| {
                 let limit = dormouse_types::format_duration(kind.deadline);
                 Outcome::Failed(format!("it took longer than {limit}"))
@@ -222,7 +224,7 @@ async fn attempt(handler: &dyn Handler, claim: Claim) {
         Outcome::Again(after) => db.put_off_job(row, now.plus(after), None, now).await,
         Outcome::Failed(why) if failures < kind.attempts => {
             tracing::warn!(kind = kind_name, key, failures, why, "a job failed; it is tried again");
-            db.put_off_job(row, now.plus(kind.backoff.draw(failures)), Some(&why), now).await
+            db.put_off_job(row, now.plus(kind.backoff.after(failures, claim.jobs.clock.chance())), Some(&why), now).await
         }
         Outcome::Failed(why) | Outcome::GaveUp(why) => {
             tracing::error!(kind = kind_name, key, why, "gave a job up");

@@ -18,6 +18,7 @@ where
     loop {
         act().await;
         tokio::select! {
+            biased;
             () = tokio::time::sleep(period) => {}
             () = wake.notified() => {}
         }

@@ -90,6 +90,7 @@ impl Sessions {
         let unwanted = async {
             loop {
                 tokio::select! {
+                    biased;
                     () = token.cancelled() => return,
                     () = tokio::time::sleep(LOOK) => {}
                 }

@@ -18,6 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, SqlitePool};
 
 use crate::error::{Result, StoreError};
+use crate::pace::{Hold, Pace};
 use crate::room::Room;
 
 /// Connections to Postgres: more than the work of one server keeps busy, and
@@ -92,11 +93,16 @@ struct Counters {
 pub struct Db {
     pool: Arc<Pool>,
     counters: Arc<Counters>,
+    pace: Option<Arc<dyn Pace>>,
 }
 
 /// A write transaction; dropped without [`Tx::commit`] it changes nothing.
 #[derive(Debug)]
-pub struct Tx(pub(crate) Transaction);
+pub struct Tx {
+    pub(crate) inner: Transaction,
+    // Dropped last.
+    _hold: Option<Hold>,
+}
 
 #[derive(Debug)]
 pub(crate) enum Transaction {
@@ -115,7 +121,7 @@ impl Db {
             Address::Sqlite(path) => open_sqlite(path).await?,
             Address::Postgres(address) => open_postgres(address).await?,
         };
-        Ok(Self { pool: Arc::new(pool), counters: Arc::default() })
+        Ok(Self { pool: Arc::new(pool), counters: Arc::default(), pace: None })
     }
 
     /// [`Db::open`] of a SQLite file.
@@ -124,6 +130,20 @@ impl Db {
     /// Those of [`Db::open`].
     pub async fn open_file(path: &Path) -> Result<Self> {
         Self::open(&Address::Sqlite(path.to_owned())).await
+    }
+
+    /// In the hands of a simulation.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn paced(self, pace: Arc<dyn Pace>) -> Self {
+        Self { pace: Some(pace), ..self }
+    }
+
+    pub(crate) async fn hold(&self, what: &str) -> Option<Hold> {
+        match &self.pace {
+            Some(pace) => Some(pace.turn(what).await),
+            None => None,
+        }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -150,7 +170,7 @@ impl Db {
     /// Whether other servers may use it at the same time.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        matches!(*self.pool, Pool::Postgres(_))
+        matches!(*self.pool, Pool::Postgres(_)) || self.pace.as_ref().is_some_and(|pace| pace.is_shared())
     }
 
     /// Takes room on the disk for what is written later, where it has not got
@@ -172,6 +192,7 @@ impl Db {
     /// [`StoreError::Database`] when the writer is not to be had in time.
     pub async fn write(&self) -> Result<Tx> {
         const BEGIN: &str = "BEGIN IMMEDIATE";
+        let hold = self.hold("write").await;
         self.count_write();
         let failed = StoreError::database("begin a write transaction");
         let begun = match &*self.pool {
@@ -188,7 +209,7 @@ impl Db {
             },
             Pool::Postgres(pool) => pool.begin_with("BEGIN").await.map(Transaction::Postgres),
         };
-        begun.map(Tx).map_err(failed)
+        begun.map(|inner| Tx { inner, _hold: hold }).map_err(failed)
     }
 
     /// Returns once everything committed so far survives the death of the
@@ -199,7 +220,7 @@ impl Db {
     /// The error of `fdatasync(2)` on the write-ahead log.
     pub async fn sync(&self) -> std::io::Result<()> {
         let Pool::Sqlite { log, .. } = &*self.pool else { return Ok(()) };
-        let log = log.clone();
+        let (log, _hold) = (log.clone(), self.hold("sync").await);
         let synced = tokio::task::spawn_blocking(move || std::fs::File::open(log)?.sync_data());
         synced.await.map_err(std::io::Error::other)?
     }
@@ -233,7 +254,7 @@ impl Db {
 impl Tx {
     /// Makes it so.
     pub(crate) async fn commit(self, operation: &str) -> Result<()> {
-        let committed = match self.0 {
+        let committed = match self.inner {
             Transaction::Sqlite(tx) => tx.commit().await,
             Transaction::Postgres(tx) => tx.commit().await,
         };
@@ -312,7 +333,7 @@ mod tests {
         let db = Db::open_file(&dir.path().join("dormouse.db")).await.unwrap();
         db.insert_account(&account()).await.unwrap();
         let mut tx = db.write().await.unwrap();
-        let Transaction::Sqlite(inner) = &mut tx.0 else { panic!("another database") };
+        let Transaction::Sqlite(inner) = &mut tx.inner else { panic!("another database") };
         // Has SQLite roll back by itself, as a full disk does.
         let again = "INSERT OR ROLLBACK INTO accounts SELECT * FROM accounts";
         sqlx::query(again).execute(&mut **inner).await.unwrap_err();

@@ -125,7 +125,7 @@ enum Target<'t> {
     Transaction(&'t mut Transaction),
     /// A write transaction of this statement alone.
     Alone(&'t Db),
-    Readers(&'t Pool),
+    Readers(&'t Db),
 }
 
 /// A statement that is being put together.
@@ -141,18 +141,18 @@ pub(crate) struct Sql<'t> {
 impl Tx {
     /// A statement of this transaction; `operation` says what it does on what.
     pub(crate) fn sql(&mut self, operation: impl Into<String>, text: impl Into<String>) -> Sql<'_> {
-        let arguments = match &self.0 {
+        let arguments = match &self.inner {
             Transaction::Sqlite(_) => Arguments::Sqlite(SqliteArguments::default()),
             Transaction::Postgres(_) => Arguments::Postgres(PgArguments::default()),
         };
-        let target = Target::Transaction(&mut self.0);
+        let target = Target::Transaction(&mut self.inner);
         Sql { target, operation: operation.into(), text: text.into(), arguments, unbound: None }
     }
 
     /// What a `SELECT` ends with whose rows nobody else may change before this
     /// transaction is over. SQLite has one writer at a time anyway.
     pub(crate) fn locking(&self) -> &'static str {
-        match &self.0 {
+        match &self.inner {
             Transaction::Sqlite(_) => "",
             Transaction::Postgres(_) => " FOR UPDATE",
         }
@@ -160,7 +160,7 @@ impl Tx {
 
     /// [`Tx::locking`], passing over rows that somebody else has.
     pub(crate) fn locking_free(&self) -> &'static str {
-        match &self.0 {
+        match &self.inner {
             Transaction::Sqlite(_) => "",
             Transaction::Postgres(_) => " FOR UPDATE SKIP LOCKED",
         }
@@ -171,7 +171,7 @@ impl Db {
     /// A query outside of any transaction; it sees what is committed.
     pub(crate) fn sql(&self, operation: impl Into<String>, text: impl Into<String>) -> Sql<'_> {
         self.count_read();
-        self.statement(Target::Readers(self.pool()), operation.into(), text.into())
+        self.statement(Target::Readers(self), operation.into(), text.into())
     }
 
     /// A statement that is a write transaction by itself: it is committed when it
@@ -210,7 +210,7 @@ macro_rules! run {
             }
             (None, Target::Alone(db), Arguments::Sqlite(arguments)) => {
                 let mut tx = db.write().await?;
-                let ran = match &mut tx.0 {
+                let ran = match &mut tx.inner {
                     Transaction::Sqlite(inner) => {
                         sqlx::query_with(text, arguments).$method(&mut **inner).await.map(Either::Sqlite)
                     }
@@ -221,10 +221,15 @@ macro_rules! run {
                 }
                 ran
             }
-            (None, Target::Readers(Pool::Sqlite { readers, .. }), Arguments::Sqlite(arguments)) => {
+            (None, Target::Readers(db), Arguments::Sqlite(arguments))
+                if let Pool::Sqlite { readers, .. } = db.pool() =>
+            {
+                let _hold = db.hold(&operation).await;
                 sqlx::query_with(text, arguments).$method(readers).await.map(Either::Sqlite)
             }
-            (None, Target::Readers(Pool::Postgres(pool)), Arguments::Postgres(arguments)) => {
+            (None, Target::Readers(db), Arguments::Postgres(arguments))
+                if let Pool::Postgres(pool) = db.pool() =>
+            {
                 sqlx::query_with(text, arguments).$method(pool).await.map(Either::Postgres)
             }
             // The arguments are made for the target.

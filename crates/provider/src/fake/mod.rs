@@ -125,6 +125,14 @@ impl Fake {
         machines.map(|machine| (machine.sandbox.name.to_string(), machine.sandbox.status)).collect()
     }
 
+    /// Puts a file into a live run, at an absolute path; `false`: it cannot be put
+    /// there.
+    pub fn put_file(&self, run: &RunRef, path: &str, content: &[u8]) -> bool {
+        let Ok((files, _)) = self.files(run) else { return false };
+        let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.write(path, content, false, "ubuntu", 0o644).is_ok()
+    }
+
     /// The state, after everything that is due has happened.
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -143,7 +143,7 @@ impl Sessions {
             let sessions = self.clone();
             async move { sessions.tidy_org_snapshots().await }
         });
-        tokio::join!(work, tidy);
+        tokio::join!(biased; work, tidy);
     }
 
     /// Removes the org snapshots that were retired a while ago, and old records

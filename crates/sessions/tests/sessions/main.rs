@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod org_snapshots;
+mod simulation;
 
 use std::sync::Arc;
 use std::time::Duration;
