@@ -7,7 +7,8 @@
 //!                  └───── crash ──────────┘   │                 ▼
 //!                   (nothing is left)         └─provision── hibernated ◄── hibernating
 //!
-//!  failed: the last change failed; the next provision heals it
+//!  failed: the last change failed; the next provision heals it, and without one the
+//!          reconciler stops what may run, or removes what may be left
 //!  any ──its sandbox was deleted──► provisioning
 //!  any ──archive──► archived ──unarchive──► hibernated, or provisioning without a sandbox
 //! ```
@@ -102,6 +103,8 @@ pub(crate) enum Action {
     Ask,
     /// It is put to sleep, for this reason.
     Hibernate(StopReason),
+    /// What was made for it goes; the state stays.
+    Discard,
     /// What was made for it goes, and then the state is this one.
     DiscardAndPut(LifecycleState),
     /// It is put away: its sandbox sleeps first.
@@ -114,7 +117,7 @@ pub(crate) enum Action {
 
 /// What to do. Total: every event has an answer in every state.
 pub(crate) fn decide(view: View, event: Event) -> Action {
-    use Action::{Archive, Ask, Delete, DiscardAndPut, Hibernate, Nothing, Put, Refuse, Touch};
+    use Action::{Archive, Ask, Delete, Discard, DiscardAndPut, Hibernate, Nothing, Put, Refuse, Touch};
     use LifecycleState::{Active, Archived, Failed, Hibernated, Hibernating, Provisioning, Restoring};
     let View { state, bound, archived, deleted } = view;
     // Where it rests without a live sandbox.
@@ -157,6 +160,10 @@ pub(crate) fn decide(view: View, event: Event) -> Action {
         // Or a resume: whatever runs is found by the next provision.
         (Event::Look { .. }, Restoring) => Hibernate(StopReason::Requested),
         (Event::Look { .. }, Hibernating) => Hibernate(StopReason::Idle),
+        // It heals: what may run is stopped, what may be left goes.
+        (Event::Look { now: Due::No, .. }, Failed) => Nothing,
+        (Event::Look { .. }, Failed) if bound => Hibernate(StopReason::Requested),
+        (Event::Look { .. }, Failed) => Discard,
         (Event::Look { now: Due::Lifetime, .. }, Active) => Hibernate(StopReason::Lifetime),
         (Event::Look { now: Due::Idle, busy: None }, Active) => Ask,
         (Event::Look { now: Due::Idle, busy: Some(true) }, Active) => Touch,
@@ -234,7 +241,7 @@ mod tests {
             };
             match action {
                 Action::Hibernate(_) => self.hibernate(true, false),
-                Action::DiscardAndPut(_) => self.runs = false,
+                Action::Discard | Action::DiscardAndPut(_) => self.runs = false,
                 _ => {}
             }
         }

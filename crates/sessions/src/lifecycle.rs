@@ -10,6 +10,7 @@ use futures::{StreamExt as _, stream};
 
 use crate::decide::{Action, Due, Event, View, decide};
 use crate::error::Result;
+use crate::outside::forget;
 use crate::provision::by_itself;
 use crate::{LifecycleState, SessionError, Sessions};
 
@@ -23,9 +24,15 @@ const ROUND: i64 = 64;
 /// given.
 const AT_ONCE: usize = 8;
 
+/// What failed is tried again after this time.
+pub(crate) const HEAL: Duration = Duration::from_secs(30);
+
 impl Sessions {
     /// Runs the reconciler for ever.
     pub async fn run_lifecycle(self: Arc<Self>) {
+        if let Err(error) = self.forget_the_lost().await {
+            tracing::error!(?error, "look for sessions whose sandboxes are gone");
+        }
         let wake = self.wake.clone();
         dormouse_jobs::reconcile(PERIOD, wake, || {
             let sessions = self.clone();
@@ -81,6 +88,12 @@ impl Sessions {
                 self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
                 let cause = by_itself(EventReason::Recovered);
                 self.write(SessionRow { lifecycle_state: state, ..row }, Some(&cause)).await.map(drop)
+            }
+            Action::Discard => {
+                let left = self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await;
+                let again = left.is_err().then(|| self.now().plus(HEAL));
+                self.write(SessionRow { hibernate_after: again, ..row }, None).await?;
+                Ok(left?)
             }
             Action::Put(_) | Action::Nothing | Action::Ask | Action::Refuse => Ok(()),
         }
@@ -161,8 +174,11 @@ impl Sessions {
                 && row.lifecycle_state == LifecycleState::Failed;
         let cause = (!again).then(|| Cause { reason: why, actor: actor.cloned(), detail: None });
         let begin = |row: &mut SessionRow| {
+            // What failed before stays known until something works.
+            if row.lifecycle_state != LifecycleState::Failed {
+                row.lifecycle_error = None;
+            }
             put(row, Event::Sleep);
-            row.lifecycle_error = None;
         };
         let row = match reason {
             StopReason::Idle => {
@@ -174,7 +190,12 @@ impl Sessions {
         let stopped = self.stop_sandbox(&row, reason).await;
         let mut row = row;
         match stopped {
-            Ok(()) => {
+            // Somebody deleted it meanwhile, and could not wait to say so.
+            Ok(false) => {
+                forget(&mut row);
+                self.write(row, Some(&by_itself(EventReason::SandboxDeleted))).await
+            }
+            Ok(true) => {
                 put(&mut row, Event::Asleep);
                 row.sandbox_expires_at = None;
                 row.hibernate_after = None;
@@ -185,6 +206,7 @@ impl Sessions {
             Err(error) => {
                 put(&mut row, Event::SleepFailed);
                 row.lifecycle_error = Some("the sandbox could not be stopped".to_owned());
+                (row.hibernate_after, row.sandbox_expires_at) = (Some(self.now().plus(HEAL)), None);
                 let cause = Cause { detail: row.lifecycle_error.clone(), ..by_itself(EventReason::Failed) };
                 self.write(row, (!again).then_some(&cause)).await?;
                 Err(error.into())
@@ -192,17 +214,19 @@ impl Sessions {
         }
     }
 
-    /// Stops the sandbox, if there is one that runs.
+    /// Stops the sandbox, if it runs. `false`: the session had one, and it is gone.
     pub(crate) async fn stop_sandbox(
         &self,
         row: &SessionRow,
         reason: StopReason,
-    ) -> std::result::Result<(), ProviderError> {
+    ) -> std::result::Result<bool, ProviderError> {
         match self.sandbox_of(row).await? {
             Some(found) if !found.run.status.is_ended() => {
-                self.provider.stop(&Self::run_of(row, found), reason).await.map(drop)
+                self.provider.stop(&Self::run_of(row, found), reason).await?;
+                Ok(true)
             }
-            _ => Ok(()),
+            Some(_) => Ok(true),
+            None => Ok(row.sandbox_name.is_none()),
         }
     }
 

@@ -2,6 +2,7 @@
 //! provider API: names are kept for them, and what goes there goes from the
 //! session's row.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_provider::{ProviderError, SandboxKey};
@@ -17,6 +18,13 @@ use crate::{SessionError, Sessions};
 /// How long a session that is being changed is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Attempts to tell a session, after the first. The next start of the server makes
+/// up for those that fail.
+const RETRIES: u32 = 5;
+
+/// Sessions that are read at once.
+const ROUND: i64 = 256;
+
 impl Sessions {
     /// Refuses the name of a session's sandbox to whoever wants to make another
     /// under it: the session would take it for what a crash left.
@@ -31,16 +39,54 @@ impl Sessions {
     }
 
     /// Somebody deleted a sandbox: the session that it belongs to, if it does, has
-    /// none any more. A session that is being changed right now finds out by itself.
-    pub async fn note_gone(&self, key: &SandboxKey) -> Result<()> {
-        self.forget_if(key, async {
+    /// none any more. One that is being changed is told as soon as that is over; its
+    /// caller waits a moment.
+    pub async fn note_gone(self: &Arc<Self>, key: &SandboxKey) -> Result<()> {
+        if key.name.session().is_none() {
+            return Ok(());
+        }
+        let (sessions, key) = (self.clone(), key.clone());
+        let telling = tokio::spawn(async move {
+            let mut told = sessions.forget_if_gone(&key).await;
+            for _ in 0..RETRIES {
+                let Err(error) = &told else { break };
+                tracing::warn!(sandbox = %key.name, ?error, "tell its session that a sandbox is gone");
+                tokio::time::sleep(PATIENCE).await;
+                told = sessions.forget_if_gone(&key).await;
+            }
+            told
+        });
+        match tokio::time::timeout(PATIENCE, telling).await {
+            Ok(told) => told.map_err(|error| ProviderError::internal("tell a session", error))?,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn forget_if_gone(&self, key: &SandboxKey) -> Result<()> {
+        let gone = async {
             // By now there may be another one of this name.
             match self.provider.get(key).await {
                 Err(ProviderError::NotFound(_)) => Ok(true),
-                Ok(_) | Err(_) => Ok(false),
+                Ok(_) => Ok(false),
+                Err(error) => Err(error.into()),
             }
-        })
-        .await
+        };
+        self.forget_if(key, gone).await
+    }
+
+    /// Tells the sessions of this host whose sandboxes were deleted while nobody
+    /// could tell them: a server died in between.
+    pub(crate) async fn forget_the_lost(&self) -> Result<()> {
+        let Some(host) = &self.host else { return Ok(()) };
+        let mut after = None;
+        loop {
+            let rows = self.db.sessions_without_their_sandbox(host, after.as_ref(), ROUND).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = Some(last.id.clone());
+            for row in rows {
+                self.forget_if_gone(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
+            }
+        }
     }
 
     /// Somebody deleted a snapshot: [`Sessions::note_gone`] for the sandboxes that
@@ -52,7 +98,9 @@ impl Sessions {
                 let all = self.db.sandboxes_with_nothing_but(id).await?;
                 Ok(all.iter().any(|(namespace, name)| (namespace, name) == (&key.namespace, &key.name)))
             };
-            self.forget_if(&key, still).await?;
+            let told = tokio::time::timeout(PATIENCE, self.forget_if(&key, still)).await;
+            // One that is being changed finds out by itself: it starts, or cannot.
+            told.unwrap_or(Ok(()))?;
         }
         Ok(())
     }
@@ -67,19 +115,11 @@ impl Sessions {
         if !self.db.session(&id).await?.is_some_and(|row| its(&row)) {
             return Ok(());
         }
-        let Ok(lock) = tokio::time::timeout(PATIENCE, self.locks.take(&id)).await else { return Ok(()) };
-        let _lock = lock?;
+        let _lock = self.locks.take(&id).await?;
         let Some(row) = self.db.session(&id).await?.filter(its) else { return Ok(()) };
         if !gone.await? {
             return Ok(());
         }
-        let forget = |row: &mut SessionRow| {
-            put(row, Event::Gone);
-            row.sandbox_name = None;
-            row.hibernate_after = None;
-            row.sandbox_expires_at = None;
-            row.lifecycle_error = Some("its sandbox was deleted".to_owned());
-        };
         match self.change(row, Some(by_itself(EventReason::SandboxDeleted)), forget).await {
             // It was put away, or deleted, in the same moment.
             Err(
@@ -92,4 +132,13 @@ impl Sessions {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Its sandbox is gone.
+pub(crate) fn forget(row: &mut SessionRow) {
+    put(row, Event::Gone);
+    row.sandbox_name = None;
+    row.hibernate_after = None;
+    row.sandbox_expires_at = None;
+    row.lifecycle_error = Some("its sandbox was deleted".to_owned());
 }

@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 use crate::attempts::Attempt;
 use crate::decide::Event;
 use crate::error::Result;
-use crate::lifecycle::put;
+use crate::lifecycle::{HEAL, put};
 use crate::org_snapshots::Reader;
 use crate::{LifecycleState, SessionError, SessionStatus, Sessions};
 
@@ -93,7 +93,9 @@ impl Sessions {
             // Another server has the session by now, and may have its sandbox.
             Err(SessionError::Contended) => return Err(SessionError::Contended),
             Err(error) => {
-                self.note_failure(row, &error).await;
+                // What is bound was somebody's before.
+                let clean = row.sandbox_name.is_some() || self.discard(&key).await;
+                self.note_failure(row, &error, clean).await;
                 return Err(error);
             }
         };
@@ -160,7 +162,7 @@ impl Sessions {
                 }
                 // The sandbox or its snapshot was deleted: begin anew.
                 Err(ProviderError::NotFound(_)) => {}
-                Err(ProviderError::SnapshotGone(_)) => self.discard(key).await,
+                Err(ProviderError::SnapshotGone(_)) => drop(self.discard(key).await),
                 Err(error) => return Err(error.into()),
             }
         } else {
@@ -203,7 +205,16 @@ impl Sessions {
             return Ok((warm.made.run.expires_at(), warm.checkout));
         }
         let key = request.key.clone();
-        let made = self.provider.create(request).await?;
+        let made = match self.provider.create(request).await {
+            Ok(made) => made,
+            Err(error) => {
+                // It may be there all the same: an answer can be lost.
+                if !matches!(error, ProviderError::Conflict(_)) {
+                    self.discard(&key).await;
+                }
+                return Err(error.into());
+            }
+        };
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
         if let Some(session) = key.name.session() {
             self.tell(&session, caused(EventReason::Clone, account)).await;
@@ -216,11 +227,15 @@ impl Sessions {
         Ok((made.run.expires_at(), cloned?))
     }
 
-    /// Removes a sandbox that did not become what it should.
-    async fn discard(&self, key: &SandboxKey) {
-        if let Err(error) = self.delete_sandbox(key).await {
-            // The next provision finds it unbound and deletes it first.
-            tracing::error!(sandbox = %key.name, error = error.detail(), "discard");
+    /// Removes a sandbox that did not become what it should; whether it is gone.
+    async fn discard(&self, key: &SandboxKey) -> bool {
+        match self.delete_sandbox(key).await {
+            Ok(()) => true,
+            // Whoever comes next, the reconciler or a provision, removes it first.
+            Err(error) => {
+                tracing::error!(sandbox = %key.name, error = error.detail(), "discard");
+                false
+            }
         }
     }
 
@@ -265,14 +280,19 @@ impl Sessions {
         }
     }
 
-    async fn note_failure(&self, row: SessionRow, error: &SessionError) {
+    /// Writes down that provisioning ended. `clean`: nothing is left that nobody
+    /// knows.
+    async fn note_failure(&self, row: SessionRow, error: &SessionError, clean: bool) {
         let message = last_words(&error.to_string());
         let called_off = matches!(error, SessionError::CalledOff);
         let reason = if called_off { EventReason::CalledOff } else { EventReason::Failed };
         let cause = Cause { reason, actor: None, detail: (!called_off).then(|| message.clone()) };
         let noted = self.change(row, Some(cause), |row| {
-            put(row, if called_off { Event::CalledOff } else { Event::ProvisionFailed });
-            row.lifecycle_error = (!called_off).then(|| message.clone());
+            put(row, if called_off && clean { Event::CalledOff } else { Event::ProvisionFailed });
+            row.lifecycle_error = (!called_off || !clean).then(|| message.clone());
+            if row.lifecycle_state == LifecycleState::Failed {
+                (row.hibernate_after, row.sandbox_expires_at) = (Some(self.now().plus(HEAL)), None);
+            }
         });
         match noted.await {
             // Whoever put it away, or deletes it, goes on from here.

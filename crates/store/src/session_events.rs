@@ -47,7 +47,8 @@ fn read(row: &Row) -> Result<SessionEventRow> {
 }
 
 /// Adds an event, in a transaction that holds the session's row. Its number is
-/// given here.
+/// given here. What changed since the event before without being told, as a sleep
+/// that is tried again does, is part of it: it begins where that one ended.
 pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEventRow) -> Result<()> {
     let number = tx
         .sql(
@@ -61,7 +62,9 @@ pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEven
         format!("insert an event of {session}"),
         "INSERT INTO session_events
          (session_id, seq, at, version, state_before, state_after, reason, actor, detail)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         VALUES ($1, $2, $3, $4,
+          COALESCE((SELECT last.state_after FROM session_events last
+                    WHERE last.session_id = $1 AND last.seq = $2 - 1), $5), $6, $7, $8, $9)",
     )
     .bind(session)
     .bind(number)

@@ -1,7 +1,7 @@
 //! Table `sessions`. Every change names the version that it read and bumps it:
 //! a write based on a stale read changes nothing (invariant 6).
 
-use dormouse_types::{AccountId, HostId, LifecycleState, SandboxName, SessionId, SessionStatus, Timestamp};
+use dormouse_types::{AccountId, DEFAULT_PROJECT, HostId, LifecycleState, SandboxName, SessionId, SessionStatus, Timestamp};
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
@@ -189,7 +189,7 @@ impl Db {
         limit: i64,
     ) -> Result<Vec<SessionRow>> {
         let overdue = format!(
-            "SELECT {COLUMNS} FROM sessions WHERE lifecycle_state = 'active' AND host_id = $1
+            "SELECT {COLUMNS} FROM sessions WHERE lifecycle_state IN ('active', 'failed') AND host_id = $1
                AND due_at <= $2 ORDER BY due_at LIMIT $3"
         );
         let overdue = self.sql("read overdue sessions", overdue);
@@ -210,6 +210,31 @@ impl Db {
         let leaving = self.sql("read leaving sessions", leaving);
         due.extend(leaving.bind(host_column(host)).bind(limit).all(read).await?);
         Ok(due)
+    }
+
+    /// Sessions of a host that have a sandbox which is not in this database, after
+    /// the one with the id `after`, at most `limit`. It looks at every session.
+    pub async fn sessions_without_their_sandbox(
+        &self,
+        host: &HostId,
+        after: Option<&SessionId>,
+        limit: i64,
+    ) -> Result<Vec<SessionRow>> {
+        let columns = COLUMNS.split(',').map(|column| format!("sessions.{}", column.trim()));
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "SELECT {columns} FROM sessions LEFT JOIN sandboxes ON sandboxes.owner = sessions.account_id
+               AND sandboxes.project = $1 AND sandboxes.name = sessions.sandbox_name
+             WHERE sessions.sandbox_name IS NOT NULL AND sandboxes.id IS NULL AND sessions.host_id = $2
+               AND sessions.id > $3 ORDER BY sessions.id LIMIT $4"
+        );
+        self.sql("read sessions without their sandbox", text)
+            .bind(DEFAULT_PROJECT)
+            .bind(host)
+            .bind(after.map(ToString::to_string).unwrap_or_default())
+            .bind(limit)
+            .all(read)
+            .await
     }
 
     /// Writes `change` over the version that it carries and bumps the version.

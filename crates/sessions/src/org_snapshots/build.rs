@@ -2,6 +2,7 @@
 //! repository and is kept. It is ephemeral, so it goes in any case, also when
 //! this server does.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -129,6 +130,9 @@ impl Sessions {
             }
             Err(error) => Err(error),
         };
+        if let (Err(_), Some(org)) = (&built, &self.org_snapshots) {
+            org.untidy.store(true, Ordering::SeqCst);
+        }
         match &built {
             Ok(row) => {
                 log.line(&format!("published {} at {} {}", row.id, row.branch, row.commit_id));

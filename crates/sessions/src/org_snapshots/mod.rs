@@ -28,13 +28,14 @@ mod set_up;
 mod start;
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_jobs::{Clock, Jobs};
 use dormouse_provider::{ListOf, ListSandboxes, ProviderError, SandboxKey, SnapshotStatus};
 use dormouse_store::OrgSnapshotKey;
-use dormouse_types::{GithubRepo, Namespace, RepoAccess, SnapshotId};
+use dormouse_types::{GithubRepo, Namespace, RepoAccess, SnapshotId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -75,6 +76,8 @@ pub(crate) struct OrgSnapshots {
     jobs: Jobs,
     tips: Tips,
     builds: Mutex<HashMap<OrgSnapshotKey, build::Build>>,
+    /// A build failed, and may have left a snapshot that nobody knows.
+    untidy: std::sync::atomic::AtomicBool,
     /// What a server that died left of its builds is gone.
     swept: tokio::sync::OnceCell<()>,
 }
@@ -112,6 +115,7 @@ impl Sessions {
             jobs,
             tips,
             builds: Mutex::default(),
+            untidy: std::sync::atomic::AtomicBool::new(false),
             swept: tokio::sync::OnceCell::new(),
         });
         Self { org_snapshots, ..self }
@@ -151,6 +155,15 @@ impl Sessions {
     pub async fn tidy_org_snapshots(&self) {
         let Some(org) = &self.org_snapshots else { return };
         self.end_lost_builds(false).await;
+        // Where several servers build, nobody knows what another is about to publish;
+        // there it expires.
+        if !self.place().is_empty() && org.untidy.swap(false, Ordering::SeqCst) {
+            let before = self.now().minus(GRACE);
+            if let Err(error) = self.sweep_snapshots(before).await {
+                tracing::warn!(?error, "remove what is left of failed builds");
+                org.untidy.store(true, Ordering::SeqCst);
+            }
+        }
         let used_before = self.now().minus(org.config.unused_for + start::USE_STEP);
         if let Err(error) = self.db.retire_unused_org_snapshots(self.place(), used_before, self.now()).await {
             tracing::error!(%error, "retire unused org snapshots");
@@ -193,12 +206,21 @@ impl Sessions {
         for builder in builders {
             self.delete_sandbox(&SandboxKey { namespace: namespace.clone(), name: builder.name }).await?;
         }
+        self.sweep_snapshots(self.now()).await
+    }
+
+    /// Removes the snapshots from before `before` that are no org snapshot's.
+    async fn sweep_snapshots(&self, before: Timestamp) -> Result<()> {
+        let Some(org) = &self.org_snapshots else { return Ok(()) };
         let mut list = ListOf::default();
         loop {
-            let (snapshots, next) = self.provider.snapshots(&namespace, list.clone()).await?;
+            let (snapshots, next) = self.provider.snapshots(&self.org_namespace(), list.clone()).await?;
             for snapshot in snapshots.iter().filter(|one| one.status == SnapshotStatus::Created) {
-                if !self.db.is_org_snapshot(&snapshot.id).await? {
-                    self.drop_snapshot(&snapshot.id).await;
+                if self.db.is_org_snapshot(&snapshot.id).await? {
+                    continue;
+                }
+                if snapshot.created_at > before || !self.drop_snapshot(&snapshot.id).await {
+                    org.untidy.store(true, Ordering::SeqCst);
                 }
             }
             match next {
@@ -214,6 +236,9 @@ impl Sessions {
             Ok(_) | Err(ProviderError::NotFound(_) | ProviderError::SnapshotGone(_)) => true,
             Err(error) => {
                 tracing::warn!(snapshot = %id, error = error.detail(), "delete the files of an org snapshot");
+                if let Some(org) = &self.org_snapshots {
+                    org.untidy.store(true, Ordering::SeqCst);
+                }
                 false
             }
         }

@@ -75,6 +75,8 @@ impl Sessions {
             ) => return Err(error.into()),
             Err(error) => {
                 self.give_up(&row, &error.detail()).await?;
+                // The answer may have been lost.
+                self.delete_sandbox(&request.key).await?;
                 return Ok(None);
             }
         };

@@ -16,7 +16,7 @@ use dormouse_provider::{
     StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
 };
 use dormouse_sessions::{Remote, RemoteError, Tip};
-use dormouse_types::{CommandId, GithubRepo, SnapshotId};
+use dormouse_types::{CommandId, GithubRepo, SandboxName, SessionId, SnapshotId};
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::oneshot;
 
@@ -42,6 +42,8 @@ pub(super) struct Hosts {
     /// Their own tasks, which live on when a server dies.
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) server: String,
+    /// Which sessions there are, to name their sandboxes alike in each run.
+    pub(super) sessions: Arc<Mutex<Vec<SessionId>>>,
 }
 
 impl std::fmt::Debug for Hosts {
@@ -60,23 +62,35 @@ impl Hosts {
     async fn call<T: Send + 'static>(
         &self,
         what: &'static str,
+        of: &str,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         let (tell, told) = oneshot::channel();
-        let (schedule, server) = (self.schedule.clone(), self.server.clone());
+        let (schedule, server, of) = (self.schedule.clone(), self.server.clone(), of.to_owned());
         self.runtime.spawn(async move {
-            schedule.gate(format!("{server} {what}")).await;
+            schedule.gate(format!("{server} {what} {of}")).await;
             let answer = if schedule.fails() {
                 Err(broken(what))
             } else {
                 let done = work.await;
-                schedule.gate(format!("{server} {what} answers")).await;
+                schedule.gate(format!("{server} {what} {of} answers")).await;
                 if schedule.fails() { Err(broken(what)) } else { done }
             };
             // Nobody need wait.
             let _ = tell.send(answer);
         });
         told.await.unwrap_or_else(|_| Err(broken(what)))
+    }
+
+    fn name(&self, sandbox: &SandboxName) -> String {
+        let sessions = self.sessions.lock().unwrap();
+        let session = sandbox.session().and_then(|id| sessions.iter().position(|one| *one == id));
+        session.map_or_else(|| "of a builder".to_owned(), |session| format!("of session {session}"))
+    }
+
+    fn name_of(&self, run: &RunRef) -> String {
+        let found = self.fake.run(run).now_or_never().and_then(Result::ok);
+        found.map_or_else(|| "of nobody".to_owned(), |run| self.name(&run.sandbox))
     }
 
     /// What the checkout of a sandbox is at, if there is one.
@@ -114,7 +128,7 @@ impl Hosts {
     async fn run_command(self, run: RunRef, id: CommandId, spec: CommandSpec) -> Result<Vec<LogEvent>> {
         let probe = CommandSpec::new(["true"]);
         let mut events = self.fake.exec(&run, id, probe).await?.collect::<Vec<_>>().await;
-        self.schedule.gate(format!("{} command runs", self.server)).await;
+        self.schedule.gate(format!("{} command {} runs", self.server, self.name_of(&run))).await;
         let alive = self.fake.run(&run).await.is_ok_and(|run| !run.status.is_ended());
         let (code, text) = if alive { self.git(&run, &spec) } else { (137, String::new()) };
         let Some(Ok(LogEvent::Exited(command))) = events.pop() else { return Err(ProviderError::Stopped) };
@@ -138,26 +152,27 @@ impl Remote for Hosts {
 
 /// Methods that a session calls: their arguments go with the call.
 macro_rules! calls {
-    ($hosts:ident, $what:literal, $method:ident($($argument:ident),*)) => {{
+    ($hosts:ident, $what:literal, $of:expr, $method:ident($($argument:ident),*)) => {{
         let fake = $hosts.fake.clone();
+        let of = $of.to_string();
         $(let $argument = $argument.to_owned();)*
-        $hosts.call($what, async move { fake.$method($(&$argument),*).await }).await
+        $hosts.call($what, &of, async move { fake.$method($(&$argument),*).await }).await
     }};
 }
 
 #[async_trait]
 impl SandboxProvider for Hosts {
     async fn create(&self, request: CreateSandbox) -> Result<SandboxView> {
-        let fake = self.fake.clone();
-        self.call("create", async move { fake.create(request).await }).await
+        let (fake, of) = (self.fake.clone(), self.name(&request.key.name));
+        self.call("create", &of, async move { fake.create(request).await }).await
     }
 
     async fn get(&self, key: &SandboxKey) -> Result<SandboxView> {
-        calls!(self, "get", get(key))
+        calls!(self, "get", self.name(&key.name), get(key))
     }
 
     async fn resume(&self, key: &SandboxKey) -> Result<SandboxView> {
-        calls!(self, "resume", resume(key))
+        calls!(self, "resume", self.name(&key.name), resume(key))
     }
 
     async fn list(
@@ -177,12 +192,12 @@ impl SandboxProvider for Hosts {
     }
 
     async fn delete(&self, key: &SandboxKey, with_snapshots: bool) -> Result<Sandbox> {
-        let (fake, key) = (self.fake.clone(), key.clone());
-        self.call("delete", async move { fake.delete(&key, with_snapshots).await }).await
+        let (fake, key, of) = (self.fake.clone(), key.clone(), self.name(&key.name));
+        self.call("delete", &of, async move { fake.delete(&key, with_snapshots).await }).await
     }
 
     async fn run(&self, run: &RunRef) -> Result<Run> {
-        calls!(self, "run", run(run))
+        calls!(self, "run", self.name_of(run), run(run))
     }
 
     async fn routes(&self, run: &RunRef) -> Result<Vec<Route>> {
@@ -194,13 +209,13 @@ impl SandboxProvider for Hosts {
     }
 
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped> {
-        let (fake, run) = (self.fake.clone(), run.clone());
-        self.call("stop", async move { fake.stop(&run, reason).await }).await
+        let (fake, run, of) = (self.fake.clone(), run.clone(), self.name_of(run));
+        self.call("stop", &of, async move { fake.stop(&run, reason).await }).await
     }
 
     async fn snapshot(&self, run: &RunRef, request: SnapshotRequest) -> Result<MadeSnapshot> {
-        let (fake, run) = (self.fake.clone(), run.clone());
-        self.call("snapshot", async move { fake.snapshot(&run, request).await }).await
+        let (fake, run, of) = (self.fake.clone(), run.clone(), self.name_of(run));
+        self.call("snapshot", &of, async move { fake.snapshot(&run, request).await }).await
     }
 
     async fn snapshots(
@@ -216,7 +231,7 @@ impl SandboxProvider for Hosts {
     }
 
     async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
-        calls!(self, "delete snapshot", delete_snapshot(namespace, id))
+        calls!(self, "delete snapshot", "", delete_snapshot(namespace, id))
     }
 
     async fn snapshot_tree(
@@ -230,8 +245,8 @@ impl SandboxProvider for Hosts {
     }
 
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run> {
-        let (fake, run) = (self.fake.clone(), run.clone());
-        self.call("set network policy", async move { fake.set_network_policy(&run, policy).await }).await
+        let (fake, run, of) = (self.fake.clone(), run.clone(), self.name_of(run));
+        self.call("set network policy", &of, async move { fake.set_network_policy(&run, policy).await }).await
     }
 
     async fn terminal(
@@ -245,8 +260,8 @@ impl SandboxProvider for Hosts {
     }
 
     async fn extend(&self, run: &RunRef, by: Duration) -> Result<Run> {
-        let (fake, run) = (self.fake.clone(), run.clone());
-        self.call("extend", async move { fake.extend(&run, by).await }).await
+        let (fake, run, of) = (self.fake.clone(), run.clone(), self.name_of(run));
+        self.call("extend", &of, async move { fake.extend(&run, by).await }).await
     }
 
     async fn start(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<Command> {
@@ -258,7 +273,7 @@ impl SandboxProvider for Hosts {
     }
 
     async fn commands(&self, run: &RunRef) -> Result<Vec<Command>> {
-        calls!(self, "commands", commands(run))
+        calls!(self, "commands", self.name_of(run), commands(run))
     }
 
     async fn wait(&self, run: &RunRef, id: &CommandId) -> Result<Command> {
@@ -270,8 +285,8 @@ impl SandboxProvider for Hosts {
     }
 
     async fn exec(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<BoxStream<LogEvent>> {
-        let (hosts, run) = (self.clone(), run.clone());
-        let events = self.call("exec", hosts.run_command(run, id, spec)).await?;
+        let (hosts, run, of) = (self.clone(), run.clone(), self.name_of(run));
+        let events = self.call("exec", &of, hosts.run_command(run, id, spec)).await?;
         Ok(Box::pin(futures::stream::iter(events.into_iter().map(Ok))))
     }
 

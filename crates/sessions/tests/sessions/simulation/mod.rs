@@ -20,15 +20,26 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: no number")))
 }
 
-/// What a history that went wrong shows of itself, besides its seed.
-const LAST: usize = 60;
+/// Steps that a history that went wrong shows of itself.
+const LAST: usize = 40;
+
+/// What calls came to, in all histories of this run.
+static OUTCOMES: std::sync::Mutex<std::collections::BTreeMap<String, usize>> =
+    std::sync::Mutex::new(std::collections::BTreeMap::new());
 
 fn tell(seed: u64) -> Option<String> {
     let history = World::run(seed);
+    let mut outcomes = OUTCOMES.lock().unwrap();
+    for one in &history.outcome {
+        let kind = one.replace(|c: char| c.is_ascii_digit(), "");
+        *outcomes.entry(kind).or_default() += 1;
+    }
+    drop(outcomes);
     let wrong = history.wrong?;
     let all = std::env::var_os("TRACE").is_some();
-    let from = if all { 0 } else { history.trace.len().saturating_sub(LAST) };
-    Some(format!("seed {seed}: {wrong}\n    {}", history.trace[from..].join("\n    ")))
+    let rest = history.trace.iter().position(|what| what == "to rest").unwrap_or(history.trace.len());
+    let shown = if all { &history.trace[..] } else { &history.trace[rest.saturating_sub(LAST)..rest] };
+    Some(format!("seed {seed}: {wrong}\n    {}", shown.join("\n    ")))
 }
 
 #[test]
@@ -49,6 +60,9 @@ fn no_history_breaks_an_invariant() {
         let running: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
         running.into_iter().filter_map(|worker| worker.join().unwrap()).collect()
     });
+    for (outcome, count) in &*OUTCOMES.lock().unwrap() {
+        eprintln!("{count:6} {outcome}");
+    }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 

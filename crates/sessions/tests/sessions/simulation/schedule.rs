@@ -125,6 +125,22 @@ impl Schedule {
         true
     }
 
+    /// Opens those of a server that died: what it sent arrives before anybody
+    /// takes its work over, which is after the end of a lease.
+    pub(super) fn open_all_of(&self, server: &str) -> bool {
+        let mut state = self.state();
+        state.waiting.retain(|waiting| !waiting.open.is_closed());
+        let (its, others): (Vec<_>, Vec<_>) =
+            state.waiting.drain(..).partition(|waiting| waiting.what.starts_with(server));
+        state.waiting = others;
+        let any = !its.is_empty();
+        for waiting in its {
+            state.trace.push(waiting.what);
+            let _ = waiting.open.send(());
+        }
+        any
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::SeqCst) > 0
     }
