@@ -5,7 +5,7 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test test-vm demo bench setup tools lint build unit documents blackbox fuzz fmt audit
+.PHONY: test test-vm demo bench setup tools lint build unit documents blackbox fuzz sim mutants fmt audit
 
 test: setup lint unit documents blackbox fuzz test-vm
 
@@ -45,6 +45,14 @@ blackbox: tools build
 	@scripts/setup node=nodejs npm=npm ip=iproute2
 	cd tests/clients && npm ci --no-audit --no-fund
 	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --workspace --test blackbox --locked -- --test-threads=1
+
+## Simulated histories of sessions: SEEDS=10000 as many, SEED=17 that one.
+sim:
+	cargo test --locked --package dormouse-sessions --test sessions simulation -- --nocapture
+
+## The simulation finds each fence, lease check and undo step that is taken out.
+mutants:
+	scripts/mutants
 
 ## Generated input against the session API's own document.
 fuzz: build

@@ -144,6 +144,9 @@ pub trait LiveRun: Send + Sync + std::fmt::Debug {
     /// See [`dormouse_provider::SandboxProvider::commands`].
     async fn commands(self: Arc<Self>) -> Result<Vec<Command>>;
 
+    /// See [`dormouse_provider::SandboxProvider::processor_time`].
+    async fn processor_time(self: Arc<Self>) -> Result<Option<Duration>>;
+
     /// See [`dormouse_provider::SandboxProvider::wait`].
     async fn wait(self: Arc<Self>, id: &CommandId) -> Result<Command>;
 

@@ -252,6 +252,10 @@ impl SandboxProvider for Control {
         self.live(run).await?.commands().await
     }
 
+    async fn processor_time(&self, run: &RunRef) -> Result<Option<Duration>> {
+        self.live(run).await?.processor_time().await
+    }
+
     async fn wait(&self, run: &RunRef, id: &CommandId) -> Result<Command> {
         self.live(run).await?.wait(id).await
     }

@@ -163,6 +163,9 @@ pub(crate) struct Lifecycle {
     pub(crate) idle_timeout: String,
     /// Hard lifetime between two sleeps.
     pub(crate) max_lifetime: String,
+    /// For how long after a client's last word what a sandbox sends it over a port
+    /// or a terminal counts as use.
+    pub(crate) unattended: String,
     /// A clone may take this long.
     pub(crate) clone_timeout: String,
     /// How long records stay of runs that a newer one followed, of snapshots that
@@ -368,6 +371,7 @@ impl Default for Lifecycle {
         Self {
             idle_timeout: "30m".to_owned(),
             max_lifetime: "5h".to_owned(),
+            unattended: "15m".to_owned(),
             clone_timeout: "10m".to_owned(),
             history: "30d".to_owned(),
         }
@@ -571,7 +575,8 @@ impl Config {
             !domain.is_empty() && !domain.starts_with('.') && domain.bytes().all(plain),
             "ports.domain: {domain:?} is no domain"
         );
-        Ok(dormouse_http::PortsConfig { domain, scheme, wake_on_traffic, trusted_proxies })
+        let unattended = parse_duration(&self.lifecycle.unattended).context("lifecycle.unattended")?;
+        Ok(dormouse_http::PortsConfig { domain, scheme, wake_on_traffic, unattended, trusted_proxies })
     }
 
     /// How many requests a caller may make.

@@ -1,6 +1,7 @@
 //! Routers: session API, provider API, operations, OpenAPI document. A handler
 //! parses, calls one method, presents; it holds no rule.
 
+mod activity;
 mod auth;
 mod body;
 mod cors;
@@ -72,7 +73,7 @@ pub(crate) struct App {
     ports: Arc<PortsConfig>,
     clock: Clock,
     jwt: Option<Arc<JwtVerifier>>,
-    noted: ports::Noted,
+    noted: activity::Noted,
     rates: rates::Rates,
 }
 
@@ -88,7 +89,7 @@ pub fn router(parts: Parts) -> Router {
         ports: Arc::new(ports),
         clock,
         jwt,
-        noted: ports::Noted::default(),
+        noted: activity::Noted::default(),
         rates: rates::Rates::new(rates),
     };
     let (session_routes, _) = session::router().split_for_parts();

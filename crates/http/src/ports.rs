@@ -3,10 +3,9 @@
 //! host name decides, whatever the domain after it: the protocol's clients bring
 //! their own. The name is unguessable and is the only credential.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,9 +16,11 @@ use axum::response::{IntoResponse as _, Response};
 use dormouse_provider::{PortConnection, PortError, PortGateway};
 use dormouse_types::Cidr;
 use dormouse_wire::{ErrorDetail, ErrorReply};
+use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
 
 use crate::App;
+use crate::activity::{Activity, Frames, StreamUse, Watched};
 
 /// How ports are published.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct PortsConfig {
     pub scheme: String,
     /// Start a stopped persistent sandbox for a request to one of its ports.
     pub wake_on_traffic: bool,
+    /// For how long after a client's last word what a sandbox sends it counts as use.
+    pub unattended: Duration,
     /// From whom `x-forwarded-host` counts.
     pub trusted_proxies: Vec<Cidr>,
 }
@@ -128,8 +131,8 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
             "the program in the sandbox broke the connection",
         )
     };
-    let activity = Activity { app, namespace, sandbox };
-    activity.note();
+    let used = Activity::new(&app, &namespace, &sandbox).stream();
+    used.client();
 
     let upgrade = request.headers().get(header::UPGRADE).cloned();
     let host = request.uri().host().map(str::to_owned);
@@ -147,11 +150,16 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
     if let Some(Ok(peer)) = peer.map(|peer| HeaderValue::try_from(peer.to_string())) {
         request.headers_mut().append("x-forwarded-for", peer);
     }
+    let websocket = upgrade.as_ref().is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let of_client = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
     if let Some(upgrade) = upgrade {
         request.headers_mut().insert(header::UPGRADE, upgrade);
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
+    // An upload that goes on for long is use for as long.
+    let by_client = used.clone();
+    let request = request
+        .map(|body| Body::from_stream(body.into_data_stream().inspect(move |_| by_client.client())));
     let Ok((mut sender, driver)) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await
     else {
@@ -166,66 +174,38 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let of_sandbox = hyper::upgrade::on(&mut response);
         let Some(of_client) = of_client else { return unreachable() };
-        tokio::spawn(join(of_client, of_sandbox, activity));
+        tokio::spawn(join(of_client, of_sandbox, used, websocket));
         return response.map(|_| Body::empty());
     }
     strip(response.headers_mut());
     response.map(|body| {
-        // A body that goes on for long is use for as long.
-        use futures::StreamExt as _;
-        Body::from_stream(Body::new(body).into_data_stream().inspect(move |_| activity.note()))
+        Body::from_stream(Body::new(body).into_data_stream().inspect(move |_| used.sandbox()))
     })
 }
 
-/// Passes bytes between two upgraded connections until either ends.
-async fn join(client: hyper::upgrade::OnUpgrade, sandbox: hyper::upgrade::OnUpgrade, activity: Activity) {
+/// Passes bytes between two upgraded connections until either ends. `websocket`:
+/// what its frames carry counts, not that they come.
+async fn join(
+    client: hyper::upgrade::OnUpgrade,
+    sandbox: hyper::upgrade::OnUpgrade,
+    used: StreamUse,
+    websocket: bool,
+) {
     let (Ok(client), Ok(sandbox)) = tokio::join!(client, sandbox) else { return };
-    let (mut client, mut sandbox) = (TokioIo::new(client), TokioIo::new(sandbox));
-    let passing = tokio::io::copy_bidirectional(&mut client, &mut sandbox);
-    tokio::pin!(passing);
-    loop {
-        tokio::select! {
-            _ = &mut passing => return,
-            () = tokio::time::sleep(Duration::from_secs(30)) => activity.note(),
+    let (mut from_client, mut from_sandbox) = (Frames::default(), Frames::default());
+    let by_client = used.clone();
+    let mut client = Watched::new(TokioIo::new(client), move |bytes: &[u8]| {
+        if !websocket || from_client.have_data(bytes) {
+            by_client.client();
         }
-    }
-}
-
-/// Use of a sandbox through its ports.
-struct Activity {
-    app: App,
-    namespace: dormouse_provider::Namespace,
-    sandbox: dormouse_types::SandboxName,
-}
-
-/// Use is noted this often at most.
-const NOTED: Duration = Duration::from_secs(10);
-
-/// When use was last noted, by sandbox.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Noted(
-    Arc<Mutex<HashMap<(dormouse_provider::Namespace, dormouse_types::SandboxName), Instant>>>,
-);
-
-impl Activity {
-    fn note(&self) {
-        if self.sandbox.session().is_none() {
-            return;
+    });
+    let mut sandbox = Watched::new(TokioIo::new(sandbox), move |bytes: &[u8]| {
+        if !websocket || from_sandbox.have_data(bytes) {
+            used.sandbox();
         }
-        {
-            // Well before the sandbox would fall asleep.
-            let often = NOTED.min(self.app.sessions.idle_timeout() / 4);
-            let mut noted = self.app.noted.0.lock().unwrap_or_else(PoisonError::into_inner);
-            noted.retain(|_, at| at.elapsed() < often);
-            let key = (self.namespace.clone(), self.sandbox.clone());
-            if noted.contains_key(&key) {
-                return;
-            }
-            noted.insert(key, Instant::now());
-        }
-        let (app, namespace, sandbox) = (self.app.clone(), self.namespace.clone(), self.sandbox.clone());
-        tokio::spawn(async move { crate::provider::note_use(&app, &namespace, &sandbox).await });
-    }
+    });
+    // Either side may break off.
+    let _ = tokio::io::copy_bidirectional(&mut client, &mut sandbox).await;
 }
 
 /// For [`App`].

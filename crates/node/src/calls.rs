@@ -58,6 +58,11 @@ impl LiveRun for Live {
         }
     }
 
+    async fn processor_time(self: Arc<Self>) -> Result<Option<Duration>> {
+        let asking = tokio::task::spawn_blocking(move || self.cgroups.processor_time(&self.run));
+        asking.await.map_err(|error| ProviderError::internal("read a run's processor time", error))
+    }
+
     async fn wait(self: Arc<Self>, id: &CommandId) -> Result<Command> {
         let mut dialogue = self.agent.open(Request::Follow { id: id.to_string(), output: false }).await?;
         match dialogue.expect().await {

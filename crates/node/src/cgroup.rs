@@ -171,6 +171,21 @@ impl Cgroups {
         }
     }
 
+    /// What the processes of a run have used of processors, where the host counts
+    /// it.
+    pub(crate) fn processor_time(&self, run: &RunId) -> Option<Duration> {
+        let paths = self.paths(run.as_str());
+        match self.version {
+            // A group that only counts (`cpuacct`) would cost each start its time.
+            CgroupVersion::V1 => Some(processes(&paths[1]).into_iter().filter_map(time_of).sum()),
+            CgroupVersion::V2 => {
+                let counts = fs::read_to_string(paths[0].join("cpu.stat")).ok()?;
+                let microseconds = counts.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+                microseconds.parse().ok().map(Duration::from_micros)
+            }
+        }
+    }
+
     /// Where a run is stopped and started again, the word for either, and where
     /// it is read that all of it stands still.
     fn freezer(&self, run: &str) -> (PathBuf, [&'static str; 2], PathBuf) {
@@ -309,6 +324,16 @@ fn set(dir: &Path, file: &str, value: u64) -> io::Result<()> {
 fn processes(path: &Path) -> Vec<i32> {
     let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// What a process and the children that it waited for have used of processors
+/// (`proc_pid_stat(5)`, fields 14 to 17).
+fn time_of(pid: i32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name, in parentheses, may have anything in it.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let ticks: u64 = rest.split_whitespace().skip(11).take(4).filter_map(|n| n.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1)))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use dormouse_types::{Namespace, RunId, SandboxId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::cgroup::Cgroups;
 use crate::agent::Agent;
 
 /// Where the answer to a command goes.
@@ -77,6 +78,7 @@ pub(crate) struct Live {
     /// cannot be.
     pub(crate) cwd: String,
     pub(crate) agent: Agent,
+    pub(crate) cgroups: Arc<Cgroups>,
     /// Ends what outlives no run: connections to its ports.
     pub(crate) ended: CancellationToken,
 }

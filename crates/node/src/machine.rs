@@ -394,6 +394,7 @@ impl Machine {
         config: Arc<SandboxConfig>,
     ) {
         self.registry.publish(Live {
+            cgroups: self.host.cgroups.clone(),
             run: row.id.clone(),
             sandbox: row.sandbox_id.clone(),
             namespace: row.namespace.clone(),

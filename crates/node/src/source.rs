@@ -74,6 +74,7 @@ pub(crate) async fn put_in(
                 depth: git.depth.unwrap_or(1),
                 revision: git.revision.as_deref(),
                 identity: None,
+                new_branch: None,
             };
             (format!("clone {}", shown_url(&git.url)), clone.argv(), env)
         }

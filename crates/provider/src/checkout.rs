@@ -6,8 +6,11 @@
 //! large files the pointers come first. What the shell can do itself it does:
 //! each further process would cost as much as the sandbox.
 
+use dormouse_types::BranchName;
+
 /// `$1` URL, `$2` directory, `$3` depth, `$4` branch, tag or commit (empty: the
-/// default branch), `$5` what is added to the repository's configuration.
+/// default branch), `$5` what is added to the repository's configuration, `$6` a
+/// branch to make there (empty: none).
 ///
 /// A remote without a commit is fine. One that has commits, and a `HEAD` that
 /// names none of them, is not: nobody would expect an empty directory.
@@ -33,19 +36,26 @@ else
     printf '[remote "origin"]\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' >> .git/config
 fi
 printf '%s' "$5" >> .git/config
+if [ "$6" ]; then git checkout --quiet -b "$6" >&2; fi
 "#;
 
-/// `$1` branch that the remote stands at (empty: nothing is fetched), `$2` what
-/// is added to the repository's configuration. What is not tracked stays.
+/// `$1` branch that the remote stands at (empty: it is not fetched), `$2` what is
+/// added to the repository's configuration, `$3` another branch of the remote's to
+/// fetch and check out, `$4` one to make (empty: neither). What is not tracked stays.
 const UPDATE: &str = r#"set -e
 export GIT_TERMINAL_PROMPT=0 GIT_ALLOW_PROTOCOL=https GIT_LFS_SKIP_SMUDGE=1
 printf '%s' "$2" >> .git/config
+git() { command git -c core.hooksPath=/dev/null "$@"; }
+if [ "$1$3" ]; then
+    git fetch --quiet --depth=1 --no-tags origin ${1:+"+refs/heads/$1:refs/remotes/origin/$1"} \
+        ${3:+"+refs/heads/$3:refs/remotes/origin/$3"} >&2
+fi
 if [ "$1" ]; then
-    git() { command git -c core.hooksPath=/dev/null "$@"; }
-    git fetch --quiet --depth=1 --no-tags origin "+refs/heads/$1:refs/remotes/origin/$1" >&2
     git checkout --quiet --force -B "$1" "refs/remotes/origin/$1" >&2
     git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$1"
 fi
+if [ "$3" ]; then git checkout --quiet --force -B "$3" "refs/remotes/origin/$3" >&2; fi
+if [ "$4" ]; then git checkout --quiet -b "$4" >&2; fi
 "#;
 
 /// Reads what is checked out: a branch, a commit, or both. A branch without a
@@ -112,6 +122,8 @@ pub struct Clone<'a> {
     pub revision: Option<&'a str>,
     /// Who commits in it.
     pub identity: Option<&'a Identity>,
+    /// Branch to make there and check out.
+    pub new_branch: Option<&'a str>,
 }
 
 /// Who commits.
@@ -173,18 +185,51 @@ impl Clone<'_> {
     pub fn argv(&self) -> Vec<String> {
         let identity = self.identity.map(Identity::section).unwrap_or_default();
         let (depth, revision) = (self.depth.to_string(), self.revision.unwrap_or_default().to_owned());
-        let arguments = [self.url.to_owned(), self.directory.to_owned(), depth, revision, identity];
+        let new_branch = self.new_branch.unwrap_or_default().to_owned();
+        let arguments =
+            [self.url.to_owned(), self.directory.to_owned(), depth, revision, identity, new_branch];
         argv([CLONE, READ, CHECK, PRINT].concat(), arguments)
     }
 }
 
+/// A branch that somebody wants to have checked out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Branch {
+    /// One of the remote's.
+    Existing(BranchName),
+    /// One that is made, at the tip of the default branch.
+    New(BranchName),
+}
+
+impl Branch {
+    /// Its name, if the remote has it.
+    #[must_use]
+    pub fn existing(&self) -> Option<&str> {
+        match self {
+            Self::Existing(name) => Some(name.as_str()),
+            Self::New(_) => None,
+        }
+    }
+
+    /// Its name, if it is made.
+    #[must_use]
+    pub fn made(&self) -> Option<&str> {
+        match self {
+            Self::New(name) => Some(name.as_str()),
+            Self::Existing(_) => None,
+        }
+    }
+}
+
 /// The command that brings a repository in the working directory to the tip of
-/// a branch, or leaves it where it is, and says who commits from now on. It
-/// prints what [`Checkout::read`] reads.
+/// `tip`, or leaves it where it is, checks `wanted` out, and says who commits from
+/// now on. It prints what [`Checkout::read`] reads.
 #[must_use]
-pub fn update(branch: Option<&str>, identity: Option<&Identity>) -> Vec<String> {
+pub fn update(tip: Option<&str>, wanted: Option<&Branch>, identity: Option<&Identity>) -> Vec<String> {
     let identity = identity.map(Identity::section).unwrap_or_default();
-    let arguments = [branch.unwrap_or_default().to_owned(), identity];
+    let text = |name: Option<&str>| name.unwrap_or_default().to_owned();
+    let (existing, made) = (wanted.and_then(Branch::existing), wanted.and_then(Branch::made));
+    let arguments = [text(tip), identity, text(existing.filter(|name| Some(*name) != tip)), text(made)];
     argv([UPDATE, READ, PRINT].concat(), arguments)
 }
 

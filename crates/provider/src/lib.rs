@@ -175,6 +175,12 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// Commands that the run remembers, oldest first.
     async fn commands(&self, run: &RunRef) -> Result<Vec<Command>>;
 
+    /// What the run's processes have used of processors since it began; `None`
+    /// where the provider does not count it.
+    async fn processor_time(&self, _run: &RunRef) -> Result<Option<std::time::Duration>> {
+        Ok(None)
+    }
+
     /// Waits until the command has exited.
     async fn wait(&self, run: &RunRef, id: &CommandId) -> Result<Command>;
 

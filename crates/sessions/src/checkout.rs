@@ -1,7 +1,7 @@
 //! Runs the scripts that get a repository into a sandbox, and reads what they
 //! found.
 
-use dormouse_provider::checkout::{self, Checkout, Found, Identity};
+use dormouse_provider::checkout::{self, Branch, Checkout, Found, Identity};
 use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus};
 use dormouse_types::{AccountId, CommandId, GithubRepo};
 use futures::StreamExt as _;
@@ -25,13 +25,22 @@ impl Sessions {
         &self,
         run: &RunRef,
         repo: &GithubRepo,
+        branch: Option<&Branch>,
         identity: Option<&Identity>,
     ) -> Result<Checkout> {
         let url = repo.url();
-        let clone = checkout::Clone { url: &url, directory: ".", depth: DEPTH, revision: None, identity };
+        let revision = branch.and_then(Branch::existing);
+        let new_branch = branch.and_then(Branch::made);
+        let clone =
+            checkout::Clone { url: &url, directory: ".", depth: DEPTH, revision, identity, new_branch };
         let failed = |message| SessionError::Clone { repo: repo.clone(), message };
         match self.run_checkout(run, clone.argv()).await {
-            Ok(Ok(Some(found))) => Ok(found),
+            Ok(Ok(Some(found))) => match revision {
+                Some(name) if found.branch.as_deref() != Some(name) => {
+                    Err(failed(format!("it has no branch {name}, but a tag or a commit of that name")))
+                }
+                _ => Ok(found),
+            },
             Ok(Ok(None)) => Err(failed("nothing is checked out".to_owned())),
             Ok(Err(_)) if self.has_ended(run).await => Err(SessionError::Interrupted),
             Ok(Err(message)) => Err(failed(message)),
@@ -47,15 +56,16 @@ impl Sessions {
         }
     }
 
-    /// Brings the checkout of a new sandbox to the tip of `branch`, or leaves it
-    /// where it is, and makes it `identity`'s.
+    /// Brings the checkout of a new sandbox to the tip of `tip`, or leaves it where
+    /// it is, checks `branch` out, and makes it `identity`'s.
     pub(crate) async fn update_checkout(
         &self,
         run: &RunRef,
-        branch: Option<&str>,
+        tip: Option<&str>,
+        branch: Option<&Branch>,
         identity: Option<&Identity>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
-        self.run_checkout(run, checkout::update(branch, identity)).await
+        self.run_checkout(run, checkout::update(tip, branch, identity)).await
     }
 
     /// What is in the working directory of a run. What cannot be looked at is its

@@ -33,7 +33,8 @@ pub use dormouse_types::{LifecycleState, SessionStatus};
 pub use credentials::GitToken;
 pub use error::{Result, SessionError};
 pub use org_snapshots::OrgSnapshotConfig;
-pub use provision::Provisioned;
+pub use dormouse_provider::checkout::Branch;
+pub use provision::{Provisioned, Wanted};
 pub use query::{NewSession, Probe, SessionPatch, Status};
 pub use remote::{Remote, RemoteError, Tip};
 

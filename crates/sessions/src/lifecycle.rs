@@ -21,8 +21,14 @@ const PERIOD: Duration = Duration::from_secs(2);
 const ROUND: i64 = 64;
 
 /// Of these, so many at once: a stop may take as long as its processes are
-/// given.
-const AT_ONCE: usize = 8;
+/// given, and a look at what runs takes [`WATCH`].
+const AT_ONCE: usize = 32;
+
+/// How long a sandbox whose commands nobody waits for is watched before it sleeps.
+const WATCH: Duration = Duration::from_secs(2);
+
+/// Commands that use this part of a processor are at work.
+const WORKS: u32 = 100;
 
 /// What failed is tried again after this time.
 pub(crate) const HEAL: Duration = Duration::from_secs(30);
@@ -106,23 +112,30 @@ impl Sessions {
         Ok(running.map(|found| found.run.expires_at()).filter(|end| *end > self.now()))
     }
 
-    /// Whether a command runs: that defers sleep. So does a provider that cannot
-    /// tell.
+    /// Whether a command runs and uses a processor: that defers sleep. So does a
+    /// provider that cannot tell. A command that somebody waits for is use of the
+    /// session anyway, by who waits.
     async fn is_busy(&self, row: &SessionRow) -> bool {
-        let commands = async {
-            match self.live_run(row).await? {
-                Some(run) => self.provider.commands(&run).await,
-                None => Ok(Vec::new()),
-            }
-        };
-        match commands.await {
-            Ok(commands) => commands.iter().any(|command| command.exit_code.is_none()),
+        match self.works(row).await {
+            Ok(works) => works,
             Err(ProviderError::Stopped | ProviderError::Stopping | ProviderError::NotFound(_)) => false,
             Err(error) => {
                 tracing::warn!(session = %row.id, error = error.detail(), "ask whether a command runs");
                 true
             }
         }
+    }
+
+    async fn works(&self, row: &SessionRow) -> std::result::Result<bool, ProviderError> {
+        let Some(run) = self.live_run(row).await? else { return Ok(false) };
+        let commands = self.provider.commands(&run).await?;
+        if commands.iter().all(|command| command.exit_code.is_some()) {
+            return Ok(false);
+        }
+        let Some(before) = self.provider.processor_time(&run).await? else { return Ok(true) };
+        tokio::time::sleep(WATCH).await;
+        let after = self.provider.processor_time(&run).await?;
+        Ok(after.is_none_or(|after| after.saturating_sub(before) >= WATCH / WORKS))
     }
 
     pub(crate) fn key(row: &SessionRow, name: &SandboxName) -> SandboxKey {

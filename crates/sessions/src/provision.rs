@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::checkout::{Checkout, Found};
+use dormouse_provider::checkout::{Branch, Checkout, Found};
 use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxKey};
 use dormouse_store::{Cause, SessionRow};
 use dormouse_types::{AccountId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
@@ -33,6 +33,22 @@ pub struct Provisioned {
     pub sandbox: SandboxName,
 }
 
+/// What is to be checked out in a sandbox.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Of which repository.
+    pub repo: GithubRepo,
+    /// `None`: the default branch. It counts when the checkout is made: one that is
+    /// there stays as it is.
+    pub branch: Option<Branch>,
+}
+
+impl From<GithubRepo> for Wanted {
+    fn from(repo: GithubRepo) -> Self {
+        Self { repo, branch: None }
+    }
+}
+
 impl Sessions {
     /// Gives the session its sandbox: creates, resumes, or finds it running.
     ///
@@ -45,13 +61,13 @@ impl Sessions {
         self: &Arc<Self>,
         account: AccountId,
         session: Option<SessionId>,
-        repo: GithubRepo,
+        wanted: impl Into<Wanted>,
     ) -> Result<Provisioned> {
-        let sessions = self.clone();
+        let (sessions, wanted) = (self.clone(), wanted.into());
         let work = async move {
             match session {
-                Some(session) => sessions.provision_session(&account, &session, &repo).await,
-                None => sessions.provision_ephemeral(&account, &repo).await,
+                Some(session) => sessions.provision_session(&account, &session, &wanted).await,
+                None => sessions.provision_ephemeral(&account, &wanted).await,
             }
         };
         tokio::spawn(work.in_current_span())
@@ -63,8 +79,9 @@ impl Sessions {
         self: &Arc<Self>,
         account: &AccountId,
         session: &SessionId,
-        repo: &GithubRepo,
+        wanted: &Wanted,
     ) -> Result<Provisioned> {
+        let repo = &wanted.repo;
         // Before the lock: whoever may not come in does not wait.
         check(&self.owned(account, session).await?, repo)?;
         let attempt = self.attempts.begin(session);
@@ -82,7 +99,7 @@ impl Sessions {
                 })
                 .await?;
         }
-        let work = self.bring_up(&attempt, &key, &row, account, repo);
+        let work = self.bring_up(&attempt, &key, &row, account, wanted);
         let ready = tokio::select! {
             biased;
             () = lock.lost() => Err(SessionError::Contended),
@@ -139,8 +156,9 @@ impl Sessions {
         key: &SandboxKey,
         row: &SessionRow,
         account: &AccountId,
-        repo: &GithubRepo,
+        wanted: &Wanted,
     ) -> Result<(Timestamp, String)> {
+        let Wanted { repo, branch: wanted_branch } = wanted;
         if row.sandbox_name.is_some() {
             match self.provider.resume(key).await {
                 Ok(found) => {
@@ -152,7 +170,8 @@ impl Sessions {
                         // One that keeps nothing has nothing: it begins anew.
                         Found::Nothing => {
                             let identity = self.identity(account).await?;
-                            let clone = self.clone_repository(&run, repo, Some(&identity));
+                            let clone =
+                                self.clone_repository(&run, repo, wanted_branch.as_ref(), Some(&identity));
                             self.unless_called_off(Some(attempt), clone).await?.shown()
                         }
                         // Whoever moved the repository knows where it is.
@@ -171,21 +190,21 @@ impl Sessions {
         }
         let mut request = CreateSandbox::new(key.clone());
         request.timeout = Some(self.config.max_lifetime);
-        let (ends_at, checkout) = self.create_with_checkout(Some(attempt), request, account, repo).await?;
+        let (ends_at, checkout) = self.create_with_checkout(Some(attempt), request, account, wanted).await?;
         Ok((ends_at, checkout.shown()))
     }
 
     async fn provision_ephemeral(
         self: &Arc<Self>,
         account: &AccountId,
-        repo: &GithubRepo,
+        wanted: &Wanted,
     ) -> Result<Provisioned> {
         let name = SandboxName::generate();
         let key = SandboxKey { namespace: Self::namespace(account), name: name.clone() };
         let mut request = CreateSandbox::new(key);
         (request.persistent, request.ephemeral) = (false, true);
         request.timeout = Some(self.config.idle_timeout);
-        let (_, checkout) = self.create_with_checkout(None, request, account, repo).await?;
+        let (_, checkout) = self.create_with_checkout(None, request, account, wanted).await?;
         let branch = checkout.shown();
         Ok(Provisioned { ready_at: self.now(), timeout: self.config.idle_timeout, branch, sandbox: name })
     }
@@ -196,12 +215,14 @@ impl Sessions {
         attempt: Option<&Attempt>,
         mut request: CreateSandbox,
         account: &AccountId,
-        repo: &GithubRepo,
+        wanted: &Wanted,
     ) -> Result<(Timestamp, Checkout)> {
+        let Wanted { repo, branch } = wanted;
+        let branch = branch.as_ref();
         let identity = self.identity(account).await?;
         let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
         request.network = self.policy_of(reader.access);
-        if let Some(warm) = self.start_warm(attempt, &request, &reader, &identity).await? {
+        if let Some(warm) = self.start_warm(attempt, &request, &reader, branch, &identity).await? {
             return Ok((warm.made.run.expires_at(), warm.checkout));
         }
         let key = request.key.clone();
@@ -219,7 +240,7 @@ impl Sessions {
         if let Some(session) = key.name.session() {
             self.tell(&session, caused(EventReason::Clone, account)).await;
         }
-        let clone = self.clone_repository(&run, repo, Some(&identity));
+        let clone = self.clone_repository(&run, repo, branch, Some(&identity));
         let cloned = self.unless_called_off(attempt, clone).await;
         if cloned.is_err() {
             self.discard(&key).await;

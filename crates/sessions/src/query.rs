@@ -407,7 +407,7 @@ impl Sessions {
     ) -> Result<(bool, SandboxName)> {
         let row = self.owned(account, id).await?;
         let (Some(name), Some(repo)) =
-            (row.sandbox_name.clone(), row.clone_url.as_deref().and_then(|url| url.parse().ok()))
+            (row.sandbox_name.clone(), row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok()))
         else {
             return Err(SessionError::NeverInitialized);
         };

@@ -54,6 +54,13 @@ pub struct SessionRow {
 
 impl SessionRow {
     /// When its lifecycle wants attention.
+    /// When it is put to sleep, if nobody uses it. Of one that failed the same column
+    /// says when it is looked at again.
+    #[must_use]
+    pub fn sleeps_at(&self) -> Option<Timestamp> {
+        self.hibernate_after.filter(|_| self.lifecycle_state != LifecycleState::Failed)
+    }
+
     fn due_at(&self) -> Option<Timestamp> {
         [self.hibernate_after, self.sandbox_expires_at].into_iter().flatten().min()
     }

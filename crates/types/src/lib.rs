@@ -4,6 +4,7 @@
 mod cidr;
 mod column;
 mod duration;
+mod branch;
 mod github;
 mod hex;
 mod id;
@@ -14,6 +15,7 @@ mod word;
 
 pub use cidr::Cidr;
 pub use duration::{DurationError, format_duration, parse_duration};
+pub use branch::{BranchError, BranchName};
 pub use github::{GithubRepo, RepoError};
 pub use hex::hex;
 pub use id::{

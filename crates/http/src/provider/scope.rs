@@ -8,6 +8,7 @@ use utoipa::IntoParams;
 
 use super::error::WireError;
 use crate::App;
+use crate::activity::Activity;
 use crate::auth::{Caller, Identity};
 
 /// The caller, and the namespace that the query names.
@@ -107,6 +108,13 @@ impl RunScope {
     pub(crate) async fn used(&self, app: &App) -> RunRef {
         note_use(app, &self.run.namespace, &self.sandbox).await;
         self.run.clone()
+    }
+}
+
+impl RunScope {
+    /// Use of its sandbox by a call that goes on.
+    pub(crate) fn activity(&self, app: &App) -> Activity {
+        Activity::new(app, &self.run.namespace, &self.sandbox)
     }
 }
 

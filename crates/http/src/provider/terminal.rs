@@ -19,6 +19,7 @@ use futures::{SinkExt as _, StreamExt as _};
 use super::error::{WireError, WireErrors, WireResult};
 use super::scope::{RunScope, ScopeQuery};
 use crate::App;
+use crate::activity::Activity;
 
 /// How long a ticket waits for its connection.
 const TICKET: Duration = Duration::from_secs(60);
@@ -158,9 +159,20 @@ async fn serve(app: App, run: RunRef, mut socket: WebSocket) {
             return close(socket, 1011, error.message).await;
         }
     };
+    let used = match app.provider.run(&run).await {
+        Ok(found) => Activity::new(&app, &run.namespace, &found.sandbox).stream(),
+        Err(error) => {
+            let error = WireError::from(error).detail();
+            return close(socket, 1011, error.message).await;
+        }
+    };
     let (mut to_client, mut from_client) = socket.split();
+    let at_the_keys = used.clone();
     let typing = async move {
         while let Some(Ok(message)) = from_client.next().await {
+            if matches!(message, Message::Binary(_) | Message::Text(_)) {
+                at_the_keys.client();
+            }
             let event = match message {
                 Message::Binary(data) => TerminalInput::Data(data),
                 Message::Text(frame) => match serde_json::from_str(&frame) {
@@ -183,7 +195,10 @@ async fn serve(app: App, run: RunRef, mut socket: WebSocket) {
         loop {
             let message = tokio::select! {
                 event = output.next() => match event {
-                    Some(Ok(TerminalOutput::Data(data))) => Message::Binary(data),
+                    Some(Ok(TerminalOutput::Data(data))) => {
+                        used.sandbox();
+                        Message::Binary(data)
+                    }
                     Some(Ok(TerminalOutput::Exited(code))) => {
                         let _ = to_client.send(text(&wire::TerminalMessage::Exit { code })).await;
                         break;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::checkout::{Checkout, Identity};
+use dormouse_provider::checkout::{Branch, Checkout, Identity};
 use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxView, Source};
 use dormouse_store::OrgSnapshotRow;
 use dormouse_types::SetUp;
@@ -32,6 +32,7 @@ impl Sessions {
         attempt: Option<&Attempt>,
         request: &CreateSandbox,
         reader: &Reader,
+        branch: Option<&Branch>,
         identity: &Identity,
     ) -> Result<Option<Warm>> {
         let Some(org) = self.org_snapshots.as_ref().filter(|org| org.covers(&reader.repo)) else {
@@ -82,8 +83,8 @@ impl Sessions {
         };
         let run = RunRef { namespace: request.key.namespace.clone(), id: made.run.id.clone() };
         let moved = (&row.branch, &row.commit_id) != (&tip.branch, &tip.commit);
-        let branch = moved.then_some(tip.branch.as_str());
-        let update = self.update_checkout(&run, branch, Some(identity));
+        let to = moved.then_some(tip.branch.as_str());
+        let update = self.update_checkout(&run, to, branch, Some(identity));
         match self.unless_called_off(attempt, update).await {
             Ok(Ok(Some(checkout))) if checkout.commit.is_some() => {
                 self.note_use_of(&row).await;
@@ -96,8 +97,9 @@ impl Sessions {
                 self.delete_sandbox(&request.key).await?;
                 return Err(SessionError::Interrupted);
             }
-            // The remote did not give what it has, perhaps this once.
-            Ok(Err(words)) if moved => tracing::warn!(repo = %reader.repo, words, "fetch the tip"),
+            // The remote did not give what it has, perhaps this once, or has no such
+            // branch: the clone says so.
+            Ok(Err(words)) if moved || branch.is_some() => tracing::warn!(repo = %reader.repo, words, "fetch the tip"),
             Ok(other) => self.give_up(&row, &format!("{other:?}")).await?,
             Err(error) => {
                 self.delete_sandbox(&request.key).await?;

@@ -220,7 +220,7 @@ async fn the_second_sandbox_needs_no_clone() {
         assert_eq!(bench.forge.asked.load(Ordering::SeqCst), 1, "once in an interval");
         assert_eq!((bench.sandboxes(), bench.kept().await), (3, 1));
         // Repositories of others get none.
-        let other = "https://github.com/other/widgets".parse().unwrap();
+        let other: GithubRepo = "https://github.com/other/widgets".parse().unwrap();
         let id = bench.session_of(&bench.account).await;
         bench.sessions.provision(bench.account.clone(), Some(id), other).await.unwrap();
         assert_eq!((bench.forge.clones(), bench.kept().await), (2, 1));

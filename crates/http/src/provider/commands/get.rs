@@ -30,7 +30,7 @@ pub(crate) async fn get(
 ) -> WireResult<Json<wire::CommandReply>> {
     let id = command_id(&path.1)?;
     let command = if query.wait {
-        app.provider.wait(&scope.run, &id).await?
+        scope.activity(&app).during(app.provider.wait(&scope.run, &id)).await?
     } else {
         app.provider.command(&scope.run, &id).await?
     };

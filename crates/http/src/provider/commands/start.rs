@@ -39,5 +39,7 @@ pub(crate) async fn start(
         return Ok(Json(wire::CommandReply { command: present::command(command) }).into_response());
     }
     let events = app.provider.exec(&run_ref, id, spec).await?;
+    // Somebody waits for it: the session is in use until it ends.
+    let events = Box::pin(scope.activity(&app).while_followed(events));
     Ok(stream(events, body.logs, true))
 }

@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
-use dormouse_types::GithubRepo;
+use dormouse_sessions::{Branch, Wanted};
+use dormouse_types::{BranchName, GithubRepo};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -25,6 +26,15 @@ pub(crate) struct CreateSandboxRequest {
     #[serde(default)]
     #[schema(value_type = String, required = false)]
     session_id: Option<String>,
+    /// Branch to check out; without it the default branch. It counts when the
+    /// checkout is made: one that is there stays on its branch.
+    #[serde(default)]
+    #[schema(value_type = String, required = false)]
+    branch: Option<String>,
+    /// `branch` is to be made, at the tip of the default branch.
+    #[serde(default)]
+    #[schema(value_type = bool, required = false)]
+    is_new_branch: Option<bool>,
 }
 
 /// A field whose absence, type and emptiness each get their own message.
@@ -95,7 +105,16 @@ pub(crate) async fn create(
         ));
     }
     let session = body.session_id.map(|id| session_id(&id)).transpose()?;
-    let ready = app.sessions.provision(account, session, repo).await?;
+    let branch = match (body.branch, body.is_new_branch.unwrap_or(false)) {
+        (None, false) => None,
+        (None, true) => return Err(ApiError::bad_request("isNewBranch needs a branch")),
+        (Some(name), new) => {
+            let name = name.parse::<BranchName>();
+            let name = name.map_err(|error| ApiError::bad_request(format!("branch {error}")))?;
+            Some(if new { Branch::New(name) } else { Branch::Existing(name) })
+        }
+    };
+    let ready = app.sessions.provision(account, session, Wanted { repo, branch }).await?;
     Ok(Json(CreateSandboxResponse {
         created_at: ready.ready_at.as_millis(),
         timeout: millis(ready.timeout),

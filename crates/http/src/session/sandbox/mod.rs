@@ -65,7 +65,7 @@ impl From<&Status> for Lifecycle {
             server_time: status.now.as_millis(),
             state: status.row.lifecycle_state.to_string(),
             last_activity_at: status.row.last_activity_at.map(|t| t.as_millis()),
-            hibernate_after: status.row.hibernate_after.map(|t| t.as_millis()),
+            hibernate_after: status.row.sleeps_at().map(|t| t.as_millis()),
             sandbox_expires_at: status.row.sandbox_expires_at.map(|t| t.as_millis()),
         }
     }

@@ -43,6 +43,7 @@ pub(crate) struct Session {
 impl From<SessionRow> for Session {
     fn from(row: SessionRow) -> Self {
         let repo = row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok());
+        let sleeps_at = row.sleeps_at();
         Self {
             id: row.id.to_string(),
             user_id: row.account_id.to_string(),
@@ -57,7 +58,7 @@ impl From<SessionRow> for Session {
             lifecycle_version: row.lifecycle_version,
             lifecycle_error: row.lifecycle_error,
             last_activity_at: row.last_activity_at.map(|t| t.as_millis()),
-            hibernate_after: row.hibernate_after.map(|t| t.as_millis()),
+            hibernate_after: sleeps_at.map(|t| t.as_millis()),
             sandbox_expires_at: row.sandbox_expires_at.map(|t| t.as_millis()),
             lines_added: row.lines_added,
             lines_removed: row.lines_removed,

@@ -117,7 +117,7 @@ fn history(world: &World, session: usize) {
         state = event.after;
         let used = world.ledgers.lock().unwrap()[session].used_at;
         if event.cause.reason == EventReason::Idle
-            && used.is_some_and(|used| used < event.at && event.at.plus(SKEW) < used.plus(IDLE))
+            && used.is_some_and(|used| used <= event.at && event.at.plus(SKEW) < used.plus(IDLE))
         {
             world.fails(format!("session {session} fell asleep at {:?}, used at {used:?}", event.at));
         }

@@ -351,6 +351,10 @@ impl World {
         let (what, which) = self.schedule.chance(|chance| (chance.below(100), chance.next()));
         let which = usize::try_from(which % 1_000_000).unwrap();
         self.calls.retain(|call| !*call.over.lock().unwrap());
+        // Each step has a time of its own.
+        for clock in self.servers.iter().map(|server| &server.clock).chain([&self.clock]) {
+            clock.advance(Duration::from_millis(1));
+        }
         match what {
             0..=79 => {
                 if !self.schedule.open_one() {
@@ -613,6 +617,9 @@ impl World {
     /// Opens gates until nobody waits at one.
     pub(super) fn drain(&self) {
         for _ in 0..20_000 {
+            for clock in self.servers.iter().map(|server| &server.clock).chain([&self.clock]) {
+                clock.advance(Duration::from_millis(1));
+            }
             if !self.schedule.open_one() {
                 return;
             }
