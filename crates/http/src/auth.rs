@@ -1,13 +1,16 @@
 //! Who calls: exactly one of `x-api-key` and `Authorization: Bearer`, a key of
 //! ours or a JWT of a configured issuer (session contract, section 1).
 
+use std::ops::Not as _;
+
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use dormouse_store::{ApiKey, hash_secret};
-use dormouse_types::AccountId;
+use dormouse_types::{AccountId, KeyId};
+use futures::{Stream, StreamExt as _};
 
 use crate::App;
 use crate::error::ApiError;
@@ -24,6 +27,8 @@ pub(crate) struct Account(pub(crate) AccountId);
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) account: AccountId,
+    /// The key of ours that was shown.
+    pub(crate) key: Option<KeyId>,
     pub(crate) platform: Option<PlatformClaims>,
 }
 
@@ -115,6 +120,60 @@ pub(crate) async fn still_allowed(headers: &HeaderMap, app: &App, account: &Acco
     }
 }
 
+/// How often somebody who reads a stream is asked whether they still may.
+const CHECK: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The right to what goes on for long: it can be taken away meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Right {
+    pub(crate) account: AccountId,
+    pub(crate) key: Option<KeyId>,
+    /// Account or organization whose it is.
+    pub(crate) owner: String,
+}
+
+impl Right {
+    /// Whether the key is valid, and the account speaks for the owner. A database
+    /// that does not answer ends nothing.
+    async fn holds(&self, app: &App) -> bool {
+        if let Some(key) = &self.key
+            && let Ok(row) = app.db.key(key).await
+        {
+            let now = app.clock.now();
+            let valid = |row: &dormouse_store::KeyRow| {
+                row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now)
+            };
+            if !row.is_some_and(|row| valid(&row)) {
+                return false;
+            }
+        }
+        self.owner == self.account.as_str()
+            || app.db.org_of_member(&self.account, &self.owner).await.is_ok_and(|org| org.is_none()).not()
+    }
+
+    /// Returns once it does not hold any more.
+    pub(crate) async fn lost(&self, app: &App) {
+        loop {
+            tokio::time::sleep(CHECK).await;
+            if !self.holds(app).await {
+                return;
+            }
+        }
+    }
+
+    /// Ends a stream with it.
+    pub(crate) fn bound<T>(
+        self,
+        app: App,
+        stream: impl Stream<Item = T> + Send + 'static,
+    ) -> impl Stream<Item = T> + Send + 'static
+    where
+        T: Send,
+    {
+        stream.take_until(Box::pin(async move { self.lost(&app).await }))
+    }
+}
+
 async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiError> {
     match credential(headers)? {
         Credential::Key(key) => {
@@ -122,7 +181,7 @@ async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiErr
             let now = app.clock.now();
             found
                 .filter(|row| row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now))
-                .map(|row| Identity { account: row.account_id, platform: None })
+                .map(|row| Identity { account: row.account_id, key: Some(row.id), platform: None })
                 .ok_or_else(|| ApiError::unauthorized("Unauthorized"))
         }
         Credential::Token(token) => match &app.jwt {

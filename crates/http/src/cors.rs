@@ -22,11 +22,14 @@ fn add(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, fixed("GET, POST, PUT, DELETE, OPTIONS, PATCH"));
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        fixed("Content-Type, Authorization, X-Requested-With, x-api-key, x-request-id"),
+        fixed(
+            "Content-Type, Authorization, X-Requested-With, x-api-key, x-request-id, Idempotency-Key, \
+             Last-Event-ID",
+        ),
     );
     headers.insert(
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        fixed("x-request-id, x-workflow-run-id, x-workflow-stream-tail-index"),
+        fixed("x-request-id, x-dormouse-began-anew, x-workflow-run-id, x-workflow-stream-tail-index"),
     );
     headers.entry(header::CACHE_CONTROL).or_insert(fixed("no-store"));
 }

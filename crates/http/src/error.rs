@@ -155,6 +155,7 @@ impl From<SessionError> for ApiError {
             | SessionError::Interrupted
             | SessionError::CalledOff
             | SessionError::Reserved(_) => StatusCode::CONFLICT,
+            SessionError::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) => StatusCode::BAD_REQUEST,
             SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,
             SessionError::Remote { error: RemoteError::Unreadable, .. } => StatusCode::NOT_FOUND,

@@ -166,7 +166,7 @@ impl JwtVerifier {
         let project_id = claims.project_id;
         let platform = claims.owner_id.map(|owner_id| PlatformClaims { owner_id, project_id });
         if let Some(account) = db.account_of_identity(&self.config.issuer, &claims.sub).await? {
-            return Ok(Identity { account, platform });
+            return Ok(Identity { account, key: None, platform });
         }
         if !self.config.create_accounts {
             return Err(refused());
@@ -178,7 +178,7 @@ impl JwtVerifier {
             created_at: clock.now(),
         };
         let account = db.account_for_identity(&self.config.issuer, &claims.sub, &account).await?;
-        Ok(Identity { account, platform })
+        Ok(Identity { account, key: None, platform })
     }
 }
 

@@ -150,7 +150,8 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
     if let Some(Ok(peer)) = peer.map(|peer| HeaderValue::try_from(peer.to_string())) {
         request.headers_mut().append("x-forwarded-for", peer);
     }
-    let websocket = upgrade.as_ref().is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let websocket =
+        upgrade.as_ref().is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let of_client = upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
     if let Some(upgrade) = upgrade {
         request.headers_mut().insert(header::UPGRADE, upgrade);
@@ -158,8 +159,8 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
     }
     // An upload that goes on for long is use for as long.
     let by_client = used.clone();
-    let request = request
-        .map(|body| Body::from_stream(body.into_data_stream().inspect(move |_| by_client.client())));
+    let request =
+        request.map(|body| Body::from_stream(body.into_data_stream().inspect(move |_| by_client.client())));
     let Ok((mut sender, driver)) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await
     else {
@@ -178,9 +179,8 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
         return response.map(|_| Body::empty());
     }
     strip(response.headers_mut());
-    response.map(|body| {
-        Body::from_stream(Body::new(body).into_data_stream().inspect(move |_| used.sandbox()))
-    })
+    response
+        .map(|body| Body::from_stream(Body::new(body).into_data_stream().inspect(move |_| used.sandbox())))
 }
 
 /// Passes bytes between two upgraded connections until either ends. `websocket`:

@@ -224,7 +224,13 @@ async fn attempt(handler: &dyn Handler, claim: Claim) {
         Outcome::Again(after) => db.put_off_job(row, now.plus(after), None, now).await,
         Outcome::Failed(why) if failures < kind.attempts => {
             tracing::warn!(kind = kind_name, key, failures, why, "a job failed; it is tried again");
-            db.put_off_job(row, now.plus(kind.backoff.after(failures, claim.jobs.clock.chance())), Some(&why), now).await
+            db.put_off_job(
+                row,
+                now.plus(kind.backoff.after(failures, claim.jobs.clock.chance())),
+                Some(&why),
+                now,
+            )
+            .await
         }
         Outcome::Failed(why) | Outcome::GaveUp(why) => {
             tracing::error!(kind = kind_name, key, why, "gave a job up");

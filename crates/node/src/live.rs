@@ -11,8 +11,8 @@ use dormouse_types::{Namespace, RunId, SandboxId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroup::Cgroups;
 use crate::agent::Agent;
+use crate::cgroup::Cgroups;
 
 /// Where the answer to a command goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;

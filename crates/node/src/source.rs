@@ -75,6 +75,7 @@ pub(crate) async fn put_in(
                 revision: git.revision.as_deref(),
                 identity: None,
                 new_branch: None,
+                progress: false,
             };
             (format!("clone {}", shown_url(&git.url)), clone.argv(), env)
         }

@@ -10,7 +10,7 @@ use dormouse_types::BranchName;
 
 /// `$1` URL, `$2` directory, `$3` depth, `$4` branch, tag or commit (empty: the
 /// default branch), `$5` what is added to the repository's configuration, `$6` a
-/// branch to make there (empty: none).
+/// branch to make there (empty: none), `$7` `--progress` (empty: quiet).
 ///
 /// A remote without a commit is fine. One that has commits, and a `HEAD` that
 /// names none of them, is not: nobody would expect an empty directory.
@@ -30,7 +30,7 @@ if [ "$commit" ]; then
     git fetch --quiet --depth="$3" origin "$4" >&2
     git checkout --quiet --detach FETCH_HEAD >&2
 else
-    git clone --quiet --depth="$3" --no-recurse-submodules ${4:+--branch="$4"} -- "$1" "$2" >&2
+    git clone ${7:---quiet} --depth="$3" --no-recurse-submodules ${4:+--branch="$4"} -- "$1" "$2" >&2
     cd -- "$2"
     # Every branch can be fetched, not only the one that was cloned.
     printf '[remote "origin"]\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' >> .git/config
@@ -124,6 +124,8 @@ pub struct Clone<'a> {
     pub identity: Option<&'a Identity>,
     /// Branch to make there and check out.
     pub new_branch: Option<&'a str>,
+    /// Have git say how far it is, on standard error.
+    pub progress: bool,
 }
 
 /// Who commits.
@@ -144,6 +146,36 @@ impl Identity {
         };
         format!("[user]\n\tname = \"{}\"\n\temail = \"{}\"\n", quoted(&self.name), quoted(&self.email))
     }
+}
+
+/// How far a clone is, from the last of what git said of it (`Receiving objects:  42%
+/// (…)`): by far the longest of its parts.
+#[must_use]
+pub fn percent(said: &str) -> Option<u8> {
+    let (_, rest) = said.rsplit_once("Receiving objects:")?;
+    let (number, _) = rest.split_once('%')?;
+    number.trim().parse().ok().filter(|percent| *percent <= 100)
+}
+
+/// What git said without how far it was: lines that it wrote over.
+#[must_use]
+pub fn without_progress(said: &str) -> String {
+    let lines = said.lines().map(|line| line.rsplit('\r').next().unwrap_or_default());
+    let known = |line: &str| {
+        [
+            "remote: Enumerating",
+            "remote: Counting",
+            "remote: Compressing",
+            "remote: Total",
+            "Receiving objects",
+            "Resolving deltas",
+            "Updating files",
+            "Cloning into",
+        ]
+        .iter()
+        .any(|start| line.starts_with(start))
+    };
+    lines.filter(|line| !known(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// What is checked out.
@@ -186,8 +218,9 @@ impl Clone<'_> {
         let identity = self.identity.map(Identity::section).unwrap_or_default();
         let (depth, revision) = (self.depth.to_string(), self.revision.unwrap_or_default().to_owned());
         let new_branch = self.new_branch.unwrap_or_default().to_owned();
-        let arguments =
-            [self.url.to_owned(), self.directory.to_owned(), depth, revision, identity, new_branch];
+        let progress = if self.progress { "--progress" } else { "" }.to_owned();
+        let (url, directory) = (self.url.to_owned(), self.directory.to_owned());
+        let arguments = [url, directory, depth, revision, identity, new_branch, progress];
         argv([CLONE, READ, CHECK, PRINT].concat(), arguments)
     }
 }
@@ -265,6 +298,17 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_is_read_and_left_out() {
+        let said = "Cloning into 'x'...\nremote: Counting objects: 100% (3/3), done.\nReceiving objects:   7% \
+                    (1/14)\rReceiving objects:  42% (6/14), 1.2 MiB";
+        assert_eq!(percent(said), Some(42));
+        assert_eq!(percent("Resolving deltas: 3%"), None);
+        assert_eq!(percent("Receiving objects: 1"), None);
+        assert_eq!(without_progress(said), "");
+        assert_eq!(without_progress(&format!("{said}\nfatal: early EOF\n")), "fatal: early EOF");
+    }
 
     #[test]
     fn names_cannot_leave_their_quotes() {

@@ -1,12 +1,16 @@
 //! Runs the scripts that get a repository into a sandbox, and reads what they
 //! found.
 
+use std::time::Duration;
+
 use dormouse_provider::checkout::{self, Branch, Checkout, Found, Identity};
 use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus};
-use dormouse_types::{AccountId, CommandId, GithubRepo};
+use dormouse_store::Cause;
+use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SessionId};
 use futures::StreamExt as _;
 
 use crate::error::Result;
+use crate::provision::by_itself;
 use crate::{SessionError, Sessions};
 
 /// Words of git that are kept for an error message, in bytes: the last ones.
@@ -15,6 +19,9 @@ const MAX_WORDS: usize = 4096;
 /// Commits of history that a sandbox has from the start; `git fetch
 /// --unshallow` gets the rest.
 const DEPTH: u32 = 1;
+
+/// Who watches a clone is told how far it is once in this time.
+const TELL: Duration = Duration::from_secs(1);
 
 /// What a script said that failed, for the caller.
 pub(crate) type Words = String;
@@ -27,14 +34,16 @@ impl Sessions {
         repo: &GithubRepo,
         branch: Option<&Branch>,
         identity: Option<&Identity>,
+        watched_by: Option<&SessionId>,
     ) -> Result<Checkout> {
         let url = repo.url();
         let revision = branch.and_then(Branch::existing);
         let new_branch = branch.and_then(Branch::made);
-        let clone =
-            checkout::Clone { url: &url, directory: ".", depth: DEPTH, revision, identity, new_branch };
+        let progress = watched_by.is_some();
+        let (depth, directory) = (DEPTH, ".");
+        let clone = checkout::Clone { url: &url, directory, depth, revision, identity, new_branch, progress };
         let failed = |message| SessionError::Clone { repo: repo.clone(), message };
-        match self.run_checkout(run, clone.argv()).await {
+        match self.run_checkout(run, clone.argv(), watched_by).await {
             Ok(Ok(Some(found))) => match revision {
                 Some(name) if found.branch.as_deref() != Some(name) => {
                     Err(failed(format!("it has no branch {name}, but a tag or a commit of that name")))
@@ -65,13 +74,13 @@ impl Sessions {
         branch: Option<&Branch>,
         identity: Option<&Identity>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
-        self.run_checkout(run, checkout::update(tip, branch, identity)).await
+        self.run_checkout(run, checkout::update(tip, branch, identity), None).await
     }
 
     /// What is in the working directory of a run. What cannot be looked at is its
     /// owner's.
     pub(crate) async fn look_at_checkout(&self, run: &RunRef) -> Result<Found> {
-        Ok(match self.run_script(run, checkout::look()).await? {
+        Ok(match self.run_script(run, checkout::look(), None).await? {
             Ok(printed) => Found::read(&printed),
             Err(words) => {
                 tracing::warn!(run = %run.id, words, "look at a checkout");
@@ -84,24 +93,39 @@ impl Sessions {
         &self,
         run: &RunRef,
         argv: Vec<String>,
+        watched_by: Option<&SessionId>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
-        Ok(self.run_script(run, argv).await?.map(|printed| Checkout::read(&printed)))
+        Ok(self.run_script(run, argv, watched_by).await?.map(|printed| Checkout::read(&printed)))
     }
 
-    /// Runs one of the scripts: what it printed, or what it said when it failed.
+    /// Runs one of the scripts: what it printed, or what it said when it failed. A
+    /// session that watches is told how far a clone is.
     async fn run_script(
         &self,
         run: &RunRef,
         argv: Vec<String>,
+        watched_by: Option<&SessionId>,
     ) -> Result<std::result::Result<String, Words>> {
         let mut spec = CommandSpec::new(argv);
         spec.timeout = Some(self.config.clone_timeout);
         let mut events = self.provider.exec(run, CommandId::generate(), spec).await.map_err(interrupted)?;
         let (mut out, mut words) = (Vec::new(), Vec::new());
+        let (mut told_at, mut told) = (tokio::time::Instant::now(), None);
         while let Some(event) = events.next().await {
             match event.map_err(interrupted)? {
                 LogEvent::Stdout(data) => keep_last(&mut out, &data),
-                LogEvent::Stderr(data) => keep_last(&mut words, &data),
+                LogEvent::Stderr(data) => {
+                    keep_last(&mut words, &data);
+                    if let Some(session) = watched_by.filter(|_| told_at.elapsed() >= TELL) {
+                        let percent = checkout::percent(&String::from_utf8_lossy(&words));
+                        if percent.is_some() && percent != told {
+                            (told_at, told) = (tokio::time::Instant::now(), percent);
+                            let detail = percent.map(|percent| format!("{percent}%"));
+                            let cause = Cause { detail, ..by_itself(EventReason::Clone) };
+                            self.tell(session, cause).await;
+                        }
+                    }
+                }
                 LogEvent::Started(_) => {}
                 LogEvent::Exited(command) => {
                     // Postgres keeps no NUL.
@@ -113,7 +137,7 @@ impl Sessions {
                     return Ok(Err(if command.timed_out {
                         format!("it took longer than {}", dormouse_types::format_duration(limit))
                     } else {
-                        text(&words).trim().to_owned()
+                        checkout::without_progress(&text(&words)).trim().to_owned()
                     }));
                 }
             }

@@ -51,6 +51,9 @@ pub enum SessionError {
     #[error("the name {0} is reserved for an agent session; use POST /api/sandbox to create its sandbox")]
     Reserved(SandboxName),
     /// The repository could not be cloned; the message is git's, for the
+    /// A key was used for another request before.
+    #[error("this Idempotency-Key was used for another request; use a new one")]
+    KeyReused,
     /// caller.
     #[error("Failed to clone {repo}: {message}")]
     Clone {

@@ -20,6 +20,7 @@ mod outside;
 mod provision;
 mod query;
 mod remote;
+mod repeated;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +32,9 @@ use dormouse_types::{AccountId, HostId, SandboxName, SessionId, Timestamp};
 pub use dormouse_types::{LifecycleState, SessionStatus};
 
 pub use credentials::GitToken;
+pub use dormouse_provider::checkout::Branch;
 pub use error::{Result, SessionError};
 pub use org_snapshots::OrgSnapshotConfig;
-pub use dormouse_provider::checkout::Branch;
 pub use provision::{Provisioned, Wanted};
 pub use query::{NewSession, Probe, SessionPatch, Status};
 pub use remote::{Remote, RemoteError, Tip};

@@ -22,7 +22,7 @@ const LEASE: Duration = Duration::from_secs(15);
 /// Between two looks at a lease that another server holds.
 const LOOK: Duration = Duration::from_millis(100);
 
-type Map = Arc<Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<()>>>>>;
+type Map = Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>;
 
 /// The locks of all sessions that are being changed.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(crate) struct Lock {
 #[derive(Debug)]
 struct Local {
     map: Map,
-    session: SessionId,
+    name: String,
     guard: Option<OwnedMutexGuard<()>>,
 }
 
@@ -73,14 +73,22 @@ impl Locks {
     /// [`SessionError::Contended`] when another server has it for longer than
     /// any change takes; those of the database.
     pub(crate) async fn take(&self, session: &SessionId) -> Result<Lock> {
-        let guard = self.mutex(session).lock_owned().await;
-        let local = self.held(session, guard);
+        self.take_named(&of(session)).await
+    }
+
+    /// [`Locks::take`] of something that is no session.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn take_named(&self, name: &str) -> Result<Lock> {
+        let guard = self.mutex(name).lock_owned().await;
+        let local = self.held(name, guard);
         if !self.db.is_shared() {
             return Ok(Lock { local: Some(local), lease: None });
         }
         let until = self.clock.now().plus(self.patience);
         loop {
-            if let Some(lease) = self.lease(session).await? {
+            if let Some(lease) = self.lease(name).await? {
                 return Ok(Lock { local: Some(local), lease: Some(lease) });
             }
             if self.clock.now() >= until {
@@ -95,10 +103,11 @@ impl Locks {
     /// # Errors
     /// Those of the database.
     pub(crate) async fn try_take(&self, session: &SessionId) -> Result<Option<Lock>> {
-        let Ok(guard) = self.mutex(session).try_lock_owned() else { return Ok(None) };
-        let local = self.held(session, guard);
+        let name = of(session);
+        let Ok(guard) = self.mutex(&name).try_lock_owned() else { return Ok(None) };
+        let local = self.held(&name, guard);
         let lease = if self.db.is_shared() {
-            match self.lease(session).await? {
+            match self.lease(&name).await? {
                 Some(lease) => Some(lease),
                 None => return Ok(None),
             }
@@ -108,9 +117,9 @@ impl Locks {
         Ok(Some(Lock { local: Some(local), lease }))
     }
 
-    /// The lease on a session, unless another server holds it.
-    async fn lease(&self, session: &SessionId) -> Result<Option<Lease>> {
-        let name = format!("session {session}");
+    /// The lease of this name, unless another server holds it.
+    async fn lease(&self, name: &str) -> Result<Option<Lease>> {
+        let name = name.to_owned();
         let (holder, now) = (LeaseId::generate(), self.clock.now());
         let ends_at = now.plus(LEASE);
         if !self.db.take_lease(&name, &self.host, &holder, now, ends_at).await? {
@@ -127,14 +136,18 @@ impl Locks {
         Ok(Some(Lease { db: self.db.clone(), name, holder, lost, _renewing: renewing }))
     }
 
-    fn mutex(&self, session: &SessionId) -> Arc<tokio::sync::Mutex<()>> {
+    fn mutex(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.entry(session.clone()).or_default().clone()
+        map.entry(name.to_owned()).or_default().clone()
     }
 
-    fn held(&self, session: &SessionId, guard: OwnedMutexGuard<()>) -> Local {
-        Local { map: self.map.clone(), session: session.clone(), guard: Some(guard) }
+    fn held(&self, name: &str, guard: OwnedMutexGuard<()>) -> Local {
+        Local { map: self.map.clone(), name: name.to_owned(), guard: Some(guard) }
     }
+}
+
+fn of(session: &SessionId) -> String {
+    format!("session {session}")
 }
 
 impl Lock {
@@ -153,8 +166,8 @@ impl Drop for Local {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.guard.take());
         // Only the map is left holding it: nobody waits.
-        if map.get(&self.session).is_some_and(|mutex| Arc::strong_count(mutex) == 1) {
-            map.remove(&self.session);
+        if map.get(&self.name).is_some_and(|mutex| Arc::strong_count(mutex) == 1) {
+            map.remove(&self.name);
         }
     }
 }

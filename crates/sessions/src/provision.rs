@@ -31,6 +31,16 @@ pub struct Provisioned {
     pub branch: String,
     /// Its name.
     pub sandbox: SandboxName,
+    /// The session had a sandbox, and nothing of what was in it is left.
+    pub anew: bool,
+}
+
+/// The sandbox of a session, as it came.
+struct Ready {
+    ends_at: Timestamp,
+    branch: String,
+    /// Nothing is left of what was in the one before.
+    anew: bool,
 }
 
 /// What is to be checked out in a sandbox.
@@ -67,7 +77,7 @@ impl Sessions {
         let work = async move {
             match session {
                 Some(session) => sessions.provision_session(&account, &session, &wanted).await,
-                None => sessions.provision_ephemeral(&account, &wanted).await,
+                None => sessions.provision_ephemeral(&account, &wanted, SandboxName::generate()).await,
             }
         };
         tokio::spawn(work.in_current_span())
@@ -116,7 +126,7 @@ impl Sessions {
                 return Err(error);
             }
         };
-        let (run, branch) = ready;
+        let Ready { ends_at, branch, anew } = ready;
         let now = self.now();
         let ready = Cause { detail: Some(branch.clone()), ..caused(EventReason::Ready, account) };
         let bound = self
@@ -129,7 +139,7 @@ impl Sessions {
                 row.lifecycle_error = None;
                 row.last_activity_at = Some(now);
                 row.hibernate_after = Some(now.plus(self.config.idle_timeout));
-                row.sandbox_expires_at = Some(run);
+                row.sandbox_expires_at = Some(ends_at);
             })
             .await;
         if let Err(error) = bound {
@@ -146,10 +156,10 @@ impl Sessions {
             }
             return Err(error);
         }
-        Ok(Provisioned { ready_at: now, timeout: self.config.idle_timeout, branch, sandbox: name })
+        Ok(Provisioned { ready_at: now, timeout: self.config.idle_timeout, branch, sandbox: name, anew })
     }
 
-    /// A ready sandbox: when its lifetime ends, and the branch in it.
+    /// A ready sandbox of a session.
     async fn bring_up(
         self: &Arc<Self>,
         attempt: &Attempt,
@@ -157,7 +167,8 @@ impl Sessions {
         row: &SessionRow,
         account: &AccountId,
         wanted: &Wanted,
-    ) -> Result<(Timestamp, String)> {
+    ) -> Result<Ready> {
+        let mut anew = false;
         let Wanted { repo, branch: wanted_branch } = wanted;
         if row.sandbox_name.is_some() {
             match self.provider.resume(key).await {
@@ -169,44 +180,57 @@ impl Sessions {
                         Found::Checkout(checkout) => checkout.shown(),
                         // One that keeps nothing has nothing: it begins anew.
                         Found::Nothing => {
+                            anew = true;
+                            self.tell(&row.id, caused(EventReason::BeganAnew, account)).await;
                             let identity = self.identity(account).await?;
+                            let branch = wanted_branch.as_ref();
                             let clone =
-                                self.clone_repository(&run, repo, wanted_branch.as_ref(), Some(&identity));
+                                self.clone_repository(&run, repo, branch, Some(&identity), Some(&row.id));
                             self.unless_called_off(Some(attempt), clone).await?.shown()
                         }
                         // Whoever moved the repository knows where it is.
                         Found::Other => String::new(),
                     };
-                    return Ok((found.run.expires_at(), branch));
+                    return Ok(Ready { ends_at: found.run.expires_at(), branch, anew });
                 }
                 // The sandbox or its snapshot was deleted: begin anew.
-                Err(ProviderError::NotFound(_)) => {}
-                Err(ProviderError::SnapshotGone(_)) => drop(self.discard(key).await),
+                Err(ProviderError::NotFound(_)) => anew = true,
+                Err(ProviderError::SnapshotGone(_)) => {
+                    anew = true;
+                    self.discard(key).await;
+                }
                 Err(error) => return Err(error.into()),
             }
+            self.tell(&row.id, caused(EventReason::BeganAnew, account)).await;
         } else {
+            // It was ready once, and then somebody deleted its sandbox.
+            anew = row.branch.is_some();
+            if anew {
+                self.tell(&row.id, caused(EventReason::BeganAnew, account)).await;
+            }
             // What a crash left before it was bound was never acknowledged.
             self.delete_sandbox(key).await?;
         }
         let mut request = CreateSandbox::new(key.clone());
         request.timeout = Some(self.config.max_lifetime);
         let (ends_at, checkout) = self.create_with_checkout(Some(attempt), request, account, wanted).await?;
-        Ok((ends_at, checkout.shown()))
+        Ok(Ready { ends_at, branch: checkout.shown(), anew })
     }
 
-    async fn provision_ephemeral(
+    pub(crate) async fn provision_ephemeral(
         self: &Arc<Self>,
         account: &AccountId,
         wanted: &Wanted,
+        name: SandboxName,
     ) -> Result<Provisioned> {
-        let name = SandboxName::generate();
         let key = SandboxKey { namespace: Self::namespace(account), name: name.clone() };
         let mut request = CreateSandbox::new(key);
         (request.persistent, request.ephemeral) = (false, true);
         request.timeout = Some(self.config.idle_timeout);
         let (_, checkout) = self.create_with_checkout(None, request, account, wanted).await?;
         let branch = checkout.shown();
-        Ok(Provisioned { ready_at: self.now(), timeout: self.config.idle_timeout, branch, sandbox: name })
+        let timeout = self.config.idle_timeout;
+        Ok(Provisioned { ready_at: self.now(), timeout, branch, sandbox: name, anew: false })
     }
 
     /// A sandbox with the repository in it: from the org snapshot, or cold.
@@ -237,10 +261,11 @@ impl Sessions {
             }
         };
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
-        if let Some(session) = key.name.session() {
-            self.tell(&session, caused(EventReason::Clone, account)).await;
+        let session = key.name.session();
+        if let Some(session) = &session {
+            self.tell(session, caused(EventReason::Clone, account)).await;
         }
-        let clone = self.clone_repository(&run, repo, branch, Some(&identity));
+        let clone = self.clone_repository(&run, repo, branch, Some(&identity), session.as_ref());
         let cloned = self.unless_called_off(attempt, clone).await;
         if cloned.is_err() {
             self.discard(&key).await;

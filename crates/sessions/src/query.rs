@@ -406,9 +406,10 @@ impl Sessions {
         id: &SessionId,
     ) -> Result<(bool, SandboxName)> {
         let row = self.owned(account, id).await?;
-        let (Some(name), Some(repo)) =
-            (row.sandbox_name.clone(), row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok()))
-        else {
+        let (Some(name), Some(repo)) = (
+            row.sandbox_name.clone(),
+            row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok()),
+        ) else {
             return Err(SessionError::NeverInitialized);
         };
         if is_active(&row, self.now()) && self.live_run(&row).await?.is_some() {

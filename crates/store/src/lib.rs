@@ -20,6 +20,7 @@ mod org_builds;
 mod org_snapshots;
 mod organizations;
 mod pace;
+mod repeated_requests;
 mod room;
 mod routes;
 mod runs;
@@ -32,6 +33,7 @@ mod sql;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tickets;
+mod webhooks;
 
 pub use accounts::AccountRow;
 pub use changes::{RunEnd, SnapshotsOfDeleted, Volume};
@@ -46,6 +48,7 @@ pub use org_builds::OrgBuildRow;
 pub use org_snapshots::{OrgSnapshotKey, OrgSnapshotRow};
 pub use organizations::OrgRow;
 pub use pace::{Hold, Pace};
+pub use repeated_requests::RepeatedRequestRow;
 pub use routes::RouteRow;
 pub use runs::{RunProcess, RunRow, VolumeState};
 pub use sandboxes::{SandboxFilter, SandboxOrder, SandboxRow, SandboxWithRun};
@@ -54,3 +57,4 @@ pub use session_events::{Cause, SessionEventRow};
 pub use sessions::{SessionFilter, SessionRow};
 pub use snapshots::{Retire, SnapshotRow};
 pub use tickets::TicketRow;
+pub use webhooks::{DeliveryRow, WebhookRow};

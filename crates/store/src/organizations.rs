@@ -89,6 +89,21 @@ impl Db {
         .map(drop)
     }
 
+    /// Ends a membership. `false`: there was none.
+    pub async fn remove_member(&self, org: &OrgId, account: &AccountId) -> Result<bool> {
+        let removed = self
+            .change(
+                format!("remove {account} from {org}"),
+                "DELETE FROM organization_members WHERE org_id = $1 AND account_id = $2",
+            )
+            .bind(org)
+            .bind(account)
+            .execute()
+            .await?;
+        self.last("remove a member").await?;
+        Ok(removed > 0)
+    }
+
     /// Claims `owner/repo` or `owner/*` (lower case) for an organization.
     pub async fn insert_claim(&self, org: &OrgId, pattern: &str) -> Result<()> {
         self.change(

@@ -49,7 +49,11 @@ fn read(row: &Row) -> Result<SessionEventRow> {
 /// Adds an event, in a transaction that holds the session's row. Its number is
 /// given here. What changed since the event before without being told, as a sleep
 /// that is tried again does, is part of it: it begins where that one ended.
-pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEventRow) -> Result<()> {
+pub(crate) async fn insert(
+    tx: &mut Tx,
+    session: &SessionId,
+    event: SessionEventRow,
+) -> Result<SessionEventRow> {
     let number = tx
         .sql(
             format!("number an event of {session}"),
@@ -58,13 +62,14 @@ pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEven
         .bind(session)
         .count()
         .await?;
-    tx.sql(
+    let before = tx
+        .sql(
         format!("insert an event of {session}"),
         "INSERT INTO session_events
          (session_id, seq, at, version, state_before, state_after, reason, actor, detail)
          VALUES ($1, $2, $3, $4,
           COALESCE((SELECT last.state_after FROM session_events last
-                    WHERE last.session_id = $1 AND last.seq = $2 - 1), $5), $6, $7, $8, $9)",
+                    WHERE last.session_id = $1 AND last.seq = $2 - 1), $5), $6, $7, $8, $9) RETURNING state_before",
     )
     .bind(session)
     .bind(number)
@@ -75,9 +80,9 @@ pub(crate) async fn insert(tx: &mut Tx, session: &SessionId, event: &SessionEven
     .bind(event.cause.reason)
     .bind(&event.cause.actor)
     .bind(&event.cause.detail)
-    .execute()
-    .await
-    .map(drop)
+    .one(|row| row.of("session_events", "").get("state_before"))
+    .await?;
+    Ok(SessionEventRow { seq: number, before: before.unwrap_or(event.before), ..event })
 }
 
 /// Forgets the events of a session that is deleted.

@@ -1,12 +1,15 @@
 //! Table `sessions`. Every change names the version that it read and bumps it:
 //! a write based on a stale read changes nothing (invariant 6).
 
-use dormouse_types::{AccountId, DEFAULT_PROJECT, HostId, LifecycleState, SandboxName, SessionId, SessionStatus, Timestamp};
+use dormouse_types::{
+    AccountId, DEFAULT_PROJECT, HostId, LifecycleState, SandboxName, SessionId, SessionStatus, Timestamp,
+};
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
 use crate::session_events::{self, Cause, SessionEventRow};
 use crate::sql::{Row, placeholders};
+use crate::webhooks;
 
 /// One agent session.
 #[derive(Debug, Clone)]
@@ -371,7 +374,8 @@ async fn tell(tx: &mut Tx, row: &SessionRow, before: LifecycleState, cause: &Cau
         after: row.lifecycle_state,
         cause: cause.clone(),
     };
-    session_events::insert(tx, &row.id, &event).await
+    let event = session_events::insert(tx, &row.id, event).await?;
+    webhooks::deliver(tx, &row.id, &row.account_id, row.clone_url.as_deref(), &event).await
 }
 
 /// Writes a row over the version that it carries, unless that is gone.

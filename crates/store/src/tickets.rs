@@ -1,6 +1,6 @@
 //! Table `tickets`: the right to open one terminal, once.
 
-use dormouse_types::{Namespace, RunId, Timestamp};
+use dormouse_types::{AccountId, KeyId, Namespace, RunId, Timestamp};
 
 use crate::db::Db;
 use crate::error::Result;
@@ -12,6 +12,10 @@ pub struct TicketRow {
     pub namespace: Namespace,
     /// In which run.
     pub run_id: RunId,
+    /// Who asked for it.
+    pub account_id: AccountId,
+    /// With which key, if it was one.
+    pub key_id: Option<KeyId>,
     /// Until when it can be used.
     pub expires_at: Timestamp,
 }
@@ -23,12 +27,15 @@ impl Db {
         tx.sql("forget tickets", "DELETE FROM tickets WHERE expires_at <= $1").bind(now).execute().await?;
         tx.sql(
             format!("insert a ticket for {}", ticket.run_id),
-            "INSERT INTO tickets (hash, owner, project, run_id, expires_at) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO tickets (hash, owner, project, run_id, account_id, key_id, expires_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(hash.to_owned())
         .bind(&ticket.namespace.owner)
         .bind(&ticket.namespace.project)
         .bind(&ticket.run_id)
+        .bind(&ticket.account_id)
+        .bind(&ticket.key_id)
         .bind(ticket.expires_at)
         .execute()
         .await?;
@@ -45,7 +52,8 @@ impl Db {
         let found = self
             .change(
                 "redeem a ticket",
-                "DELETE FROM tickets WHERE hash = $1 RETURNING owner, project, run_id, expires_at",
+                "DELETE FROM tickets WHERE hash = $1
+                 RETURNING owner, project, run_id, account_id, key_id, expires_at",
             )
             .bind(hash.to_owned())
             .one(|row| {
@@ -53,6 +61,8 @@ impl Db {
                 Ok(TicketRow {
                     namespace: Namespace { owner: row.get("owner")?, project: row.get("project")? },
                     run_id: row.get("run_id")?,
+                    account_id: row.get("account_id")?,
+                    key_id: row.get("key_id")?,
                     expires_at: row.get("expires_at")?,
                 })
             })

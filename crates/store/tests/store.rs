@@ -815,6 +815,8 @@ async fn a_ticket_is_good_once() {
         let ticket = TicketRow {
             namespace: namespace(),
             run_id: RunId::generate(),
+            account_id: AccountId::generate(),
+            key_id: None,
             expires_at: Timestamp(NOW.0 + 60),
         };
         db.insert_ticket("a", &ticket, NOW).await.unwrap();

@@ -78,8 +78,8 @@ mod tests {
         }
         let long = "x".repeat(201);
         for bad in [
-            "", "-x", "a b", "a..b", "a/", "/a", "a//b", ".a", "a/.b", "a.lock", "a.lock/b", "a.", "@", "HEAD",
-            "a@{1}", "a~1", "a^", "a:b", "a?", "a*", "a[", "a\\b", "a\nb", "a\u{7f}", &long,
+            "", "-x", "a b", "a..b", "a/", "/a", "a//b", ".a", "a/.b", "a.lock", "a.lock/b", "a.", "@",
+            "HEAD", "a@{1}", "a~1", "a^", "a:b", "a?", "a*", "a[", "a\\b", "a\nb", "a\u{7f}", &long,
         ] {
             assert!(bad.parse::<BranchName>().is_err(), "{bad:?}");
         }

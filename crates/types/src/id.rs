@@ -86,6 +86,10 @@ ids! {
     AccountId, "acc_", "account id";
     /// A group of accounts that claims repositories.
     OrgId, "org_", "organization id";
+    /// Where an organization is told what happens.
+    WebhookId, "hook_", "webhook id";
+    /// One event, to one webhook.
+    DeliveryId, "dlv_", "delivery id";
     /// An API key's public half: what it is listed and revoked by.
     KeyId, "key_", "key id";
     /// An agent session.

@@ -1,10 +1,10 @@
 //! Words that every crate shares: ids, instants, states, repository names,
 //! durations. No I/O and no rule of one endpoint.
 
+mod branch;
 mod cidr;
 mod column;
 mod duration;
-mod branch;
 mod github;
 mod hex;
 mod id;
@@ -13,19 +13,19 @@ mod resources;
 mod time;
 mod word;
 
+pub use branch::{BranchError, BranchName};
 pub use cidr::Cidr;
 pub use duration::{DurationError, format_duration, parse_duration};
-pub use branch::{BranchError, BranchName};
 pub use github::{GithubRepo, RepoError};
 pub use hex::hex;
 pub use id::{
-    AccountId, BuildId, CommandId, HostId, IdError, ImageId, JobId, KeyId, LeaseId, OrgId, OrgSnapshotId,
-    RequestId, RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId,
+    AccountId, BuildId, CommandId, DeliveryId, HostId, IdError, ImageId, JobId, KeyId, LeaseId, OrgId,
+    OrgSnapshotId, RequestId, RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId, WebhookId,
 };
 pub use namespace::{DEFAULT_PROJECT, Namespace};
 pub use resources::Resources;
 pub use time::Timestamp;
 pub use word::{
-    BuildPhase, EventReason, LifecycleState, RepoAccess, RunStatus, SessionStatus, SetUp, SnapshotKind,
-    SnapshotStatus, StopReason, WordError,
+    BuildPhase, DeliveryState, EventReason, LifecycleState, RepoAccess, RunStatus, SessionStatus, SetUp,
+    SnapshotKind, SnapshotStatus, StopReason, WordError,
 };

@@ -162,6 +162,16 @@ words! {
         Failed = "failed",
     }
 
+    /// Where a delivery to a webhook stands.
+    DeliveryState, "delivery state" {
+        /// It is to be sent, for the first time or again.
+        Waiting = "waiting",
+        /// It arrived.
+        Delivered = "delivered",
+        /// It was given up.
+        Failed = "failed",
+    }
+
     /// Why something happened to a session.
     EventReason, "event reason" {
         /// Its sandbox is being made, or woken.
@@ -190,6 +200,8 @@ words! {
         Archived = "archived",
         /// It was taken out again.
         Unarchived = "unarchived",
+        /// Nothing was left of what was in its sandbox: it got a new one.
+        BeganAnew = "began_anew",
         /// Its sandbox was deleted over the provider API.
         SandboxDeleted = "sandbox_deleted",
         /// What a server that died left unfinished was undone.

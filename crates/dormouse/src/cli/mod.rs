@@ -64,6 +64,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: OrgAction,
     },
+    /// Webhooks of organizations.
+    Webhook {
+        #[command(subcommand)]
+        action: WebhookAction,
+    },
     /// Agent sessions.
     Session {
         #[command(subcommand)]
@@ -222,6 +227,16 @@ pub(crate) enum OrgAction {
         /// Account id.
         account: String,
     },
+    /// Remove an account from an organization. What it reads of the organization's
+    /// sandboxes ends within ten seconds.
+    RemoveMember {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+        /// Account id.
+        account: String,
+    },
     /// Claim `owner/repo` or `owner/*` for an organization.
     Claim {
         #[command(flatten)]
@@ -230,6 +245,43 @@ pub(crate) enum OrgAction {
         org: String,
         /// `owner/repo` or `owner/*`.
         pattern: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WebhookAction {
+    /// Have the events of sessions in the repositories that an organization claims
+    /// posted to a URL. Prints the webhook's id and the secret that deliveries are
+    /// signed with, which is shown this once.
+    Add {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+        /// https://…, or http:// on this host.
+        url: String,
+    },
+    /// List webhooks.
+    List {
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Forget a webhook and its deliveries.
+    Remove {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Webhook id.
+        id: String,
+    },
+    /// Show what was sent to a webhook, newest first.
+    Deliveries {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Webhook id.
+        id: String,
+        /// How many.
+        #[arg(long, default_value_t = 20)]
+        limit: u16,
     },
 }
 

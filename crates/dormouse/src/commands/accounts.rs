@@ -14,7 +14,7 @@ use crate::cli::{AccountAction, DataArgs, KeyAction, OrgAction, SessionAction};
 use crate::config::{Config, prepare_data_dir};
 use crate::output::{Output, hint};
 
-async fn open(data: &DataArgs) -> anyhow::Result<Db> {
+pub(super) async fn open(data: &DataArgs) -> anyhow::Result<Db> {
     let config = Config::load_data(data)?;
     prepare_data_dir(&config.data_dir)?;
     Ok(Db::open(&config.database()?).await?)
@@ -28,7 +28,7 @@ async fn existing_account(db: &Db, id: &str) -> anyhow::Result<AccountId> {
         .ok_or_else(|| hint(format!("there is no account {id}"), "`dormouse account create NAME` makes one"))
 }
 
-async fn existing_org(db: &Db, id: &str) -> anyhow::Result<OrgId> {
+pub(super) async fn existing_org(db: &Db, id: &str) -> anyhow::Result<OrgId> {
     let id: OrgId = id.parse()?;
     let found = db.org(&id).await?;
     found
@@ -103,6 +103,12 @@ pub(crate) async fn org(action: OrgAction, output: &Output) -> anyhow::Result<Ex
             let (org, account) = (existing_org(&db, &org).await?, existing_account(&db, &account).await?);
             db.add_member(&org, &account).await?;
             output.data(&json!({"org": org, "account": account}), "");
+        }
+        OrgAction::RemoveMember { data, org, account } => {
+            let db = open(&data).await?;
+            let (org, account) = (existing_org(&db, &org).await?, existing_account(&db, &account).await?);
+            anyhow::ensure!(db.remove_member(&org, &account).await?, "{account} is no member of {org}");
+            output.data(&json!({"org": org, "account": account, "removed": true}), "");
         }
         OrgAction::Claim { data, org, pattern } => {
             let db = open(&data).await?;

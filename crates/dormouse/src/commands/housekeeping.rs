@@ -8,6 +8,7 @@ use dormouse_control::Control;
 use dormouse_jobs::{Backoff, Claim, Clock, Handler, Jobs, Kind, Outcome};
 use dormouse_sessions::Sessions;
 use dormouse_store::Move;
+use dormouse_webhooks::Webhooks;
 
 /// Between two looks at what expires.
 const EXPIRY: Duration = Duration::from_secs(10);
@@ -37,6 +38,9 @@ pub(crate) async fn prune(jobs: Jobs, prune: Prune) {
     jobs.work(Arc::new(prune)).await;
 }
 
+/// For how long a request is recognized when it is sent again.
+const REPEATED: Duration = Duration::from_secs(24 * 3600);
+
 /// Jobs that are forgotten at once.
 const JOBS: i64 = 1000;
 
@@ -45,6 +49,7 @@ pub(crate) struct Prune {
     /// Of sandboxes, where they run here.
     pub(crate) control: Option<Control>,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) webhooks: Webhooks,
     /// How long what happened to sessions is known.
     pub(crate) history: Duration,
     pub(crate) clock: Clock,
@@ -77,7 +82,13 @@ impl Handler for Prune {
             }
         };
         let before = self.clock.now().minus(self.history);
-        let events = self.sessions.prune_events(before).await.map_err(|error| error.to_string());
+        let events = async {
+            let day_before = self.clock.now().minus(REPEATED);
+            let requests = self.sessions.prune_requests(day_before).await?;
+            let deliveries = self.webhooks.prune(before).await?;
+            Ok(self.sessions.prune_events(before).await? || requests || deliveries)
+        };
+        let events = events.await.map_err(|error: dormouse_sessions::SessionError| error.to_string());
         let jobs = self.jobs.prune(before, JOBS).await.map_err(|error| error.to_string());
         match (sandboxes.await, events, jobs) {
             (Ok(sandboxes), Ok(events), Ok(jobs)) => {

@@ -9,3 +9,4 @@ pub(crate) mod org_snapshot;
 pub(crate) mod sandbox;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
+pub(crate) mod webhook;

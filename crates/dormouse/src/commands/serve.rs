@@ -15,6 +15,7 @@ use dormouse_remote::HttpRemote;
 use dormouse_sessions::{GitToken, Sessions};
 use dormouse_store::{Db, HostRow};
 use dormouse_types::HostId;
+use dormouse_webhooks::Webhooks;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -112,10 +113,13 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         }
         None => sessions,
     });
+    let webhooks = Webhooks::new(db.clone(), jobs.clone(), clock.clone()).context("set up webhooks")?;
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let mut background = vec![tokio::spawn(sessions.clone().run_lifecycle()), tokio::spawn(save(db.clone()))];
     background.push(tokio::spawn(sessions.clone().run_org_snapshots()));
+    background.push(tokio::spawn(webhooks.clone().run()));
     let prune = housekeeping::Prune {
+        webhooks,
         control: engine.as_ref().map(|engine| engine.control.clone()),
         sessions: sessions.clone(),
         history: config.history()?,

@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use super::error::WireError;
 use crate::App;
 use crate::activity::Activity;
-use crate::auth::{Caller, Identity};
+use crate::auth::{Caller, Identity, Right};
 
 /// The caller, and the namespace that the query names.
 pub(crate) struct Scope {
@@ -100,6 +100,7 @@ impl FromRequestParts<App> for Scope {
 pub(crate) struct RunScope {
     pub(crate) run: RunRef,
     sandbox: SandboxName,
+    right: Right,
 }
 
 impl RunScope {
@@ -112,6 +113,11 @@ impl RunScope {
 }
 
 impl RunScope {
+    /// The caller's right to it, for as long as a call goes on.
+    pub(crate) fn right(&self) -> Right {
+        self.right.clone()
+    }
+
     /// Use of its sandbox by a call that goes on.
     pub(crate) fn activity(&self, app: &App) -> Activity {
         Activity::new(app, &self.run.namespace, &self.sandbox)
@@ -122,14 +128,15 @@ impl FromRequestParts<App> for RunScope {
     type Rejection = WireError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, WireError> {
-        let (_, owner, _) = scope_query(parts, app).await?;
+        let (identity, owner, _) = scope_query(parts, app).await?;
         let params = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app).await;
         let id = params.ok().and_then(|Path(params)| params.get("id").cloned()).unwrap_or_default();
         let missing = || WireError::not_found(format!("session {id} not found"));
         let id: RunId = id.parse().map_err(|_| missing())?;
         let row = app.db.run(&id).await.map_err(crate::error::ApiError::from)?;
         let row = row.filter(|row| row.namespace.owner == owner).ok_or_else(missing)?;
-        Ok(Self { run: RunRef { namespace: row.namespace, id }, sandbox: row.sandbox_name })
+        let right = Right { account: identity.account, key: identity.key, owner };
+        Ok(Self { run: RunRef { namespace: row.namespace, id }, sandbox: row.sandbox_name, right })
     }
 }
 

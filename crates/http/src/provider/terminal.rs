@@ -20,6 +20,7 @@ use super::error::{WireError, WireErrors, WireResult};
 use super::scope::{RunScope, ScopeQuery};
 use crate::App;
 use crate::activity::Activity;
+use crate::auth::Right;
 
 /// How long a ticket waits for its connection.
 const TICKET: Duration = Duration::from_secs(60);
@@ -37,26 +38,35 @@ const SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
 const MAX_MESSAGE: usize = 1 << 20;
 
 /// A new ticket for a run, good on every server of the database.
-async fn issue(app: &App, run: RunRef) -> WireResult<String> {
+async fn issue(app: &App, run: RunRef, right: Right) -> WireResult<String> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes)
         .map_err(|error| dormouse_provider::ProviderError::internal("make a ticket", error))?;
     let ticket = dormouse_types::hex(&bytes);
     let now = app.clock.now();
-    let row = TicketRow { namespace: run.namespace, run_id: run.id, expires_at: now.plus(TICKET) };
+    let row = TicketRow {
+        namespace: run.namespace,
+        run_id: run.id,
+        account_id: right.account,
+        key_id: right.key,
+        expires_at: now.plus(TICKET),
+    };
     let added = app.db.insert_ticket(&hash_secret(&ticket), &row, now).await;
     added.map_err(crate::error::ApiError::from)?;
     Ok(ticket)
 }
 
 /// What a ticket stands for, once. What is no ticket costs the database nothing.
-async fn redeem(app: &App, ticket: &str) -> WireResult<Option<RunRef>> {
+async fn redeem(app: &App, ticket: &str) -> WireResult<Option<(RunRef, Right)>> {
     if ticket.len() != 64 || !ticket.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(None);
     }
     let found = app.db.redeem_ticket(&hash_secret(ticket), app.clock.now()).await;
     let found = found.map_err(crate::error::ApiError::from)?;
-    Ok(found.map(|row| RunRef { namespace: row.namespace, id: row.run_id }))
+    Ok(found.map(|row| {
+        let right = Right { account: row.account_id, key: row.key_id, owner: row.namespace.owner.clone() };
+        (RunRef { namespace: row.namespace, id: row.run_id }, right)
+    }))
 }
 
 pub(crate) fn router() -> Router<App> {
@@ -86,10 +96,11 @@ pub(crate) async fn invite(
     // Whoever sits in front with TLS says so; what they say decides nothing here
     // but how the client comes back.
     let forwarded = headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok());
+    let right = scope.right();
     let scheme = if forwarded == Some("https") { "wss" } else { "ws" };
     Ok(Json(wire::InteractiveReply {
         url: format!("{scheme}://{host}/terminal"),
-        token: issue(&app, scope.run).await?,
+        token: issue(&app, scope.run, right).await?,
     }))
 }
 
@@ -107,8 +118,9 @@ async fn connect(
         Some(ticket) => redeem(&app, &ticket).await?,
         None => None,
     };
-    let run = run.ok_or_else(|| WireError::forbidden("the token is unknown, used or older than a minute"))?;
-    Ok(upgrade.max_message_size(MAX_MESSAGE).on_upgrade(move |socket| serve(app, run, socket)))
+    let (run, right) =
+        run.ok_or_else(|| WireError::forbidden("the token is unknown, used or older than a minute"))?;
+    Ok(upgrade.max_message_size(MAX_MESSAGE).on_upgrade(move |socket| serve(app, run, right, socket)))
 }
 
 fn text(message: &wire::TerminalMessage) -> Message {
@@ -145,7 +157,7 @@ async fn first(socket: &mut WebSocket) -> Result<(CommandSpec, TerminalSize), St
     Ok((spec, size))
 }
 
-async fn serve(app: App, run: RunRef, mut socket: WebSocket) {
+async fn serve(app: App, run: RunRef, right: Right, mut socket: WebSocket) {
     let (spec, size) = match first(&mut socket).await {
         Ok(first) => first,
         Err(reason) => return close(socket, 1008, reason).await,
@@ -224,5 +236,6 @@ async fn serve(app: App, run: RunRef, mut socket: WebSocket) {
     tokio::select! {
         () = typing => {}
         () = showing => {}
+        () = right.lost(&app) => {}
     }
 }

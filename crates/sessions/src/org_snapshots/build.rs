@@ -224,11 +224,13 @@ impl Sessions {
     ) -> std::result::Result<(Checkout, SetUp, SnapshotId), BuildError> {
         log.phase(BuildPhase::Clone).await;
         let checkout = match &plan {
-            Plan::Fresh | Plan::Whole => match self.clone_repository(run, &reader.repo, None, None).await {
-                Ok(checkout) => Some(checkout),
-                Err(SessionError::Clone { message, .. }) => return Err(BuildError::Clone(message)),
-                Err(error) => return Err(failed(&reader.repo, "clone", &error)),
-            },
+            Plan::Fresh | Plan::Whole => {
+                match self.clone_repository(run, &reader.repo, None, None, None).await {
+                    Ok(checkout) => Some(checkout),
+                    Err(SessionError::Clone { message, .. }) => return Err(BuildError::Clone(message)),
+                    Err(error) => return Err(failed(&reader.repo, "clone", &error)),
+                }
+            }
             Plan::Newer(_, branch) => match self.update_checkout(run, Some(branch), None, None).await {
                 Ok(Ok(checkout)) => checkout,
                 Ok(Err(words)) => return Err(BuildError::Clone(words)),

@@ -99,7 +99,9 @@ impl Sessions {
             }
             // The remote did not give what it has, perhaps this once, or has no such
             // branch: the clone says so.
-            Ok(Err(words)) if moved || branch.is_some() => tracing::warn!(repo = %reader.repo, words, "fetch the tip"),
+            Ok(Err(words)) if moved || branch.is_some() => {
+                tracing::warn!(repo = %reader.repo, words, "fetch the tip")
+            }
             Ok(other) => self.give_up(&row, &format!("{other:?}")).await?,
             Err(error) => {
                 self.delete_sandbox(&request.key).await?;

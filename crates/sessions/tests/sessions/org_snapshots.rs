@@ -76,7 +76,7 @@ impl Forge {
             }
             _ => Some((128, String::new())),
         };
-        if script.contains("clone --quiet") {
+        if script.contains("git clone") {
             self.clones.fetch_add(1, Ordering::SeqCst);
             return if *self.clone_fails.lock().unwrap() { Some((128, String::new())) } else { at("") };
         }

@@ -18,5 +18,6 @@ pub(crate) async fn logs(
     scope: RunScope,
     Path(path): Path<(String, String)>,
 ) -> WireResult<Response> {
-    Ok(stream(app.provider.logs(&scope.run, &command_id(&path.1)?).await?, true, false))
+    let events = app.provider.logs(&scope.run, &command_id(&path.1)?).await?;
+    Ok(stream(Box::pin(scope.right().bound(app, events)), true, false))
 }

@@ -40,6 +40,6 @@ pub(crate) async fn start(
     }
     let events = app.provider.exec(&run_ref, id, spec).await?;
     // Somebody waits for it: the session is in use until it ends.
-    let events = Box::pin(scope.activity(&app).while_followed(events));
+    let events = Box::pin(scope.right().bound(app.clone(), scope.activity(&app).while_followed(events)));
     Ok(stream(events, body.logs, true))
 }

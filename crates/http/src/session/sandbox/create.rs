@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use dormouse_sessions::{Branch, Wanted};
 use dormouse_types::{BranchName, GithubRepo};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,12 @@ use crate::auth::Account;
 use crate::body::ApiJson;
 use crate::error::{ApiError, ApiErrors, ApiResult};
 use crate::request::Received;
+
+/// Says that nothing was left of what was in the session's sandbox.
+const BEGAN_ANEW: HeaderName = HeaderName::from_static("x-dormouse-began-anew");
+
+/// Longest key of a request, in characters.
+const MAX_KEY: usize = 255;
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -82,14 +89,20 @@ pub(crate) struct Timing {
 }
 
 /// Create or restore the session's sandbox.
+///
+/// Without a session, an `Idempotency-Key` makes it safe to send the request again: for
+/// 24 hours the same key gets the same sandbox.
 #[utoipa::path(post, path = "/api/sandbox", tag = "sandbox", request_body = CreateSandboxRequest,
-    responses((status = 200, body = CreateSandboxResponse, description = "The sandbox is ready"), ApiErrors))]
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 characters; of a request without a session")),
+    responses((status = 200, body = CreateSandboxResponse, description = "The sandbox is ready",
+        headers(("x-dormouse-began-anew" = Option<String>, description = "`true` where nothing was left of what was in the session's sandbox"))), ApiErrors))]
 pub(crate) async fn create(
     State(app): State<App>,
     Received(received): Received,
     Account(account): Account,
+    headers: HeaderMap,
     ApiJson(body): ApiJson<CreateSandboxRequest>,
-) -> ApiResult<Json<CreateSandboxResponse>> {
+) -> ApiResult<(HeaderMap, Json<CreateSandboxResponse>)> {
     let url = match body.repo_url {
         Field::Missing => return Err(ApiError::bad_request("repoUrl is required")),
         Field::NotText => return Err(ApiError::bad_request("repoUrl must be a string")),
@@ -114,12 +127,32 @@ pub(crate) async fn create(
             Some(if new { Branch::New(name) } else { Branch::Existing(name) })
         }
     };
-    let ready = app.sessions.provision(account, session, Wanted { repo, branch }).await?;
-    Ok(Json(CreateSandboxResponse {
+    let wanted = Wanted { repo, branch };
+    let ready = match (session, idempotency_key(&headers)?) {
+        // A session's sandbox is the same one however often it is asked for.
+        (None, Some(key)) => app.sessions.provision_once(account, wanted, key).await?,
+        (session, _) => app.sessions.provision(account, session, wanted).await?,
+    };
+    let mut told = HeaderMap::new();
+    if ready.anew {
+        told.insert(BEGAN_ANEW, HeaderValue::from_static("true"));
+    }
+    let reply = Json(CreateSandboxResponse {
         created_at: ready.ready_at.as_millis(),
         timeout: millis(ready.timeout),
         current_branch: ready.branch,
         mode: Mode::Vercel,
         timing: Timing { ready_ms: millis(received.elapsed()) },
-    }))
+    });
+    Ok((told, reply))
+}
+
+/// The caller's name for this request (draft-ietf-httpapi-idempotency-key-header).
+fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<String>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let text = value.to_str().ok().map(|text| text.trim().trim_matches('"'));
+    match text.filter(|text| (1..=MAX_KEY).contains(&text.len())) {
+        Some(text) => Ok(Some(text.to_owned())),
+        None => Err(ApiError::bad_request("Idempotency-Key must be 1 to 255 printable ASCII characters")),
+    }
 }

@@ -65,12 +65,12 @@ pub(crate) struct SessionEvent {
     to: String,
     /// `provision`, `clone`, `ready`, `failed`, `called_off`, `idle`, `lifetime`,
     /// `requested`, `died`, `asleep`, `used`, `archived`, `unarchived`,
-    /// `sandbox_deleted` or `recovered`.
+    /// `sandbox_deleted`, `began_anew` or `recovered`.
     reason: String,
     /// Account that caused it; absent: the server did, or it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     actor: Option<String>,
-    /// The branch, of `ready`; the reason, of `failed`.
+    /// The branch, of `ready`; the reason, of `failed`; how far it is, of `clone`: `42%`.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }

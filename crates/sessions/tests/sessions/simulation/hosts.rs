@@ -107,7 +107,7 @@ impl Hosts {
         let set_up = if forge.set_up { "set-up\n" } else { "" };
         let now = format!("c{}", forge.commit);
         let put = |commit: &str| self.fake.put_file(run, CHECKOUT, commit.as_bytes());
-        let clones = script.contains("clone --quiet");
+        let clones = script.contains("git clone");
         let fetches = script.contains("--no-tags") && !spec.argv[4].is_empty();
         if (clones || fetches) && !forge.up {
             return (128, String::new());

@@ -125,7 +125,8 @@ fn template() -> &'static PathBuf {
         .get_or_init(|| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("template.db");
-            observer().block_on(async { Db::open(&Address::Sqlite(path.clone())).await.unwrap().close().await });
+            observer()
+                .block_on(async { Db::open(&Address::Sqlite(path.clone())).await.unwrap().close().await });
             (dir, path)
         })
         .1
@@ -245,8 +246,7 @@ impl World {
         self.schedule.note(format!("{} starts", server.name));
         let shared = self.servers.len() > 1;
         let runtime = simulated();
-        let pace =
-            Paced { schedule: self.schedule.clone(), server: server.name.clone(), shared };
+        let pace = Paced { schedule: self.schedule.clone(), server: server.name.clone(), shared };
         let db = self.shared.clone().paced(Arc::new(pace));
         let hosts = Arc::new(Hosts {
             fake: self.fake.clone(),
@@ -478,8 +478,7 @@ impl World {
 
     pub(super) fn post(&mut self, server: usize, session: usize) {
         let sessions = self.servers[server].alive.as_ref().unwrap().sessions.clone();
-        let (account, id, key) =
-            (self.account.clone(), self.sessions[session].clone(), self.key(session));
+        let (account, id, key) = (self.account.clone(), self.sessions[session].clone(), self.key(session));
         self.files += 1;
         let file = format!("/home/ubuntu/file-{}", self.files);
         let (fake, ledgers, wrong) = (self.fake.clone(), self.ledgers.clone(), self.wrong.clone());
@@ -662,9 +661,7 @@ pub(super) fn kept(world: &World) -> Vec<dormouse_types::SnapshotId> {
     for namespace in world.org_namespaces() {
         let list = ListOf::default();
         let (some, _) = world.fake.snapshots(&namespace, list).now_or_never().unwrap().unwrap();
-        all.extend(
-            some.into_iter().filter(|one| one.status == SnapshotStatus::Created).map(|one| one.id),
-        );
+        all.extend(some.into_iter().filter(|one| one.status == SnapshotStatus::Created).map(|one| one.id));
     }
     all
 }

@@ -1,0 +1,30 @@
+-- Where an organization wants to be told what happens to the sessions of its
+-- members in the repositories that it claims.
+CREATE TABLE webhooks (
+  id TEXT COLLATE "C" PRIMARY KEY,
+  org_id TEXT COLLATE "C" NOT NULL REFERENCES organizations (id),
+  url TEXT COLLATE "C" NOT NULL,
+  -- What deliveries are signed with, `whsec_…`.
+  secret TEXT COLLATE "C" NOT NULL,
+  -- Deliveries that failed since one arrived, and when the next is tried.
+  failures BIGINT NOT NULL DEFAULT 0,
+  retry_at BIGINT NOT NULL DEFAULT 0,
+  created_at BIGINT NOT NULL
+);
+
+-- Written in the transaction of what happened.
+CREATE TABLE webhook_deliveries (
+  id TEXT COLLATE "C" PRIMARY KEY,
+  webhook_id TEXT COLLATE "C" NOT NULL REFERENCES webhooks (id) ON DELETE CASCADE,
+  body TEXT COLLATE "C" NOT NULL,
+  -- 'waiting', 'delivered' or 'failed'.
+  state TEXT COLLATE "C" NOT NULL,
+  attempts BIGINT NOT NULL DEFAULT 0,
+  -- What the last attempt came to.
+  outcome TEXT COLLATE "C",
+  created_at BIGINT NOT NULL,
+  ended_at BIGINT
+);
+CREATE INDEX webhook_deliveries_waiting ON webhook_deliveries (webhook_id, id) WHERE state = 'waiting';
+CREATE INDEX webhook_deliveries_of ON webhook_deliveries (webhook_id, id);
+CREATE INDEX webhook_deliveries_by_end ON webhook_deliveries (ended_at);
