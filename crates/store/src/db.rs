@@ -132,8 +132,8 @@ impl Db {
         Self::open(&Address::Sqlite(path.to_owned())).await
     }
 
-    /// In the hands of a simulation.
-    #[cfg(feature = "testing")]
+    /// In the hands of a simulation, or of whoever tries what a death in the middle of
+    /// something leaves.
     #[must_use]
     pub fn paced(self, pace: Arc<dyn Pace>) -> Self {
         Self { pace: Some(pace), ..self }

@@ -88,6 +88,93 @@ pub(crate) fn kill_at_any_moment(w: &World) -> anyhow::Result<()> {
     nothing_is_left(w)
 }
 
+/// kill -9 before every single write of a first provision, a sleep, a resume, an archive
+/// and a deletion; one write later each time, until the call goes through.
+pub(crate) fn kill_at_every_step(w: &World) -> anyhow::Result<()> {
+    let order = w.dir.join("die");
+    let path = order.to_str().context("path")?.to_owned();
+    let calls: [(&str, Method, &str, serde_json::Value); 6] = [
+        ("provision", Method::POST, "/api/sandbox", json!({"repoUrl": REPO})),
+        ("sleep", Method::POST, "/api/sandbox/snapshot", json!({})),
+        ("resume", Method::POST, "/api/sandbox", json!({"repoUrl": REPO})),
+        ("archive", Method::PATCH, "/api/sessions", json!({"status": "archived"})),
+        ("stop", Method::DELETE, "/api/sandbox", json!({})),
+        ("delete", Method::DELETE, "/api/sessions", json!({})),
+    ];
+    let mut deaths = BTreeMap::new();
+    for (what, method, path_of_call, body) in calls {
+        for number in 1.. {
+            ensure!(number < 60, "{what}: it never goes through");
+            let session = w.new_session()?;
+            let name = format!("session-{session}");
+            if what != "provision" {
+                w.post(&session)?;
+                w.ok(&name, "echo kept > /tmp/kept; sync /tmp/kept")?;
+            }
+            if what == "resume" {
+                w.good(Method::POST, "/api/sandbox/snapshot", Some(json!({"sessionId": session})))?;
+            }
+            w.end_server("-TERM")?;
+            w.serve_with(&[("DORMOUSE_DIE_BY", &path)])?;
+            std::fs::write(&order, number.to_string())?;
+            let mut body = body.clone();
+            let path_of_call = match what {
+                "archive" | "delete" => format!("{path_of_call}/{session}"),
+                _ => {
+                    body["sessionId"] = json!(session);
+                    path_of_call.to_owned()
+                }
+            };
+            let answer = w.call(method.clone(), &path_of_call, Some(&w.key), Some(body));
+            std::fs::remove_file(&order)?;
+            w.end_server("-KILL")?;
+            w.serve()?;
+            let step = || format!("{what}, death before write {number}");
+            if what == "archive"
+                && w.good(Method::GET, &format!("/api/sessions/{session}"), None)?["session"]["status"]
+                    == "archived"
+            {
+                eventually("it is archived", Duration::from_secs(20), || {
+                    let state = w.good(Method::GET, &format!("/api/sessions/{session}"), None)?["session"]["lifecycleState"].clone();
+                    Ok(state == "archived")
+                })
+                .with_context(step)?;
+                w.good(
+                    Method::PATCH,
+                    &format!("/api/sessions/{session}"),
+                    Some(json!({"status": "running"})),
+                )?;
+            }
+            if what == "delete" {
+                // Recorded or not: it can be said again.
+                let again =
+                    w.call(Method::DELETE, &format!("/api/sessions/{session}"), Some(&w.key), None)?.0;
+                ensure!([StatusCode::OK, StatusCode::NOT_FOUND].contains(&again), "{}: {again}", step());
+                if answer.is_ok_and(|(status, _)| status.is_success()) {
+                    break;
+                }
+                *deaths.entry(what).or_insert(0) += 1;
+                continue;
+            }
+            // The next request is served, with everything that was there.
+            w.post(&session).with_context(step)?;
+            ensure!(w.ok(&name, "git log -1 --format=%s")? == "commit 3", "{}: no checkout", step());
+            if what != "provision" {
+                ensure!(w.ok(&name, "cat /tmp/kept")? == "kept", "{}: lost", step());
+            }
+            w.good(Method::DELETE, &format!("/api/sessions/{session}"), None).with_context(step)?;
+            if answer.is_ok_and(|(status, _)| status.is_success()) {
+                break;
+            }
+            *deaths.entry(what).or_insert(0) += 1;
+        }
+    }
+    eprintln!("      deaths: {deaths:?}");
+    // A test that kills nobody shows nothing.
+    ensure!(deaths.len() == 6 && deaths.values().all(|count| *count >= 1), "{deaths:?}");
+    nothing_is_left(w)
+}
+
 /// kill -9 under stops, snapshots, live ones, forks, rollbacks, deletions.
 pub(crate) fn kill_under_all_operations(w: &World) -> anyhow::Result<()> {
     kill(w, rounds(20))

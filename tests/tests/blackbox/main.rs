@@ -103,6 +103,7 @@ const SLEEPY: &[Scenario] = &[
     ("lifecycle::a_running_command_defers_sleep", lifecycle::a_running_command_defers_sleep),
     ("lifecycle::traffic_and_terminals_defer_sleep", lifecycle::traffic_and_terminals_defer_sleep),
     ("crash::kill_at_any_moment", crash::kill_at_any_moment),
+    ("crash::kill_at_every_step", crash::kill_at_every_step),
     ("crash::kill_under_all_operations", crash::kill_under_all_operations),
 ];
 

@@ -5,6 +5,8 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod housekeeping;
 pub(crate) mod image;
+#[cfg(debug_assertions)]
+mod mortal;
 pub(crate) mod org_snapshot;
 pub(crate) mod sandbox;
 pub(crate) mod serve;

@@ -42,7 +42,12 @@ fn log_to_stderr() {
 
 async fn open(config: &Config) -> anyhow::Result<Db> {
     prepare_data_dir(&config.data_dir)?;
-    Db::open(&config.database()?).await.context("open the database")
+    let db = Db::open(&config.database()?).await.context("open the database")?;
+    #[cfg(debug_assertions)]
+    if let Some(order) = std::env::var_os("DORMOUSE_DIE_BY") {
+        return Ok(db.paced(Arc::new(super::mortal::Mortal::new(order.into()))));
+    }
+    Ok(db)
 }
 
 async fn start(config: &Config, host: &HostId, db: &Db) -> anyhow::Result<Node> {
