@@ -21,6 +21,9 @@ chroot "$root" chown -R ubuntu:ubuntu /vercel
 printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d"
 chmod 0755 "$root/usr/sbin/policy-rc.d"
 
+# Files of Git LFS become themselves where their checkout asks for it.
+chroot "$root" git lfs install --system --skip-repo > /dev/null
+
 # pip may install for the user without a virtual environment.
 rm -f "$root"/usr/lib/python3*/EXTERNALLY-MANAGED
 

@@ -1,6 +1,7 @@
 //! A git smart-HTTP server over `git http-backend`, on loopback, for tests and
 //! the demo: `git-http ROOT [PORT]` serves `ROOT/owner/repo.git` as
-//! `/owner/repo` and prints its address. What `hangs` owns is never answered.
+//! `/owner/repo` and prints its address. What `hangs` owns is never answered. Objects of
+//! Git LFS are files below `repo.git/lfs`, by their names.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -39,6 +40,36 @@ async fn backend(State(root): State<PathBuf>, request: Request) -> Response<Body
     })
 }
 
+/// Git LFS, as far as clients need it to get and to put objects ("Batch API").
+async fn lfs(objects: &std::path::Path, rest: &str, url: &str, body: Body) -> anyhow::Result<Response<Body>> {
+    let plain = rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    anyhow::ensure!(plain, "no object");
+    let bytes = axum::body::to_bytes(body, 64 << 20).await?;
+    let mut response = Response::new(Body::empty());
+    if rest != "batch" {
+        if bytes.is_empty() {
+            *response.body_mut() = Body::from(tokio::fs::read(objects.join(rest)).await?);
+        } else {
+            tokio::fs::create_dir_all(objects).await?;
+            tokio::fs::write(objects.join(rest), bytes).await?;
+        }
+        return Ok(response);
+    }
+    let asked: serde_json::Value = serde_json::from_slice(&bytes)?;
+    let operation = asked["operation"].as_str().unwrap_or_default();
+    let place = url.trim_end_matches("batch");
+    let answers = asked["objects"].as_array().into_iter().flatten().map(|object| {
+        let (id, size) = (object["oid"].as_str().unwrap_or_default(), &object["size"]);
+        serde_json::json!({"oid": id, "size": size, "authenticated": true,
+            "actions": {operation: {"href": format!("{place}{id}")}}})
+    });
+    let answer = serde_json::json!({"transfer": "basic", "objects": answers.collect::<Vec<_>>()});
+    let kind = HeaderValue::from_static("application/vnd.git-lfs+json");
+    response.headers_mut().insert(axum::http::header::CONTENT_TYPE, kind);
+    *response.body_mut() = Body::from(answer.to_string());
+    Ok(response)
+}
+
 /// Runs the backend as CGI (RFC 3875).
 async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> {
     let (parts, body) = request.into_parts();
@@ -52,13 +83,19 @@ async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> 
         return std::future::pending().await;
     }
     let repo = repo.trim_end_matches(".git");
+    if let Some(rest) = rest.strip_prefix("info/lfs/objects/") {
+        let objects = root.join(owner).join(format!("{repo}.git/lfs"));
+        return lfs(&objects, rest, &format!("http://{}{}", header("host"), parts.uri.path()), body).await;
+    }
     let mut child = tokio::process::Command::new("git")
         .args(["-c", "safe.directory=*", "http-backend"])
         .env("GIT_PROJECT_ROOT", &root)
         .env("GIT_HTTP_EXPORT_ALL", "1")
-        .env("GIT_CONFIG_COUNT", "1")
+        .env("GIT_CONFIG_COUNT", "2")
         .env("GIT_CONFIG_KEY_0", "safe.directory")
         .env("GIT_CONFIG_VALUE_0", "*")
+        .env("GIT_CONFIG_KEY_1", "http.receivepack")
+        .env("GIT_CONFIG_VALUE_1", "true")
         .env("PATH_INFO", format!("/{owner}/{repo}.git/{rest}"))
         .env("QUERY_STRING", parts.uri.query().unwrap_or(""))
         .env("REQUEST_METHOD", parts.method.as_str())

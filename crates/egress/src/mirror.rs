@@ -3,8 +3,9 @@
 //! Inside a sandbox the public URL stays what it is; its host resolves to an
 //! address of ours, where this gateway answers TLS with a certificate of our
 //! own authority, which only git inside trusts for that host. Requests of the
-//! git smart-HTTP protocol (`gitprotocol-http(5)`) go on to the mirror; nothing
-//! else does, so a mirror on a private address exposes repositories and no more.
+//! git smart-HTTP protocol (`gitprotocol-http(5)`) and of Git LFS go on to the mirror;
+//! nothing else does, so a mirror on a private address exposes repositories and no
+//! more.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -175,7 +176,7 @@ impl Gateway {
     /// answers it.
     fn target(&self, host: &str, method: &Method, uri: &Uri) -> Option<String> {
         let (path, query) = (uri.path(), uri.query());
-        if !is_git_request(method, path, query) {
+        if !is_git_request(method, path, query) && !is_lfs_request(method, path, query) {
             return None;
         }
         let asked = format!("https://{host}{path}");
@@ -199,7 +200,7 @@ impl Gateway {
                 forwarded = forwarded.header(name, value);
             }
         }
-        if method == Method::POST {
+        if method == Method::POST || method == Method::PUT {
             let length = request.headers().get(header::CONTENT_LENGTH).cloned();
             let body = BodyStream::new(request.into_body())
                 .try_filter_map(|frame| async { Ok(frame.into_data().ok()) })
@@ -216,6 +217,7 @@ impl Gateway {
                 return plain(StatusCode::BAD_GATEWAY, "the git mirror cannot be reached");
             }
         };
+        let batch = target.ends_with(BATCH) && answer.status().is_success();
         let mut response = Response::builder().status(answer.status().as_u16());
         for name in PASSED_BACK {
             if let Some(value) = answer.headers().get(name.as_str()) {
@@ -225,12 +227,55 @@ impl Gateway {
                 );
             }
         }
+        if batch {
+            return match self.public_batch(answer).await {
+                Ok(text) => {
+                    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
+                    response.body(BodyExt::boxed(body)).unwrap_or_else(|_| nonsense())
+                }
+                Err(error) => {
+                    tracing::warn!(%target, %error, "git mirror");
+                    nonsense()
+                }
+            };
+        }
         let body = answer.bytes_stream().map_ok(Frame::data).map_err(io::Error::other);
         let body = BodyExt::boxed(StreamBody::new(SyncStream(std::sync::Mutex::new(Box::pin(body)))));
-        response
-            .body(body)
-            .unwrap_or_else(|_| plain(StatusCode::BAD_GATEWAY, "the git mirror answered nonsense"))
+        response.body(body).unwrap_or_else(|_| nonsense())
     }
+
+    /// What an LFS server says of where objects are, with the public URLs of those that
+    /// are on a mirror: its own address means nothing in a sandbox.
+    async fn public_batch(&self, mut answer: reqwest::Response) -> io::Result<String> {
+        let mut body = Vec::new();
+        while let Some(part) = answer.chunk().await.map_err(io::Error::other)? {
+            body.extend_from_slice(&part);
+            if body.len() > MAX_BATCH {
+                return Err(io::Error::other("the answer to an LFS batch is too large"));
+            }
+        }
+        let mut batch: serde_json::Value = serde_json::from_slice(&body)?;
+        let objects = batch.get_mut("objects").and_then(serde_json::Value::as_array_mut);
+        for object in objects.into_iter().flatten() {
+            let actions = object.get_mut("actions").and_then(serde_json::Value::as_object_mut);
+            for action in actions.into_iter().flat_map(|actions| actions.values_mut()) {
+                let Some(href) = action.get_mut("href") else { continue };
+                let known = href.as_str().and_then(|url| {
+                    self.mirrors.iter().find_map(|mirror| {
+                        Some(format!("{}{}", mirror.from, url.strip_prefix(&normal(&mirror.to))?))
+                    })
+                });
+                if let Some(public) = known {
+                    *href = public.into();
+                }
+            }
+        }
+        Ok(batch.to_string())
+    }
+}
+
+fn nonsense() -> Response<BoxBody<Bytes, io::Error>> {
+    plain(StatusCode::BAD_GATEWAY, "the git mirror answered nonsense")
 }
 
 type FrameStream = std::pin::Pin<Box<dyn futures::Stream<Item = io::Result<Frame<Bytes>>> + Send>>;
@@ -271,6 +316,37 @@ fn is_git_request(method: &Method, path: &str, query: Option<&str>) -> bool {
         }
         _ => false,
     }
+}
+
+/// Where an LFS client asks where objects are (Git LFS, "Batch API").
+const BATCH: &str = "/info/lfs/objects/batch";
+
+/// Largest answer to that, in bytes: some hundred for each of a hundred objects.
+const MAX_BATCH: usize = 1 << 20;
+
+/// The requests of Git LFS below its usual place ("Server Discovery"): the batch, objects
+/// by their SHA-256, that they arrived, and locks.
+fn is_lfs_request(method: &Method, path: &str, query: Option<&str>) -> bool {
+    if path.contains("/..") || path.contains("//") || path.contains('%') {
+        return false;
+    }
+    let Some((_, rest)) = path.split_once("/info/lfs/") else { return false };
+    let object = rest.strip_prefix("objects/").is_some_and(|id| {
+        id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    });
+    let verify = matches!(rest, "objects/batch" | "verify" | "objects/verify" | "locks" | "locks/verify");
+    match *method {
+        Method::GET => (object && query.is_none()) || rest == "locks",
+        Method::PUT => object && query.is_none(),
+        Method::POST => query.is_none() && (verify || rest.strip_prefix("locks/").is_some_and(unlocks)),
+        _ => false,
+    }
+}
+
+/// `ID/unlock`.
+fn unlocks(rest: &str) -> bool {
+    let id = rest.strip_suffix("/unlock").unwrap_or_default();
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<BoxBody<Bytes, io::Error>> {
@@ -339,7 +415,7 @@ fn authority_params() -> Result<CertificateParams, rcgen::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Gateway, Mirror, is_git_request};
+    use super::{Gateway, Mirror, is_git_request, is_lfs_request};
     use hyper::Method;
 
     #[test]
@@ -386,5 +462,27 @@ mod tests {
         assert!(!get("/o/../admin/info/refs", Some("service=git-upload-pack")));
         assert!(!get("/o/%2e%2e/info/refs", Some("service=git-upload-pack")));
         assert!(!is_git_request(&Method::DELETE, "/o/r/git-upload-pack", None));
+    }
+
+    #[test]
+    fn only_lfs_gets_through() {
+        let id = "a1".repeat(32);
+        let lfs =
+            |method: Method, rest: &str| is_lfs_request(&method, &format!("/o/r.git/info/lfs/{rest}"), None);
+        assert!(lfs(Method::POST, "objects/batch"));
+        assert!(lfs(Method::GET, &format!("objects/{id}")));
+        assert!(lfs(Method::PUT, &format!("objects/{id}")));
+        assert!(lfs(Method::POST, "locks/7/unlock"));
+        for (method, rest) in [
+            (Method::GET, "objects/batch"),
+            (Method::GET, "objects/x"),
+            (Method::GET, "admin"),
+            (Method::DELETE, "locks"),
+            (Method::POST, "locks/../unlock"),
+            (Method::POST, &format!("objects/{id}")),
+        ] {
+            assert!(!lfs(method.clone(), rest), "{method} {rest}");
+        }
+        assert!(!is_lfs_request(&Method::GET, &format!("/o/r/objects/{id}"), None));
     }
 }

@@ -110,6 +110,123 @@ fn agents_need(w: &World, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The branch that a request names, cold and warm; what is no branch is told.
+pub(crate) fn branches(w: &World) -> anyhow::Result<()> {
+    w.remote(
+        "git init -q -b main work-branches; cd work-branches
+         git config user.name Test; git config user.email test@example.test
+         echo 1 > file; git add .; git commit -qm first; git tag v1
+         git switch -qc feature/x; echo 2 > file; git commit -qam second; git switch -q main
+         git clone -q --bare . ../git/acme/branches.git",
+    )?;
+    let ask = |body: Value| {
+        let session = w.new_session()?;
+        let mut whole = json!({"repoUrl": "https://github.com/acme/branches", "sessionId": session});
+        whole
+            .as_object_mut()
+            .into_iter()
+            .for_each(|all| all.extend(body.as_object().cloned().unwrap_or_default()));
+        let (status, reply) = w.call(Method::POST, "/api/sandbox", Some(&w.key), Some(whole))?;
+        anyhow::Ok((session, status, reply))
+    };
+    for (body, words) in [
+        (json!({"branch": "a..b"}), "branch must be"),
+        (json!({"branch": "--upload-pack=x"}), "branch must be"),
+        (json!({"branch": ""}), "branch must be"),
+        (json!({"isNewBranch": true}), "isNewBranch needs a branch"),
+    ] {
+        let (_, status, reply) = ask(body)?;
+        ensure!(status == StatusCode::BAD_REQUEST, "{status} {reply}");
+        ensure!(reply["error"].as_str().is_some_and(|error| error.contains(words)), "{reply}");
+    }
+    // Cold the first time, from the org snapshot afterwards.
+    for round in 0..2 {
+        for (branch, new, file) in [("feature/x", false, "2"), ("mine", true, "1"), ("main", false, "1")] {
+            let (session, status, reply) = ask(json!({"branch": branch, "isNewBranch": new}))?;
+            ensure!(status == StatusCode::OK && reply["currentBranch"] == branch, "{round} {status} {reply}");
+            let name = format!("session-{session}");
+            ensure!(w.ok(&name, "cat file; git rev-parse --abbrev-ref HEAD")? == format!("{file}\n{branch}"));
+            ensure!(
+                w.ok(&name, "git status --porcelain; git rev-parse --abbrev-ref origin/HEAD")?
+                    == "origin/main"
+            );
+            if !new {
+                let upstream = w.ok(&name, "git rev-parse --abbrev-ref @{u}")?;
+                ensure!(upstream == format!("origin/{branch}"), "{upstream}");
+            }
+            // It counts once: what is there stays on its branch.
+            let body = json!({"repoUrl": "https://github.com/acme/branches", "sessionId": session, "branch": "main"});
+            let (status, reply) = w.call(Method::POST, "/api/sandbox", Some(&w.key), Some(body))?;
+            ensure!(status == StatusCode::OK && reply["currentBranch"] == branch, "{status} {reply}");
+            w.delete(&name)?;
+        }
+        for (branch, words) in [("missing", "missing"), ("v1", "v1")] {
+            let (session, status, reply) = ask(json!({"branch": branch}))?;
+            ensure!(status == StatusCode::BAD_GATEWAY, "{branch}: {status} {reply}");
+            ensure!(reply["error"].as_str().is_some_and(|error| error.contains(words)), "{reply}");
+            let path = format!("/api/v2/sandboxes/session-{session}");
+            ensure!(w.call(Method::GET, &path, Some(&w.key), None)?.0 == 404, "something is left");
+        }
+    }
+    ensure!(w.published("branches") == 1, "a wrong branch is no fault of the org snapshot");
+    // Without a session, and sent again.
+    let body = json!({"repoUrl": "https://github.com/acme/branches", "branch": "feature/x"});
+    let once = |key: &'static str, body: Value| {
+        w.call_with(Method::POST, "/api/sandbox", &[("idempotency-key", key)], Some(body))
+    };
+    let (status, first) = once("one", body.clone())?;
+    ensure!(status == StatusCode::OK && first["currentBranch"] == "feature/x", "{status} {first}");
+    let count = || -> anyhow::Result<usize> {
+        let all = w.good(Method::GET, "/api/v2/sandboxes?limit=100", None)?;
+        Ok(all["sandboxes"].as_array().map_or(0, Vec::len))
+    };
+    let before = count()?;
+    let (status, again) = once("one", body.clone())?;
+    ensure!(status == StatusCode::OK && again["createdAt"] == first["createdAt"], "{status} {again}");
+    ensure!(count()? == before, "there are more");
+    let (status, reply) = once("one", json!({"repoUrl": "https://github.com/acme/branches"}))?;
+    ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status} {reply}");
+    let (status, _) = once("two", body)?;
+    ensure!(status == StatusCode::OK && count()? == before + 1, "another key is another request");
+    Ok(())
+}
+
+/// Files of Git LFS: pointers at first, and what they point to when it is asked for.
+pub(crate) fn large_files(w: &World) -> anyhow::Result<()> {
+    let content = "large\n".repeat(50_000);
+    let id = sha256(content.as_bytes());
+    w.remote(&format!(
+        "git init -q -b main work-lfs; cd work-lfs
+         git config user.name Test; git config user.email test@example.test
+         echo '*.bin filter=lfs diff=lfs merge=lfs -text' > .gitattributes
+         printf 'version https://git-lfs.github.com/spec/v1\noid sha256:{id}\nsize {}\n' > data.bin
+         git -c filter.lfs.required=false -c filter.lfs.clean=cat add .; git commit -qm first
+         git clone -q --bare . ../git/acme/lfs.git; mkdir ../git/acme/lfs.git/lfs
+         yes large | head -n 50000 > ../git/acme/lfs.git/lfs/{id}",
+        content.len()
+    ))?;
+    for _ in 0..2 {
+        let (name, _) = w.checked_out("lfs")?;
+        ensure!(w.ok(&name, "head -n 1 data.bin")? == "version https://git-lfs.github.com/spec/v1");
+        ensure!(w.ok(&name, "git status --porcelain")?.is_empty(), "it is not clean");
+        w.ok(&name, "git lfs pull 2>&1")?;
+        ensure!(w.ok(&name, "sha256sum data.bin | cut -c1-64")? == id);
+        ensure!(w.ok(&name, "git status --porcelain")?.is_empty(), "it is not clean");
+        // One's own goes back.
+        w.ok(&name, "git switch -qc mine; echo mine > mine.bin; git add .; git commit -qm mine; git push -q origin mine 2>&1")?;
+        w.ok(&name, "git push -q origin :mine")?;
+        w.delete(&name)?;
+    }
+    let mine = sha256(b"mine\n");
+    ensure!(w.dir.join(format!("git/acme/lfs.git/lfs/{mine}")).exists(), "it did not arrive");
+    Ok(())
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Remotes that are not what one expects: checked out, or a sentence that says
 /// why not; never an empty directory.
 pub(crate) fn odd_remotes(w: &World) -> anyhow::Result<()> {

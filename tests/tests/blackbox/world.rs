@@ -343,6 +343,29 @@ impl World {
         self.block_on(self.ask(method, path, key, body))
     }
 
+    /// [`World::call`] with the first account's key and these headers.
+    pub(crate) fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        for (name, value) in headers.iter().copied().chain([("x-api-key", self.key.as_str())]) {
+            request = request.header(name, value);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        self.block_on(async {
+            let answer = request.send().await?;
+            let status = answer.status();
+            let text = answer.text().await?;
+            Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+        })
+    }
+
     /// [`World::call`] with the first account's key, and success expected.
     pub(crate) fn good(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
         let (status, reply) = self.call(method.clone(), path, Some(&self.key), body)?;

@@ -356,11 +356,8 @@ impl World {
             clock.advance(Duration::from_millis(1));
         }
         match what {
-            0..=79 => {
-                if !self.schedule.open_one() {
-                    self.call(which);
-                }
-            }
+            0..=79 if self.schedule.open_one() => {}
+            0..=79 => self.call(which),
             80..=88 if self.calls.len() < CALLS => self.call(which),
             89..=95 => {
                 let times = [10, 10, 100, 100, 1_000, 1_000, 5_000, 5_000, 20_000, 61_000, 61_000, 650_000];
