@@ -115,6 +115,15 @@ impl StreamUse {
             self.activity.note();
         }
     }
+
+    /// Counts silence too, for as long after the client's last word: who reads what
+    /// stands on a terminal is there. Never returns.
+    pub(crate) async fn open(&self) {
+        loop {
+            tokio::time::sleep(self.activity.often()).await;
+            self.sandbox();
+        }
+    }
 }
 
 /// A connection whose incoming bytes are told.

@@ -115,7 +115,7 @@ pub(crate) fn kill_at_every_step(w: &World) -> anyhow::Result<()> {
                 w.good(Method::POST, "/api/sandbox/snapshot", Some(json!({"sessionId": session})))?;
             }
             w.end_server("-TERM")?;
-            w.serve_with(&[("DORMOUSE_DIE_BY", &path)])?;
+            w.serve_with(&[("TEST_DIE_BY", &path)])?;
             std::fs::write(&order, number.to_string())?;
             let mut body = body.clone();
             let path_of_call = match what {

@@ -245,6 +245,137 @@ pub(crate) fn traffic_and_terminals_defer_sleep(w: &World) -> anyhow::Result<()>
     w.delete(&name)
 }
 
+/// A terminal of the user's, with a program that says nothing.
+fn silent_terminal(w: &World, key: &str, name: &str, extra: &[&str]) -> anyhow::Result<std::process::Child> {
+    let options = extra.join(" ");
+    let shell = format!("{} sandbox shell {options} {name} -- sleep 60", binary("dormouse").display());
+    Ok(std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &shell, "/dev/null"])
+        .env("DORMOUSE_SERVER", &w.base)
+        .env("DORMOUSE_KEY", key)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?)
+}
+
+/// What nobody waits for keeps a sandbox awake while it works, a connection while
+/// something is said in it, and neither by being there.
+pub(crate) fn silence_does_not(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let begin = |script: &str| {
+        let body = json!({"command": "sh", "args": ["-c", script]});
+        w.good(Method::POST, &format!("/api/v2/sandboxes/sessions/{}/cmd", w.run(&name)?), Some(body))
+    };
+    let stays_awake = |what: &str, time: Duration| -> anyhow::Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            ensure!(state(w, &session)? == "active", "{what}: asleep");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    };
+    let sleeps =
+        |what: &str| eventually(what, Duration::from_secs(25), || Ok(state(w, &session)? == "hibernated"));
+    begin("while :; do :; done")?;
+    stays_awake("a detached command that works", Duration::from_secs(9))?;
+    w.ok(&name, "pkill -x sh || :")?;
+    begin("sleep 1000")?;
+    sleeps("a detached command that waits keeps nothing awake")?;
+    w.post(&session)?;
+
+    let changed =
+        w.good(Method::PATCH, &format!("/api/v2/sandboxes/{name}"), Some(json!({"ports": [8001]})))?;
+    let host = format!("{}.localhost", changed["routes"][0]["subdomain"].as_str().context("subdomain")?);
+    let server = "import socket,threading
+def serve(c):
+    data = b''
+    while b'\\r\\n\\r\\n' not in data: data += c.recv(4096)
+    c.sendall(b'HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n')
+    while c.recv(4096): pass
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(('127.0.0.1', 8001)); s.listen()
+while True: threading.Thread(target=serve, args=(s.accept()[0],)).start()";
+    w.exec(
+        &name,
+        &[],
+        &["python3", "-c", "import sys; open('/tmp/server.py', 'w').write(sys.argv[1])", server],
+    )?;
+    w.ok(&name, "(python3 /tmp/server.py >/dev/null 2>&1 &); sleep 0.5")?;
+    let address = w.base.trim_start_matches("http://").to_owned();
+    let connect = || -> anyhow::Result<std::net::TcpStream> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(&address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(
+            stream,
+            "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )?;
+        let mut answer = [0; 512];
+        let read = stream.read(&mut answer)?;
+        ensure!(answer[..read].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer[..read]));
+        Ok(stream)
+    };
+    let mut socket = connect()?;
+    let mut say = |frame: &[u8], time: Duration| -> anyhow::Result<bool> {
+        use std::io::Write as _;
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            // A sandbox that sleeps has hung up.
+            if socket.write_all(frame).is_err() || state(w, &session)? != "active" {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(true)
+    };
+    ensure!(say(&[0x81, 0x81, 0, 0, 0, 0, b'x'], Duration::from_secs(7))?, "asleep under a WebSocket in use");
+    ensure!(!say(&[0x89, 0x80, 0, 0, 0, 0], Duration::from_secs(25))?, "pings keep it awake");
+    sleeps("pings are no use")?;
+
+    // Who reads what stands on a terminal is there, for a while.
+    w.post(&session)?;
+    let mut terminal = silent_terminal(w, &w.key, &name, &[])?;
+    std::thread::sleep(Duration::from_secs(2));
+    stays_awake("a terminal that was just opened", Duration::from_secs(3))?;
+    sleeps("a terminal that was left keeps nothing awake for ever")?;
+    terminal.wait()?;
+    w.delete(&name)
+}
+
+/// Who loses a key, or a membership, loses what is open by it.
+pub(crate) fn a_right_ends_what_it_opened(w: &World) -> anyhow::Result<()> {
+    let other = w.id(&["account", "create", "Grace"])?;
+    let made = w.cli(&["key", "create", "--account", &other, "--output", "json"])?;
+    let made: serde_json::Value = serde_json::from_slice(&made.stdout)?;
+    let (id, key) = (made["id"].as_str().context("id")?, made["key"].as_str().context("key")?);
+    let org = w.id(&["org", "create", "rights"])?;
+    for account in [&w.account, &other] {
+        w.text(&["org", "add-member", &org, account])?;
+    }
+    let made = json!({"name": "shared", "timeout": 600_000});
+    w.good(Method::POST, &format!("/api/v2/sandboxes?teamId={org}"), Some(made))?;
+    let ends = |what: &str, mut terminal: std::process::Child| {
+        eventually(what, Duration::from_secs(20), || Ok(terminal.try_wait()?.is_some()))
+    };
+    let lasts = |terminal: &mut std::process::Child| -> anyhow::Result<()> {
+        std::thread::sleep(Duration::from_secs(7));
+        ensure!(terminal.try_wait()?.is_none(), "it ended by itself");
+        Ok(())
+    };
+    let team = ["--team", org.as_str()];
+    let mut terminal = silent_terminal(w, key, "shared", &team)?;
+    lasts(&mut terminal)?;
+    w.text(&["org", "remove-member", &org, &other])?;
+    ends("a membership that ended ends the terminal", terminal)?;
+    ensure!(w.cli(&["org", "remove-member", &org, &other]).is_err(), "there is none any more");
+    w.text(&["org", "add-member", &org, &other])?;
+    let mut terminal = silent_terminal(w, key, "shared", &team)?;
+    lasts(&mut terminal)?;
+    w.text(&["key", "revoke", id])?;
+    ends("a key that was revoked ends the terminal", terminal)?;
+    w.good(Method::DELETE, &format!("/api/v2/sandboxes/shared?teamId={org}"), None).map(drop)
+}
+
 /// A stop that archiving began must not hit the sandbox that a quick way back
 /// has resumed.
 pub(crate) fn archive_and_back(w: &World) -> anyhow::Result<()> {

@@ -44,7 +44,7 @@ async fn open(config: &Config) -> anyhow::Result<Db> {
     prepare_data_dir(&config.data_dir)?;
     let db = Db::open(&config.database()?).await.context("open the database")?;
     #[cfg(debug_assertions)]
-    if let Some(order) = std::env::var_os("DORMOUSE_DIE_BY") {
+    if let Some(order) = std::env::var_os("TEST_DIE_BY") {
         return Ok(db.paced(Arc::new(super::mortal::Mortal::new(order.into()))));
     }
     Ok(db)

@@ -179,7 +179,7 @@ async fn serve(app: App, run: RunRef, right: Right, mut socket: WebSocket) {
         }
     };
     let (mut to_client, mut from_client) = socket.split();
-    let at_the_keys = used.clone();
+    let (at_the_keys, open) = (used.clone(), used.clone());
     let typing = async move {
         while let Some(Ok(message)) = from_client.next().await {
             if matches!(message, Message::Binary(_) | Message::Text(_)) {
@@ -237,5 +237,6 @@ async fn serve(app: App, run: RunRef, right: Right, mut socket: WebSocket) {
         () = typing => {}
         () = showing => {}
         () = right.lost(&app) => {}
+        () = open.open() => {}
     }
 }
