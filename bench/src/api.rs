@@ -17,10 +17,34 @@ const COUNT: usize = 32;
 /// How many at once.
 const WIDTHS: [usize; 3] = [1, 8, 32];
 
-struct Server<'a> {
+/// A server over a data directory.
+pub(crate) struct Server<'a> {
     data: &'a Path,
     url: &'a str,
-    child: Child,
+    child: std::sync::Mutex<Child>,
+}
+
+/// Calls to it, by one account.
+pub(crate) struct Api {
+    http: reqwest::Client,
+    key: String,
+}
+
+impl Api {
+    /// One call, which succeeds: the body of its answer.
+    pub(crate) async fn call(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Value,
+    ) -> anyhow::Result<String> {
+        let request = self.http.request(method, format!("{BASE}{path}")).header("x-api-key", &self.key);
+        let answer = request.json(&body).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status.is_success(), "{path}: {status} {text}");
+        Ok(text)
+    }
 }
 
 fn dormouse(data: &Path, url: &str) -> anyhow::Result<Command> {
@@ -36,9 +60,42 @@ fn dormouse(data: &Path, url: &str) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-impl Server<'_> {
+impl<'a> Server<'a> {
+    pub(crate) fn start(data: &'a Path, url: &'a str, env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut command = dormouse(data, url)?;
+        let child = command.arg("serve").envs(env.iter().copied()).spawn().context("start the server")?;
+        Ok(Self { data, url, child: child.into() })
+    }
+
     fn text(&self, args: &[&str]) -> anyhow::Result<String> {
         text(self.data, self.url, args)
+    }
+
+    fn has_ended(&self) -> anyhow::Result<bool> {
+        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(child.try_wait()?.is_some())
+    }
+
+    /// Calls by a new account, once it answers.
+    pub(crate) async fn api(&self, name: &str) -> anyhow::Result<Api> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(120)).build()?;
+        while http.get(format!("{BASE}/healthz")).send().await.is_err() {
+            ensure!(!self.has_ended()?, "the server ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let account = self.text(&["account", "create", name])?;
+        let key = self.text(&["key", "create", "--account", &account])?;
+        Ok(Api { http, key })
+    }
+
+    /// Ends it, and takes what it had off the host.
+    pub(crate) async fn end(self) -> anyhow::Result<()> {
+        let mut child = self.child.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let told = Command::new("kill").arg(child.id().to_string()).status();
+        child.wait()?;
+        told?;
+        ensure!(dormouse(self.data, self.url)?.arg("evacuate").status()?.success(), "evacuate");
+        Ok(())
     }
 }
 
@@ -51,17 +108,13 @@ pub(crate) fn text(data: &Path, url: &str, args: &[&str]) -> anyhow::Result<Stri
 
 /// Times the session API over the data directory `data`, which has an image.
 pub(crate) async fn measure(data: &Path, url: &str) -> anyhow::Result<()> {
-    let child = dormouse(data, url)?.arg("serve").spawn().context("start the server")?;
-    let mut server = Server { data, url, child };
+    let server = Server::start(data, url, &[])?;
     let measured = async {
-        calls(&mut server).await?;
+        calls(&server).await?;
         sdk(&server).await
     };
     let measured = measured.await;
-    Command::new("kill").arg(server.child.id().to_string()).status()?;
-    server.child.wait()?;
-    let evacuated = dormouse(data, url)?.arg("evacuate").status()?;
-    ensure!(evacuated.success(), "evacuate");
+    server.end().await?;
     measured
 }
 
@@ -83,22 +136,9 @@ async fn sdk(server: &Server<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn calls(server: &mut Server<'_>) -> anyhow::Result<()> {
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
-    while http.get(format!("{BASE}/healthz")).send().await.is_err() {
-        ensure!(server.child.try_wait()?.is_none(), "the server ended");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let account = server.text(&["account", "create", "Api"])?;
-    let key = server.text(&["key", "create", "--account", &account])?;
-    let call = async |method: reqwest::Method, path: String, body: Value| {
-        let request = http.request(method, format!("{BASE}{path}")).header("x-api-key", &key);
-        let answer = request.json(&body).send().await?;
-        let status = answer.status();
-        let text = answer.text().await?;
-        ensure!(status.is_success(), "{path}: {status} {text}");
-        anyhow::Ok(text)
-    };
+async fn calls(server: &Server<'_>) -> anyhow::Result<()> {
+    let api = server.api("Api").await?;
+    let call = async |method, path: String, body| api.call(method, &path, body).await;
     use reqwest::Method;
     for width in WIDTHS {
         let mut ids: Vec<String> = Vec::new();
@@ -111,7 +151,7 @@ async fn calls(server: &mut Server<'_>) -> anyhow::Result<()> {
             let body = json!({"repoUrl": "https://github.com/dormouse/dormouse", "sessionId": ids[n]});
             call(Method::POST, "/api/sandbox".to_owned(), body)
         };
-        timed("API: create with clone", width, COUNT, async |n| post(n).await.map(drop)).await?;
+        timed("API: create, from the org snapshot", width, COUNT, async |n| post(n).await.map(drop)).await?;
         timed("API: post for a live sandbox", width, COUNT, async |n| post(n).await.map(drop)).await?;
         let mut runs = Vec::new();
         for id in &ids {

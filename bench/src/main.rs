@@ -11,6 +11,7 @@ mod files;
 mod peers;
 mod rows;
 mod timing;
+mod warm;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -47,8 +48,8 @@ const IDLE: usize = 200;
 
 /// What is measured, in this order; `peers` are others in the sections `engine`
 /// and `operations`.
-const SECTIONS: [&str; 9] =
-    ["rows", "peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
+const SECTIONS: [&str; 10] =
+    ["rows", "warm", "peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
 
 /// Sections that were asked for; all where none was.
 struct Chosen(Vec<String>);
@@ -170,6 +171,9 @@ async fn measure(dir: &Path, url: &str, launches: &Launches, chosen: &Chosen) ->
     drop(engine);
     Arc::into_inner(node).context("the engine is still in use")?.evacuate().await?;
     measured?;
+    if chosen.has("warm") {
+        warm::measure(dir, &data, url).await?;
+    }
     if chosen.has("api") {
         api::measure(&data, url).await?;
     }
@@ -183,6 +187,7 @@ fn pool(data: &Path) -> StorageConfig {
         device: None,
         pool_size: 16 << 30,
         keep_free: None,
+        ready_copies: 8,
     }
 }
 

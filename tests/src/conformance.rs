@@ -82,6 +82,7 @@ async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<
             device: None,
             pool_size: 8 << 30,
             keep_free: None,
+            ready_copies: 8,
         },
         limits: limits.clone(),
         source_timeout: Duration::from_secs(60),

@@ -130,6 +130,9 @@ pub(crate) struct Storage {
     /// twentieth, from 256 MiB to 4 GiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep_free_mib: Option<u64>,
+    /// Writable copies of a snapshot that is started from often, made ahead of who
+    /// starts from it next; at most this many.
+    pub(crate) ready_copies: usize,
 }
 
 /// Disk limit of sandboxes where none is configured, in MiB.
@@ -348,7 +351,7 @@ impl Default for Config {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { driver: StorageKind::Btrfs, device: None, pool_gib: 64, keep_free_mib: None }
+        Self { driver: StorageKind::Btrfs, device: None, pool_gib: 64, keep_free_mib: None, ready_copies: 8 }
     }
 }
 
@@ -562,6 +565,7 @@ impl Config {
             device: self.storage.device.clone(),
             pool_size: self.storage.pool_gib << 30,
             keep_free: self.storage.keep_free_mib.map(|mib| mib << 20),
+            ready_copies: self.storage.ready_copies,
         }
     }
 

@@ -171,8 +171,25 @@ pub(crate) async fn prepare(
         storage.mount_image(&digest).map(Some)
     });
     match (prepared.await?, files) {
-        (Some(place), _) => Ok(place),
+        (Some(place), files) => {
+            if let Files::Snapshot(id) = files {
+                copy_ahead(host, id);
+            }
+            Ok(place)
+        }
         (None, Files::Snapshot(id)) => Err(ProviderError::SnapshotGone(id.to_string())),
         (None, _) => Err(ProviderError::internal("prepare the files of a run", "they are gone")),
     }
+}
+
+/// Has copies made for who starts from a snapshot next, while nobody waits.
+fn copy_ahead(host: &Arc<Host>, snapshot: SnapshotId) {
+    let host = host.clone();
+    tokio::spawn(async move {
+        let of = snapshot.clone();
+        let made = pool(&host, "copy a snapshot ahead", move |storage| storage.copy_ahead(&of)).await;
+        if let Err(error) = made {
+            tracing::warn!(%snapshot, error = error.detail(), "copy a snapshot ahead");
+        }
+    });
 }

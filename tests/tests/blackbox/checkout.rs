@@ -1,8 +1,9 @@
 //! What an agent finds checked out, and does with it next.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -107,6 +108,60 @@ fn agents_need(w: &World, name: &str) -> anyhow::Result<()> {
         "git switch -qc mine && git commit -q --allow-empty -m mine && git worktree add -q /tmp/tree main",
     )?;
     ensure!(w.ok(name, "cat /tmp/tree/file3 && git -C /tmp/tree status --porcelain | wc -l")? == "3\n0");
+    Ok(())
+}
+
+/// Copies wait for who starts from a snapshot that many start from. They are like any
+/// other: one's own, limited, and gone with their sandbox.
+pub(crate) fn ready_copies(w: &World) -> anyhow::Result<()> {
+    w.remote(
+        "git init -q -b main work-often; cd work-often
+         git config user.name Test; git config user.email test@example.test
+         echo 1 > file; git add .; git commit -qm first
+         git clone -q --bare . ../git/acme/often.git",
+    )?;
+    let waiting = || -> anyhow::Result<BTreeSet<String>> {
+        let names = std::fs::read_dir(w.dir.join("data/pool/scratch"))?;
+        let names = names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names = names.collect::<anyhow::Result<BTreeSet<_>>>()?;
+        Ok(names.into_iter().filter(|name| name.starts_with("ready-")).collect())
+    };
+    let before = waiting()?;
+    let mut names = Vec::new();
+    for _ in 0..4 {
+        names.push(w.checked_out("often")?.0);
+    }
+    let copies =
+        || -> anyhow::Result<BTreeSet<String>> { Ok(waiting()?.difference(&before).cloned().collect()) };
+    eventually("copies wait", Duration::from_secs(20), || Ok(copies()?.len() >= 3))?;
+    let there = copies()?;
+    for _ in 0..2 {
+        names.push(w.checked_out("often")?.0);
+    }
+    ensure!(there.difference(&copies()?).count() >= 2, "they were not used");
+    // Each its own.
+    for (number, name) in names.iter().enumerate() {
+        ensure!(w.ok(name, "cat file; git status --porcelain")? == "1", "{name}");
+        w.ok(name, &format!("echo {number} > file; echo {number} > mine"))?;
+    }
+    for (number, name) in names.iter().enumerate() {
+        ensure!(w.ok(name, "cat file mine")? == format!("{number}\n{number}"), "{name}");
+    }
+    let last = names.last().context("none")?;
+    w.stop(last)?;
+    w.good(
+        Method::POST,
+        "/api/sandbox",
+        Some(json!({"repoUrl": "https://github.com/acme/often",
+        "sessionId": last.trim_start_matches("session-")})),
+    )?;
+    ensure!(w.ok(last, "cat mine")? == (names.len() - 1).to_string(), "lost in a stop");
+    let (code, _, error) = w.shell(last, "head -c 400M /dev/zero > /tmp/large")?;
+    ensure!(code == 1 && error.contains("Disk quota exceeded"), "no limit: {code} {error}");
+    ensure!(w.shell(&names[0], "head -c 50M /dev/zero > /tmp/fits")?.0 == 0, "the neighbour's limit");
+    for name in &names {
+        w.delete(name)?;
+    }
     Ok(())
 }
 

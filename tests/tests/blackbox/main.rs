@@ -47,6 +47,7 @@ const SHARED: &[Scenario] = &[
     ("api::one_session_200_posts", api::one_session_200_posts),
     ("api::fifty_sessions", api::fifty_sessions),
     ("checkout::warm", checkout::warm),
+    ("checkout::ready_copies", checkout::ready_copies),
     ("checkout::branches", checkout::branches),
     ("checkout::large_files", checkout::large_files),
     ("checkout::odd_remotes", checkout::odd_remotes),

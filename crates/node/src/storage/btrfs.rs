@@ -96,6 +96,28 @@ impl Driver {
         })
     }
 
+    /// Makes a copy `name` of `from` that counts for nobody, until somebody gets it.
+    pub(super) fn copy_ahead(&self, from: &Path, parent: &Path, name: &str) -> io::Result<()> {
+        btrfs::snapshot(&File::open(from)?, &File::open(parent)?, name, false, None)
+    }
+
+    /// Gives such a copy to a sandbox, as its volume `name`.
+    pub(super) fn hand_over(
+        &self,
+        copy: &Path,
+        volumes: &Path,
+        name: &str,
+        sandbox: &SandboxId,
+        limit: Option<u64>,
+    ) -> io::Result<()> {
+        let own = btrfs::own_group(&File::open(copy)?)?;
+        let parent = File::open(volumes)?;
+        self.with_group(&parent, sandbox, limit, |group| {
+            btrfs::assign(&parent, own, group)?;
+            fs::rename(copy, volumes.join(name))
+        })
+    }
+
     /// Limits what counts for a sandbox, in bytes. Harmless where it has no
     /// group.
     pub(super) fn set_limit(&self, root: &Path, sandbox: &SandboxId, limit: Option<u64>) -> io::Result<()> {

@@ -28,6 +28,7 @@ mod btrfs;
 mod copy;
 mod images;
 mod pool;
+mod ready;
 mod room;
 mod tree;
 
@@ -37,6 +38,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
 
 use dormouse_store::{Garbage, GarbageKind};
 use dormouse_types::{SandboxId, SnapshotId, VolumeId};
@@ -74,6 +76,8 @@ pub struct StorageConfig {
     /// Bytes of the data directory's file system that the pool leaves free;
     /// `None`: a twentieth, from 256 MiB to 4 GiB.
     pub keep_free: Option<u64>,
+    /// Writable copies of a snapshot that wait for who starts from it next, at most.
+    pub ready_copies: usize,
 }
 
 /// Bytes of a file system.
@@ -150,6 +154,7 @@ pub(crate) struct Storage {
     blind: AtomicBool,
     looks: AtomicU64,
     counter: AtomicU64,
+    ready: ready::Ready,
 }
 
 /// One in so many looks at the pool has the kernel free what was deleted.
@@ -211,6 +216,7 @@ impl Storage {
             blind: AtomicBool::new(false),
             looks: AtomicU64::new(0),
             counter: AtomicU64::new(0),
+            ready: ready::Ready::new(config.ready_copies),
             root,
             config,
         };
@@ -344,6 +350,7 @@ impl Storage {
         let Ok(_open) = self.access() else {
             return Ok(PoolHealth::Broken(NOT_MOUNTED.to_owned()));
         };
+        self.drop_copies(self.ready.surplus(Instant::now()));
         let host = self.host()?;
         let sight = match &self.driver {
             Driver::Btrfs { pool, driver } => {
@@ -476,6 +483,19 @@ impl Storage {
                 driver.create_volume(&volumes, volume.as_str(), sandbox, limit)
             }
             (Driver::Btrfs { driver, .. }, Some(from)) => {
+                if let Origin::Snapshot(id) = origin
+                    && let Some(copy) = self.ready.take(id, Instant::now())
+                {
+                    let path = self.root.join("scratch").join(&copy);
+                    match driver.hand_over(&path, &volumes, volume.as_str(), sandbox, limit) {
+                        Ok(()) => return Ok(()),
+                        // The usual way is still there.
+                        Err(error) => {
+                            tracing::warn!(%error, copy, "use a copy that was made ahead");
+                            self.drop_copies(vec![copy]);
+                        }
+                    }
+                }
                 driver.copy_volume(&from, &volumes, volume.as_str(), sandbox, limit)
             }
             (Driver::Plain, None) => {
@@ -483,6 +503,34 @@ impl Storage {
                 make_tree(&path)
             }
             (Driver::Plain, Some(from)) => self.copy_tree(&from, &volumes.join(volume.as_str())),
+        }
+    }
+
+    /// Makes the copies of a snapshot that are wanted for who starts from it next.
+    pub(crate) fn copy_ahead(&self, snapshot: &SnapshotId) -> io::Result<()> {
+        let Driver::Btrfs { driver, .. } = &self.driver else { return Ok(()) };
+        while self.ready.begin(snapshot, Instant::now()) {
+            let name = format!("ready-{snapshot}-{}", self.counter.fetch_add(1, Ordering::Relaxed));
+            let made = self.access().and_then(|_open| {
+                driver.copy_ahead(&self.snapshot_path(snapshot), &self.root.join("scratch"), &name)
+            });
+            let wanted = self.ready.end(snapshot, made.is_ok().then_some(name.as_str()));
+            if made.is_ok() && !wanted {
+                let _open = self.access()?;
+                self.delete_scratch(&name)?;
+            }
+            made?;
+        }
+        Ok(())
+    }
+
+    /// Removes copies that were made ahead and that nobody wants any more.
+    fn drop_copies(&self, names: Vec<String>) {
+        for name in names {
+            if let Err(error) = self.delete_scratch(&name) {
+                // The next start removes it.
+                tracing::warn!(%error, name, "remove a copy that was made ahead");
+            }
         }
     }
 
@@ -627,7 +675,12 @@ impl Storage {
         let part = match garbage.kind {
             GarbageKind::Image => return self.images.delete(&garbage.name),
             GarbageKind::Volume => "volumes",
-            GarbageKind::Snapshot => "snapshots",
+            GarbageKind::Snapshot => {
+                if let Ok(id) = garbage.name.parse() {
+                    self.drop_copies(self.ready.forget(&id));
+                }
+                "snapshots"
+            }
         };
         self.delete_tree(part, &garbage.name)
     }

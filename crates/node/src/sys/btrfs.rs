@@ -154,6 +154,11 @@ pub(crate) fn subvolume_id(fd: &impl AsRawFd) -> io::Result<u64> {
     Ok(args.tree)
 }
 
+/// What counts for the subvolume that `fd` lies in alone.
+pub(crate) fn own_group(fd: &impl AsRawFd) -> io::Result<Group> {
+    subvolume_id(fd).map(Group)
+}
+
 /// Turns on simple quotas. Harmless where they are on; fails with `EINVAL`
 /// where classic ones are.
 pub(crate) fn enable_simple_quotas(fs: &impl AsRawFd) -> io::Result<()> {
