@@ -569,7 +569,7 @@ impl Followed {
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
-        let mut answer = w.block_on(request.send())?;
+        let mut answer = w.block_on(async { request.send().await })?;
         ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
         ensure!(answer.headers()["content-type"] == "text/event-stream");
         let text = Arc::new(Mutex::new(String::new()));

@@ -66,7 +66,8 @@ impl Ready {
             if shelf.starts.len() > self.most {
                 shelf.starts.pop_front();
             }
-            shelf.copies.pop()
+            // The oldest: none waits for ever.
+            (!shelf.copies.is_empty()).then(|| shelf.copies.remove(0))
         })
     }
 
