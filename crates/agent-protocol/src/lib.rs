@@ -12,8 +12,8 @@
 //! **Generations.** An agent is as old as the run that it serves: after an
 //! upgrade of the server, agents of the previous release are still there.
 //! Each side names the newest generation that it speaks and both use the lower
-//! one. `tests/generation_1.rs` and `tests/generation_2.rs` freeze them; a change
-//! that breaks either needs a new one. 2 added terminals and connections.
+//! one. `tests/generation_N.rs` freeze them; a change that breaks one needs a new one.
+//! 2 added terminals and connections, 3 the end of a run's lifetime.
 //!
 //! What does not live here: sockets, and any decision about what to do.
 
@@ -24,7 +24,7 @@ pub use frame::{Decoder, Frame, FrameError, MAX_DATA, MAX_PAYLOAD};
 pub use message::{BootFile, CommandStatus, Errno, Hello, Placing, Reply, Request, Spawn, StdinMode, Stream};
 
 /// The newest generation that this build speaks.
-pub const GENERATION: u32 = 2;
+pub const GENERATION: u32 = 3;
 
 /// The oldest generation that this build still speaks.
 pub const OLDEST_GENERATION: u32 = 1;

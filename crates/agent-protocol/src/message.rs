@@ -84,6 +84,15 @@ pub enum Request {
         /// Port.
         port: u16,
     },
+    /// Generation 3. The run ends by itself after this time, as by
+    /// [`Request::Shutdown`]: also where nobody is left to say so. The last one counts.
+    /// Answers [`Reply::Noted`].
+    Lifetime {
+        /// Milliseconds from now.
+        left_ms: u64,
+        /// Time between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
     /// Sends a signal to the command's whole process group.
     Signal {
         /// Command id.
@@ -253,6 +262,8 @@ pub enum Reply {
     },
     /// A connected socket comes with this.
     Dialed,
+    /// So it will be.
+    Noted,
     /// Nothing but the agent runs any more.
     Stopped {
         /// 1 when SIGTERM was not enough.

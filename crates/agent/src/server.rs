@@ -33,6 +33,7 @@ pub(crate) fn run() -> io::Result<()> {
         connections: Vec::new(),
         commands: VecDeque::new(),
         shutdown: None,
+        ends_at: None,
     };
     while !server.is_over() {
         server.turn()?;
@@ -51,6 +52,8 @@ struct Server {
     /// Oldest first.
     commands: VecDeque<Command>,
     shutdown: Option<Shutdown>,
+    /// When the run ends by itself, and the grace of that.
+    ends_at: Option<(Instant, Duration)>,
 }
 
 /// A shutdown under way.
@@ -100,6 +103,9 @@ impl Server {
         let now = Instant::now();
         for command in &mut self.commands {
             command.enforce_deadline(now);
+        }
+        if let Some((_, grace)) = self.ends_at.take_if(|(at, _)| *at <= now) {
+            self.begin_shutdown(grace);
         }
         self.advance_shutdown(now);
         let mut index = 0;
@@ -189,7 +195,8 @@ impl Server {
             return 0;
         }
         let shutdown = self.shutdown.as_ref().filter(|s| !s.alone).map(|s| s.kill_at);
-        let next = self.commands.iter().filter_map(Command::deadline).chain(shutdown).min();
+        let end = self.ends_at.map(|(at, _)| at);
+        let next = self.commands.iter().filter_map(Command::deadline).chain(shutdown).chain(end).min();
         next.map_or(-1, |deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
@@ -354,6 +361,11 @@ impl Server {
                 Some(_) => connection.fail(libc::EINVAL, format!("no signal has number {signal}")),
                 None => no_command(connection, &id),
             },
+            Request::Lifetime { left_ms, grace_ms } => {
+                let at = Instant::now().checked_add(Duration::from_millis(left_ms));
+                self.ends_at = at.map(|at| (at, Duration::from_millis(grace_ms)));
+                connection.finish(&Frame::Reply(Reply::Noted));
+            }
             Request::Shutdown { grace_ms } => {
                 self.begin_shutdown(Duration::from_millis(grace_ms));
                 connection.state = State::Ending;

@@ -116,6 +116,19 @@ impl Agent {
         Ok(dialogue)
     }
 
+    /// Has the run end by itself in case nobody ends it before.
+    pub(crate) async fn end_after(&self, left: Duration, grace: Duration) -> Result<(), AgentError> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::Lifetime { left_ms: millis(left), grace_ms: millis(grace) };
+        let talk = async {
+            match self.open_new(3, request).await?.expect().await? {
+                Frame::Reply(Reply::Noted) => Ok(()),
+                other => Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
+            }
+        };
+        tokio::time::timeout(PATIENCE, talk).await.map_err(|_| AgentError::Silent)?
+    }
+
     /// A connection to a TCP port of the sandbox's loopback.
     pub(crate) async fn dial(&self, port: u16) -> Result<TcpStream, AgentError> {
         let talk = async {

@@ -26,7 +26,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError};
 use crate::decide::{Event, Phase, Plan, Step, Then, decide};
 use crate::files::{Ended, abandon, finish, prepare};
 use crate::host::{self, Host, internal, pool};
@@ -37,6 +37,10 @@ use crate::{copies, source, sys};
 
 /// How long a task without a live run waits for the next command.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// Beyond its lifetime a run waits this long for a server to end it, before it does so
+/// itself.
+const ALONE: Duration = Duration::from_secs(5);
 
 /// On top of the grace period: what an agent may take to end a run.
 const STOP_SLACK: Duration = Duration::from_secs(8);
@@ -405,6 +409,23 @@ impl Machine {
         });
         let expires_at = row.expires_at.unwrap_or_else(|| self.host.clock.now());
         self.live = Some(Owned { row, process, pidfd, expires_at });
+        self.arm();
+    }
+
+    /// Tells the run when its lifetime is over: it ends then, also where this server
+    /// does not live to end it.
+    fn arm(&self) {
+        let Some(live) = &self.live else { return };
+        let agent = Agent::in_dir(&self.host.socket_dir(live.row.id.as_str()));
+        let left = live.expires_at.since(self.host.clock.now()) + ALONE;
+        let (run, grace) = (live.row.id.clone(), self.host.config.stop_grace);
+        tokio::spawn(async move {
+            match agent.end_after(left, grace).await {
+                // Its agent is older than that.
+                Ok(()) | Err(AgentError::Refused(_)) => {}
+                Err(error) => tracing::warn!(%run, %error, "tell a run when it ends"),
+            }
+        });
     }
 
     /// Takes over a run that lives. On failure it does not any more, or is
@@ -604,7 +625,9 @@ impl Machine {
         self.host.db.extend_run(run, timeout_ms, expires_at, now).await.map_err(internal("extend run"))?;
         (live.row.timeout_ms, live.row.expires_at, live.row.updated_at) = (timeout_ms, Some(expires_at), now);
         live.expires_at = expires_at;
-        Ok(Recorded { sandbox: None, run: live.row.clone(), snapshot: None })
+        let row = live.row.clone();
+        self.arm();
+        Ok(Recorded { sandbox: None, run: row, snapshot: None })
     }
 
     /// Ends the live run: what is meant is recorded, then processes end, then
@@ -615,8 +638,9 @@ impl Machine {
         let (host, run) = (&self.host, live.row.id.clone());
         let found = host.db.sandbox_by_id(&self.sandbox).await.map_err(internal("read sandbox"))?;
         let sandbox = found.map(|found| SandboxRecord::new(found.sandbox));
-        let ending = meant(&live.row, sandbox.as_ref(), reason, intent);
-        let (recorded, now) = (ending.write()?, host.clock.now());
+        let now = host.clock.now();
+        let ending = meant(&live.row, sandbox.as_ref(), why(&live.row, reason, now), intent);
+        let recorded = ending.write()?;
         host.db.run_stopping(&live.row, &recorded, now).await.map_err(internal("stop run"))?;
         self.registry.unpublish(&run);
         end_processes(host, live, ending.deletion.is_some()).await;
@@ -641,6 +665,7 @@ impl Machine {
             return self.as_recorded(Some(&run.id)).await;
         }
         let sandbox = SandboxRecord::new(sandbox);
+        let reason = why(&run, reason, self.host.clock.now());
         let ending = meant(&run, Some(&sandbox), reason, Intent { manual: None, deletion });
         finish(&self.host, &run, Some(&sandbox), &ending).await.map(|ended| ended.recorded)
     }
@@ -655,6 +680,14 @@ impl Machine {
             launch::remove(&host, &run, Some(slot)).await;
             registry.forget(&run, true);
         });
+    }
+}
+
+/// A run that died after its lifetime ended by itself, while no server was there.
+fn why(run: &RunRow, reason: StopReason, now: Timestamp) -> StopReason {
+    match reason {
+        StopReason::Died if run.expires_at.is_some_and(|end| end <= now) => StopReason::Lifetime,
+        reason => reason,
     }
 }
 

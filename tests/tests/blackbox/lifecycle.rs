@@ -342,6 +342,41 @@ while True: threading.Thread(target=serve, args=(s.accept()[0],)).start()";
     w.delete(&name)
 }
 
+/// A run ends when its lifetime is over, also while no server is there; an extension
+/// counts.
+pub(crate) fn a_lifetime_ends_without_a_server(w: &World) -> anyhow::Result<()> {
+    for (name, timeout) in [("alone", 6_000), ("longer", 6_000)] {
+        let made = json!({"name": name, "timeout": timeout});
+        w.good(Method::POST, "/api/v2/sandboxes", Some(made))?;
+        w.ok(name, "echo kept > /tmp/kept")?;
+    }
+    let (run, longer) = (w.run("alone")?, w.run("longer")?);
+    let extend = format!("/api/v2/sandboxes/sessions/{longer}/extend-timeout");
+    w.good(Method::POST, &extend, Some(json!({"duration": 600_000})))?;
+    w.end_server("-KILL")?;
+    let lives = |run: &str| {
+        let groups = [
+            format!("/sys/fs/cgroup/pids/dormouse-{}/{run}", w.instance),
+            format!("/sys/fs/cgroup/dormouse-{}/{run}", w.instance),
+        ];
+        groups.iter().any(|group| {
+            std::fs::read_to_string(format!("{group}/cgroup.procs")).is_ok_and(|text| !text.trim().is_empty())
+        })
+    };
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(lives(&run) && lives(&longer), "they ended with the server");
+    eventually("it ends by itself", Duration::from_secs(25), || Ok(!lives(&run)))?;
+    ensure!(lives(&longer), "an extension does not count");
+    w.serve()?;
+    let ended = w.good(Method::GET, &format!("/api/v2/sandboxes/sessions/{run}"), None)?;
+    ensure!(ended["session"]["status"] == "stopped", "{ended}");
+    w.good(Method::GET, "/api/v2/sandboxes/alone?resume=true", None)?;
+    ensure!(w.ok("alone", "cat /tmp/kept")? == "kept", "its files are lost");
+    ensure!(w.ok("longer", "cat /tmp/kept")? == "kept" && w.run("longer")? == longer, "it was ended");
+    w.delete("alone")?;
+    w.delete("longer")
+}
+
 /// Who loses a key, or a membership, loses what is open by it.
 pub(crate) fn a_right_ends_what_it_opened(w: &World) -> anyhow::Result<()> {
     let other = w.id(&["account", "create", "Grace"])?;

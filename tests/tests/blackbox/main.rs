@@ -106,6 +106,7 @@ const SLEEPY: &[Scenario] = &[
     ("lifecycle::a_running_command_defers_sleep", lifecycle::a_running_command_defers_sleep),
     ("lifecycle::traffic_and_terminals_defer_sleep", lifecycle::traffic_and_terminals_defer_sleep),
     ("lifecycle::silence_does_not", lifecycle::silence_does_not),
+    ("lifecycle::a_lifetime_ends_without_a_server", lifecycle::a_lifetime_ends_without_a_server),
     ("lifecycle::a_right_ends_what_it_opened", lifecycle::a_right_ends_what_it_opened),
     ("crash::kill_at_any_moment", crash::kill_at_any_moment),
     ("crash::kill_at_every_step", crash::kill_at_every_step),
