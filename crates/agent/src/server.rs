@@ -22,6 +22,10 @@ const MAX_CONNECTIONS: usize = 512;
 /// After SIGKILL, how long processes may take to disappear.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long those are waited for who do not read what they asked for, once nothing runs
+/// any more.
+const TELL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Serves until a shutdown is complete or the listener breaks.
 pub(crate) fn run() -> io::Result<()> {
     let mut server = Server {
@@ -60,7 +64,8 @@ struct Server {
 struct Shutdown {
     kill_at: Instant,
     killed: bool,
-    alone: bool,
+    /// Since when nothing else runs.
+    alone: Option<Instant>,
 }
 
 /// What a watched descriptor belongs to.
@@ -74,8 +79,10 @@ enum Source {
 
 impl Server {
     fn is_over(&self) -> bool {
-        self.shutdown.as_ref().is_some_and(|shutdown| shutdown.alone)
-            && self.connections.iter().all(|c| !matches!(c.state, State::Ending) && c.unsent() == 0)
+        let Some(alone) = self.shutdown.as_ref().and_then(|shutdown| shutdown.alone) else { return false };
+        let told = self.connections.iter().all(|c| !matches!(c.state, State::Ending) && c.unsent() == 0);
+        // Who does not read what a command said is not waited for.
+        told || alone.elapsed() >= TELL_PATIENCE
     }
 
     fn turn(&mut self) -> io::Result<()> {
@@ -187,14 +194,14 @@ impl Server {
 
     /// Milliseconds until the next deadline, -1 for none.
     fn patience(&self) -> i32 {
-        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.alone) {
-            // Whoever asked for the shutdown is still to be told.
-            return 0;
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.alone.is_some()) {
+            // Somebody is still to be told, as soon as they read.
+            return 10;
         }
         if self.connections.iter().any(|connection| self.has_more_for(connection)) {
             return 0;
         }
-        let shutdown = self.shutdown.as_ref().filter(|s| !s.alone).map(|s| s.kill_at);
+        let shutdown = self.shutdown.as_ref().filter(|s| s.alone.is_none()).map(|s| s.kill_at);
         let end = self.ends_at.map(|(at, _)| at);
         let next = self.commands.iter().filter_map(Command::deadline).chain(shutdown).chain(end).min();
         next.map_or(-1, |deadline| {
@@ -226,7 +233,7 @@ impl Server {
                 Reaped::NoneYet => return,
                 Reaped::NoChildren => {
                     if let Some(shutdown) = &mut self.shutdown {
-                        shutdown.alone = true;
+                        shutdown.alone.get_or_insert_with(Instant::now);
                     }
                     return;
                 }
@@ -580,7 +587,7 @@ impl Server {
         if self.shutdown.is_some() {
             return;
         }
-        self.shutdown = Some(Shutdown { kill_at: Instant::now() + grace, killed: false, alone: false });
+        self.shutdown = Some(Shutdown { kill_at: Instant::now() + grace, killed: false, alone: None });
         // No process left to signal is fine: reap() sees that we are alone.
         let _ = sys::kill(-1, libc::SIGTERM);
         let _ = sys::kill(-1, libc::SIGCONT);
@@ -589,18 +596,18 @@ impl Server {
 
     fn advance_shutdown(&mut self, now: Instant) {
         let Some(shutdown) = &mut self.shutdown else { return };
-        if !shutdown.alone && now >= shutdown.kill_at {
+        if shutdown.alone.is_none() && now >= shutdown.kill_at {
             if shutdown.killed {
                 // Unkillable (in the kernel): the end of this namespace waits
                 // for it, we do not.
-                shutdown.alone = true;
+                shutdown.alone = Some(now);
             } else {
                 shutdown.killed = true;
                 shutdown.kill_at = now + KILL_PATIENCE;
                 let _ = sys::kill(-1, libc::SIGKILL);
             }
         }
-        if shutdown.alone {
+        if shutdown.alone.is_some() {
             let killed = u32::from(shutdown.killed);
             for connection in &mut self.connections {
                 if matches!(connection.state, State::Ending) {

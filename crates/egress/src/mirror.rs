@@ -12,7 +12,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -194,15 +194,22 @@ impl Gateway {
             return plain(StatusCode::NOT_FOUND, "this mirror serves git over HTTP only");
         };
         let method = request.method().clone();
+        let sent = Arc::new(std::sync::Mutex::new(Instant::now()));
         let mut forwarded = self.client.request(method.clone(), &target);
         for name in PASSED_ON {
-            if let Some(value) = request.headers().get(&name) {
+            // What is read here must not be compressed.
+            let read = name == header::ACCEPT_ENCODING && target.ends_with(BATCH);
+            if let Some(value) = request.headers().get(&name).filter(|_| !read) {
                 forwarded = forwarded.header(name, value);
             }
         }
         if method == Method::POST || method == Method::PUT {
             let length = request.headers().get(header::CONTENT_LENGTH).cloned();
+            let sending = sent.clone();
             let body = BodyStream::new(request.into_body())
+                .inspect_ok(move |_| {
+                    *sending.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+                })
                 .try_filter_map(|frame| async { Ok(frame.into_data().ok()) })
                 .map_err(io::Error::other);
             forwarded = forwarded.body(reqwest::Body::wrap_stream(body));
@@ -210,7 +217,24 @@ impl Gateway {
                 forwarded = forwarded.header(header::CONTENT_LENGTH, length);
             }
         }
-        let answer = match tokio::time::timeout(PATIENCE, forwarded.send()).await {
+        // From the last of what is sent: large files take their time.
+        let answering = async {
+            let answer = forwarded.send();
+            tokio::pin!(answer);
+            loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut answer => return Ok(answer),
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {
+                        let last = *sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                        if last.elapsed() > PATIENCE {
+                            return Err("it does not answer");
+                        }
+                    }
+                }
+            }
+        };
+        let answer = match answering.await {
             Ok(Ok(answer)) => answer,
             failed => {
                 tracing::warn!(%target, ?failed, "git mirror");
@@ -330,10 +354,17 @@ fn is_lfs_request(method: &Method, path: &str, query: Option<&str>) -> bool {
     if path.contains("/..") || path.contains("//") || path.contains('%') {
         return false;
     }
-    let Some((_, rest)) = path.split_once("/info/lfs/") else { return false };
-    let object = rest.strip_prefix("objects/").is_some_and(|id| {
+    let is_id = |id: &str| {
         id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    });
+    };
+    // Where GitLab has its objects, with their size when they come.
+    if let Some((_, rest)) = path.split_once("/gitlab-lfs/objects/") {
+        let (id, size) = rest.split_once('/').unwrap_or((rest, "0"));
+        let plain = is_id(id) && !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
+        return plain && query.is_none() && (*method == Method::GET || *method == Method::PUT);
+    }
+    let Some((_, rest)) = path.split_once("/info/lfs/") else { return false };
+    let object = rest.strip_prefix("objects/").is_some_and(is_id);
     let verify = matches!(rest, "objects/batch" | "verify" | "objects/verify" | "locks" | "locks/verify");
     match *method {
         Method::GET => (object && query.is_none()) || rest == "locks",
@@ -473,6 +504,10 @@ mod tests {
         assert!(lfs(Method::GET, &format!("objects/{id}")));
         assert!(lfs(Method::PUT, &format!("objects/{id}")));
         assert!(lfs(Method::POST, "locks/7/unlock"));
+        let gitlab =
+            |rest: &str| is_lfs_request(&Method::PUT, &format!("/o/r.git/gitlab-lfs/objects/{rest}"), None);
+        assert!(gitlab(&id) && gitlab(&format!("{id}/12")));
+        assert!(!gitlab(&format!("{id}/x")) && !gitlab("x/12") && !gitlab(&format!("{id}/1/2")));
         for (method, rest) in [
             (Method::GET, "objects/batch"),
             (Method::GET, "objects/x"),

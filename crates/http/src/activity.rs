@@ -50,11 +50,11 @@ impl Activity {
         {
             let often = self.often();
             let mut noted = self.app.noted.0.lock().unwrap_or_else(PoisonError::into_inner);
-            noted.retain(|_, at| at.elapsed() < often);
             let key = (self.namespace.clone(), self.sandbox.clone());
-            if noted.contains_key(&key) {
+            if noted.get(&key).is_some_and(|at| at.elapsed() < often) {
                 return;
             }
+            noted.retain(|_, at| at.elapsed() < often);
             noted.insert(key, Instant::now());
         }
         let (app, namespace, sandbox) = (self.app.clone(), self.namespace.clone(), self.sandbox.clone());
@@ -83,6 +83,8 @@ impl Activity {
     {
         futures::stream::unfold((Box::pin(stream), self), |(mut stream, activity)| async move {
             let next = activity.during(stream.next()).await;
+            // One that says something all the time is used all the time.
+            activity.note();
             next.map(|item| (item, (stream, activity)))
         })
     }

@@ -135,7 +135,7 @@ pub(crate) struct Right {
 impl Right {
     /// Whether the key is valid, and the account speaks for the owner. A database
     /// that does not answer ends nothing.
-    async fn holds(&self, app: &App) -> bool {
+    pub(crate) async fn holds(&self, app: &App) -> bool {
         if let Some(key) = &self.key
             && let Ok(row) = app.db.key(key).await
         {

@@ -147,12 +147,14 @@ async fn keep(
     Ok(snapshot_row(sandbox, run, id, manual, bytes, now))
 }
 
-/// Has image and volume of a run in place; where the image is mounted.
+/// Has image and volume of a run in place; where the image is mounted. `ahead`: a copy
+/// that was made ahead will do, which is on disk with the file system's next commit.
 pub(crate) async fn prepare(
     host: &Arc<Host>,
     run: &RunRow,
     image: &ImageRow,
     files: Files,
+    ahead: bool,
 ) -> Result<PathBuf> {
     let (volume, sandbox, digest) = (run.volume_id.clone(), run.sandbox_id.clone(), image.digest.clone());
     let limit = run.resources.disk_bytes();
@@ -161,6 +163,7 @@ pub(crate) async fn prepare(
         let origin = match &from {
             Files::There => None,
             Files::Image => Some(Origin::Nothing),
+            Files::Snapshot(id) if ahead => Some(Origin::Ahead(id)),
             Files::Snapshot(id) => Some(Origin::Snapshot(id)),
         };
         match origin.map(|origin| storage.create_volume(&volume, origin, &sandbox, limit)) {
@@ -172,7 +175,9 @@ pub(crate) async fn prepare(
     });
     match (prepared.await?, files) {
         (Some(place), files) => {
-            if let Files::Snapshot(id) = files {
+            if let Files::Snapshot(id) = files
+                && ahead
+            {
                 copy_ahead(host, id);
             }
             Ok(place)

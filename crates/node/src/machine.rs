@@ -23,7 +23,7 @@ use dormouse_store::{
 };
 use dormouse_types::{RunId, SandboxId, SnapshotId, Timestamp};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, AgentError};
@@ -54,6 +54,8 @@ struct Owned {
     process: RunProcess,
     pidfd: AsyncFd<OwnedFd>,
     expires_at: Timestamp,
+    /// The same, for who tells the run.
+    ends_at: watch::Sender<Timestamp>,
 }
 
 /// What a run is started with.
@@ -64,6 +66,8 @@ struct Boot<'a> {
     /// How often these files were booted, this time included.
     boots: i64,
     files: Files,
+    /// A copy that was made ahead will do.
+    ahead: bool,
     source: Option<&'a Source>,
 }
 
@@ -207,7 +211,10 @@ impl Machine {
 
     async fn create(&mut self, creation: Creation) -> Result<Recorded> {
         let Creation { sandbox, run, tags, routes, files, image, source } = creation;
-        let copied = files != Files::Image;
+        // What stands on no snapshot of its own started from somebody else's: like one that
+        // starts from the image it is saved with the next.
+        let ahead = matches!(files, Files::Snapshot(_)) && sandbox.current_snapshot.is_none();
+        let copied = files != Files::Image && !ahead;
         self.registry.begin(&run.id);
         let inserted = match self.host.admits() {
             Ok(()) => {
@@ -226,7 +233,8 @@ impl Machine {
         }
         let sandbox = SandboxRecord::new(sandbox);
         let (boots, source) = (sandbox.row.boots, source.as_ref());
-        let boot = Boot { run, config: sandbox.config()?, image: &image, boots, files, source };
+        let config = sandbox.config()?;
+        let boot = Boot { run, config, image: &image, boots, files, ahead, source };
         // A sandbox that never came up was never acknowledged.
         let run = self.start(boot, true).await?;
         self.host.note_new();
@@ -291,7 +299,8 @@ impl Machine {
         if made {
             self.host.note_new();
         }
-        let boot = Boot { run, config: &config, image: &image, boots: state.boots, files, source: None };
+        let (config, boots) = (&config, state.boots);
+        let boot = Boot { run, config, image: &image, boots, files, ahead: false, source: None };
         let run = self.start(boot, false).await?;
         let mut row = sandbox.row.clone();
         (row.current_run, row.volume_id) = (run.id.clone(), Some(run.volume_id.clone()));
@@ -328,9 +337,9 @@ impl Machine {
     }
 
     async fn try_start(&mut self, boot: Boot<'_>) -> Result<RunRow> {
-        let Boot { run, config, image, boots, files, source } = boot;
+        let Boot { run, config, image, boots, files, ahead, source } = boot;
         self.host.usable()?;
-        let image = prepare(&self.host, &run, image, files).await?;
+        let image = prepare(&self.host, &run, image, files, ahead).await?;
         let launched = self.launch(&run, config, &Footing { image, boots }).await?;
         let Launched { process, workdir, warnings } = launched;
         for warning in &warnings {
@@ -408,22 +417,33 @@ impl Machine {
             ended: CancellationToken::new(),
         });
         let expires_at = row.expires_at.unwrap_or_else(|| self.host.clock.now());
-        self.live = Some(Owned { row, process, pidfd, expires_at });
-        self.arm();
+        let (ends_at, told) = watch::channel(expires_at);
+        self.arm(&row.id, told);
+        self.live = Some(Owned { row, process, pidfd, expires_at, ends_at });
     }
 
-    /// Tells the run when its lifetime is over: it ends then, also where this server
-    /// does not live to end it.
-    fn arm(&self) {
-        let Some(live) = &self.live else { return };
-        let agent = Agent::in_dir(&self.host.socket_dir(live.row.id.as_str()));
-        let left = live.expires_at.since(self.host.clock.now()) + ALONE;
-        let (run, grace) = (live.row.id.clone(), self.host.config.stop_grace);
+    /// Tells a run when its lifetime is over, now and whenever that changes: it ends then,
+    /// also where this server does not live to end it.
+    fn arm(&self, run: &RunId, ends_at: watch::Receiver<Timestamp>) {
+        let agent = Agent::in_dir(&self.host.socket_dir(run.as_str()));
+        let (host, run, mut ends_at) = (self.host.clone(), run.clone(), ends_at);
         tokio::spawn(async move {
-            match agent.end_after(left, grace).await {
-                // Its agent is older than that.
-                Ok(()) | Err(AgentError::Refused(_)) => {}
-                Err(error) => tracing::warn!(%run, %error, "tell a run when it ends"),
+            loop {
+                let end = *ends_at.borrow_and_update();
+                let left = end.since(host.clock.now()) + ALONE;
+                let pause = match agent.end_after(left, host.config.stop_grace).await {
+                    Ok(()) => Duration::from_secs(86_400),
+                    // Its agent is older than that.
+                    Err(AgentError::Refused(_)) => return,
+                    Err(error) => {
+                        tracing::warn!(%run, %error, "tell a run when it ends");
+                        Duration::from_secs(1)
+                    }
+                };
+                tokio::select! {
+                    changed = ends_at.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(pause) => {}
+                }
             }
         });
     }
@@ -625,8 +645,9 @@ impl Machine {
         self.host.db.extend_run(run, timeout_ms, expires_at, now).await.map_err(internal("extend run"))?;
         (live.row.timeout_ms, live.row.expires_at, live.row.updated_at) = (timeout_ms, Some(expires_at), now);
         live.expires_at = expires_at;
+        // Whoever tells it goes with the run.
+        let _ = live.ends_at.send(expires_at);
         let row = live.row.clone();
-        self.arm();
         Ok(Recorded { sandbox: None, run: row, snapshot: None })
     }
 

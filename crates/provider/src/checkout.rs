@@ -81,9 +81,10 @@ if [ ! -e .git ] && [ -z "$(ls -A)" ]; then echo nothing; exit 0; fi
 [ -f .git/HEAD ] || exit 0
 "#;
 
-/// A clone that was cut off has no commit, no branch and no file: what it left goes.
+/// A clone that was cut off has no commit, no branch and no file, and nobody's name,
+/// which comes last: what it left goes.
 const LEFT: &str = r#"
-if [ -z "$commit" ] && [ "$(ls -A)" = .git ] && [ -z "$(git for-each-ref --count=1)" ]; then
+if [ -z "$commit" ] && [ "$(ls -A)" = .git ] && [ -z "$(git for-each-ref --count=1)" ] && ! git config --local user.name >/dev/null; then
     rm -rf .git
     echo nothing
     exit 0

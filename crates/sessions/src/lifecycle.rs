@@ -70,7 +70,12 @@ impl Sessions {
     async fn settle(&self, seen: SessionRow) -> Result<()> {
         // Somebody is at it, perhaps for as long as a clone takes: nobody else's
         // sleep waits for that.
-        let Some(_lock) = self.locks.try_take(&seen.id).await? else { return Ok(()) };
+        let Some(lock) = self.locks.try_take(&seen.id).await? else { return Ok(()) };
+        lock.hold(self.settle_locked(seen)).await
+    }
+
+    /// [`Sessions::settle`] by who holds the lock.
+    async fn settle_locked(&self, seen: SessionRow) -> Result<()> {
         // What was read before the lock was taken may be past.
         let Some(row) = self.db.session(&seen.id).await? else { return Ok(()) };
         if row.lifecycle_version != seen.lifecycle_version {

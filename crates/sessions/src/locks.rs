@@ -161,6 +161,20 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Does what the lock is for, as long as it is held.
+    ///
+    /// # Errors
+    /// [`SessionError::Contended`] once another server may have it; those of the work.
+    pub(crate) async fn hold<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.lost() => Err(SessionError::Contended),
+            done = work => done,
+        }
+    }
+}
+
 impl Drop for Local {
     fn drop(&mut self) {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);

@@ -115,9 +115,9 @@ impl Sessions {
         if !self.db.session(&id).await?.is_some_and(|row| its(&row)) {
             return Ok(());
         }
-        let _lock = self.locks.take(&id).await?;
+        let lock = self.locks.take(&id).await?;
         let Some(row) = self.db.session(&id).await?.filter(its) else { return Ok(()) };
-        if !gone.await? {
+        if !lock.hold(gone).await? {
             return Ok(());
         }
         match self.change(row, Some(by_itself(EventReason::SandboxDeleted)), forget).await {

@@ -110,12 +110,7 @@ impl Sessions {
                 .await?;
         }
         let work = self.bring_up(&attempt, &key, &row, account, wanted);
-        let ready = tokio::select! {
-            biased;
-            () = lock.lost() => Err(SessionError::Contended),
-            ready = work => ready,
-        };
-        let ready = match ready {
+        let ready = match lock.hold(work).await {
             Ok(ready) => ready,
             // Another server has the session by now, and may have its sandbox.
             Err(SessionError::Contended) => return Err(SessionError::Contended),

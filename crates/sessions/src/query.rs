@@ -179,13 +179,13 @@ impl Sessions {
     }
 
     async fn finish_archiving(&self, id: &SessionId, actor: Option<&AccountId>) -> Result<SessionRow> {
-        let _lock = self.locks.take(id).await?;
+        let lock = self.locks.take(id).await?;
         let row = self.db.session(id).await?.ok_or(SessionError::NotFound)?;
         // It was wanted back, or somebody else was first.
         if row.status != SessionStatus::Archived || row.lifecycle_state == LifecycleState::Archived {
             return Ok(row);
         }
-        self.put_away(row, actor).await
+        lock.hold(self.put_away(row, actor)).await
     }
 
     /// Puts the sandbox of an archived session to sleep. The caller holds the
@@ -222,9 +222,9 @@ impl Sessions {
     }
 
     async fn finish_deletion(&self, id: &SessionId) -> Result<()> {
-        let _lock = self.locks.take(id).await?;
+        let lock = self.locks.take(id).await?;
         match self.db.session(id).await? {
-            Some(row) => self.take_away(&row).await,
+            Some(row) => lock.hold(self.take_away(&row)).await,
             None => Ok(()),
         }
     }
@@ -285,10 +285,14 @@ impl Sessions {
             None => Probe::Expired,
         };
         if probe == Probe::Expired {
-            let (_lock, row) = self.locked(account, id).await?;
-            if row.lifecycle_state == LifecycleState::Active && self.live_run(&row).await?.is_none() {
-                self.hibernate(row, StopReason::Died, None).await?;
-            }
+            let (lock, row) = self.locked(account, id).await?;
+            let note = async {
+                if row.lifecycle_state == LifecycleState::Active && self.live_run(&row).await?.is_none() {
+                    self.hibernate(row, StopReason::Died, None).await?;
+                }
+                Ok(())
+            };
+            lock.hold(note).await?;
         }
         Ok((probe, self.status(account, id).await?))
     }
@@ -385,7 +389,7 @@ impl Sessions {
         account: &AccountId,
         id: &SessionId,
     ) -> Result<(Option<SandboxName>, Timestamp)> {
-        let (_lock, row) = self.locked(account, id).await?;
+        let (lock, row) = self.locked(account, id).await?;
         if row.status == SessionStatus::Archived {
             return Err(SessionError::Archived);
         }
@@ -394,7 +398,7 @@ impl Sessions {
             _ if row.sandbox_name.is_none() => {
                 return Err(SessionError::NotInitialized);
             }
-            _ => self.hibernate(row, StopReason::Requested, Some(account)).await?,
+            _ => lock.hold(self.hibernate(row, StopReason::Requested, Some(account))).await?,
         };
         Ok((row.sandbox_name, row.updated_at))
     }
@@ -430,17 +434,21 @@ impl Sessions {
         let called_off = self.attempts.call_off(id);
         let (sessions, account, id) = (self.clone(), account.clone(), id.clone());
         let work = async move {
-            let (_lock, row) = sessions.locked(&account, &id).await?;
+            let (lock, row) = sessions.locked(&account, &id).await?;
             let making = row.lifecycle_state == LifecycleState::Restoring;
             if row.status == SessionStatus::Archived || (sessions.live_run(&row).await?.is_none() && !making)
             {
                 return Ok(called_off);
             }
-            if row.sandbox_name.is_none() {
-                // What a crash left of the making of it.
-                sessions.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
-            }
-            sessions.hibernate(row, StopReason::Requested, Some(&account)).await?;
+            let stop = async {
+                if row.sandbox_name.is_none() {
+                    // What a crash left of the making of it.
+                    let key = Self::key(&row, &SandboxName::for_session(&row.id));
+                    sessions.delete_sandbox(&key).await?;
+                }
+                sessions.hibernate(row, StopReason::Requested, Some(&account)).await
+            };
+            lock.hold(stop).await?;
             Ok(true)
         };
         self.carry_through(work).await

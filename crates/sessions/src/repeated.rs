@@ -51,26 +51,56 @@ impl Sessions {
             created_at: self.now(),
         };
         // Who comes while somebody is at it waits for that.
-        let _lock = self.locks.take_named(&format!("request {account} {key}")).await?;
-        let first = self.db.request_of_key(&request).await?;
+        let lock = self.locks.take_named(&format!("request {account} {key}")).await?;
+        lock.hold(self.once_locked(&request, account, wanted)).await
+    }
+
+    async fn once_locked(
+        self: &Arc<Self>,
+        request: &RepeatedRequestRow,
+        account: &AccountId,
+        wanted: &Wanted,
+    ) -> Result<Provisioned> {
+        let mut first = self.db.request_of_key(request).await?;
         if first.digest != request.digest {
             return Err(SessionError::KeyReused);
         }
+        let key_of = |row: &RepeatedRequestRow| SandboxKey {
+            namespace: Self::namespace(account),
+            name: row.sandbox.clone(),
+        };
         if let Some(answer) =
             first.answer.as_deref().and_then(|text| serde_json::from_str::<Answer>(text).ok())
         {
-            return Ok(Provisioned {
-                ready_at: Timestamp(answer.ready_at),
-                timeout: Duration::from_millis(answer.timeout_ms),
-                branch: answer.branch,
-                sandbox: first.sandbox,
-                anew: false,
-            });
+            match self.provider.get(&key_of(&first)).await {
+                // It lived its time, or somebody deleted it: this is a new request.
+                Err(ProviderError::NotFound(_)) => {
+                    self.db.forget_request(&first).await?;
+                    first = self.db.request_of_key(request).await?;
+                }
+                Err(error) => return Err(error.into()),
+                Ok(_) => {
+                    return Ok(Provisioned {
+                        ready_at: Timestamp(answer.ready_at),
+                        timeout: Duration::from_millis(answer.timeout_ms),
+                        branch: answer.branch,
+                        sandbox: first.sandbox,
+                        anew: false,
+                    });
+                }
+            }
         }
-        // What a server made that died before it answered.
-        let of = SandboxKey { namespace: Self::namespace(account), name: first.sandbox.clone() };
-        self.delete_sandbox(&of).await?;
-        match self.provision_ephemeral(account, wanted, first.sandbox).await {
+        // What a server made that died before it answered. On a host that is not there it
+        // ends by itself.
+        match self.delete_sandbox(&key_of(&first)).await {
+            Ok(()) => {}
+            Err(ProviderError::Elsewhere { .. }) => {
+                self.db.forget_request(&first).await?;
+                first = self.db.request_of_key(request).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        match self.provision_ephemeral(account, wanted, first.sandbox.clone()).await {
             Ok(ready) => {
                 let answer = Answer {
                     ready_at: ready.ready_at.as_millis(),
@@ -79,11 +109,11 @@ impl Sessions {
                 };
                 let answer = serde_json::to_string(&answer)
                     .map_err(|error| ProviderError::internal("write an answer down", error))?;
-                self.db.answer_request(account, key, &answer).await?;
+                self.db.answer_request(&first, &answer).await?;
                 Ok(ready)
             }
             Err(error) => {
-                self.db.forget_request(account, key).await?;
+                self.db.forget_request(&first).await?;
                 Err(error)
             }
         }

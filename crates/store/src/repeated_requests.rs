@@ -70,28 +70,31 @@ impl Db {
         Ok(found.unwrap_or_else(|| row.clone()))
     }
 
-    /// Notes what came of a request.
-    pub async fn answer_request(&self, account: &AccountId, key: &str, answer: &str) -> Result<()> {
+    /// Notes what came of a request, unless somebody else is at it by now.
+    pub async fn answer_request(&self, request: &RepeatedRequestRow, answer: &str) -> Result<()> {
         self.change(
-            format!("answer a request of {account}"),
-            "UPDATE repeated_requests SET answer = $1 WHERE account_id = $2 AND key = $3",
+            format!("answer a request of {}", request.account_id),
+            "UPDATE repeated_requests SET answer = $1 WHERE account_id = $2 AND key = $3 AND sandbox = $4",
         )
         .bind(answer.to_owned())
-        .bind(account)
-        .bind(key.to_owned())
+        .bind(&request.account_id)
+        .bind(&request.key)
+        .bind(&request.sandbox)
         .execute()
         .await
         .map(drop)
     }
 
-    /// Forgets a request that came to nothing: sent again, it is a new one.
-    pub async fn forget_request(&self, account: &AccountId, key: &str) -> Result<()> {
+    /// Forgets a request that came to nothing, unless somebody else is at it by now: sent
+    /// again, it is a new one.
+    pub async fn forget_request(&self, request: &RepeatedRequestRow) -> Result<()> {
         self.change(
-            format!("forget a request of {account}"),
-            "DELETE FROM repeated_requests WHERE account_id = $1 AND key = $2",
+            format!("forget a request of {}", request.account_id),
+            "DELETE FROM repeated_requests WHERE account_id = $1 AND key = $2 AND sandbox = $3",
         )
-        .bind(account)
-        .bind(key.to_owned())
+        .bind(&request.account_id)
+        .bind(&request.key)
+        .bind(&request.sandbox)
         .execute()
         .await
         .map(drop)

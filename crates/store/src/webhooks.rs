@@ -172,11 +172,20 @@ impl Db {
 
     /// Forgets a webhook, with its deliveries. `false`: there was none.
     pub async fn delete_webhook(&self, id: &WebhookId) -> Result<bool> {
-        let deleted = self
-            .change(format!("delete webhook {id}"), "DELETE FROM webhooks WHERE id = $1")
+        let mut tx = self.write().await?;
+        let deleted = tx
+            .sql(format!("delete webhook {id}"), "DELETE FROM webhooks WHERE id = $1")
             .bind(id)
             .execute()
             .await?;
+        tx.sql(
+            format!("forget the deliveries to {id}"),
+            "DELETE FROM webhook_deliveries WHERE webhook_id = $1",
+        )
+        .bind(id)
+        .execute()
+        .await?;
+        tx.commit("delete webhook").await?;
         Ok(deleted > 0)
     }
 
@@ -257,12 +266,29 @@ impl Db {
         tx.commit("note a delivery").await
     }
 
+    /// Gives up all that waits for a webhook.
+    pub async fn give_deliveries_up(&self, hook: &WebhookId, outcome: &str, now: Timestamp) -> Result<()> {
+        self.change(
+            format!("give deliveries to {hook} up"),
+            "UPDATE webhook_deliveries SET state = $1, outcome = $2, ended_at = $3
+             WHERE webhook_id = $4 AND state = 'waiting'",
+        )
+        .bind(DeliveryState::Failed)
+        .bind(outcome.to_owned())
+        .bind(now)
+        .bind(hook)
+        .execute()
+        .await
+        .map(drop)
+    }
+
     /// Forgets deliveries that ended before `before`, at most `limit`; how many.
     pub async fn prune_deliveries(&self, before: Timestamp, limit: i64) -> Result<u64> {
         self.change(
             "forget old deliveries",
             "DELETE FROM webhook_deliveries WHERE id IN
-             (SELECT id FROM webhook_deliveries WHERE ended_at < $1 ORDER BY ended_at LIMIT $2)",
+             (SELECT id FROM webhook_deliveries WHERE ended_at < $1
+                OR (state = 'waiting' AND webhook_id NOT IN (SELECT id FROM webhooks)) LIMIT $2)",
         )
         .bind(before)
         .bind(limit)

@@ -30,11 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const BACKOFF: Backoff = Backoff { first: Duration::from_secs(5), most: Duration::from_secs(3600) };
 
-/// Attempts at one delivery, over some nine hours.
-const ATTEMPTS: u32 = 16;
+/// After this time a delivery that fails again is given up.
+const GIVE_UP: Duration = Duration::from_secs(86_400);
 
 /// Deliveries to one webhook before others have their turn.
 const ROUND: usize = 100;
+
+/// For as long, at most.
+const TURN: Duration = Duration::from_secs(30);
 
 /// Webhooks that are dealt with at once.
 const WIDTH: usize = 8;
@@ -146,22 +149,33 @@ impl Webhooks {
 
     /// Sends what waits for one webhook, in order, until something fails.
     async fn deliver(&self, hook: &WebhookRow) -> dormouse_store::Result<()> {
+        let (begun, mut failures) = (self.clock.now(), hook.failures);
         for _ in 0..ROUND {
+            // Others have their turn; the next look comes back to it.
+            if self.clock.now().since(begun) > TURN {
+                return Ok(());
+            }
             let Some(delivery) = self.db.next_delivery(&hook.id).await? else { return Ok(()) };
             let attempt = self.send(hook, &delivery).await;
             let now = self.clock.now();
+            if let Attempt::Refused(outcome) = &attempt {
+                tracing::warn!(webhook = %hook.id, outcome, "the receiver wants no more; all that waits is given up");
+                return self.db.give_deliveries_up(&hook.id, outcome, now).await;
+            }
             let (state, outcome) = match attempt {
                 Attempt::Arrived(outcome) => (DeliveryState::Delivered, outcome),
-                Attempt::Failed(outcome) if delivery.attempts + 1 < ATTEMPTS => {
+                Attempt::Failed(outcome) if now.since(delivery.created_at) < GIVE_UP => {
                     (DeliveryState::Waiting, outcome)
                 }
                 Attempt::Failed(outcome) | Attempt::Refused(outcome) => (DeliveryState::Failed, outcome),
             };
             let retry_at = match state {
-                DeliveryState::Waiting => now.plus(BACKOFF.after(delivery.attempts + 1, self.clock.chance())),
+                // By what failed since something arrived: who is down is down for all.
+                DeliveryState::Waiting => now.plus(BACKOFF.after(failures + 1, self.clock.chance())),
                 DeliveryState::Delivered | DeliveryState::Failed => now,
             };
             self.db.note_delivery(&delivery, state, &outcome, retry_at, now).await?;
+            failures = if state == DeliveryState::Delivered { 0 } else { failures + 1 };
             if state != DeliveryState::Delivered {
                 tracing::warn!(webhook = %hook.id, delivery = %delivery.id, %state, outcome, "deliver");
             }
@@ -240,6 +254,8 @@ impl Handler for Deliver {
         let Ok(id) = claim.key().parse() else { return Outcome::GaveUp("no webhook's id".to_owned()) };
         let done = async {
             match self.0.db.webhook(&id).await? {
+                // Asked for while it was tried.
+                Some(hook) if hook.retry_at > self.0.clock.now() => Ok(()),
                 Some(hook) => self.0.deliver(&hook).await,
                 None => Ok(()),
             }
@@ -419,20 +435,28 @@ mod tests {
         let (url, got) = receiver(&[503; 40]).await;
         let bench = bench(&url).await;
         bench.happens(EventReason::Ready).await;
-        for _ in 0..ATTEMPTS + 5 {
+        for _ in 0..30 {
             bench.round().await;
             bench.clock.advance(BACKOFF.most);
         }
         assert_eq!(bench.states().await, [DeliveryState::Failed]);
-        assert_eq!(got.lock().unwrap().len(), usize::try_from(ATTEMPTS).unwrap());
+        let sent = got.lock().unwrap().len();
+        assert!((24..27).contains(&sent), "once an hour, for a day: {sent}");
         let log = bench.db.deliveries(&bench.hook.id, 1).await.unwrap();
-        assert_eq!((log[0].attempts, log[0].outcome.as_deref()), (ATTEMPTS, Some("HTTP 503")));
+        assert_eq!(log[0].outcome.as_deref(), Some("HTTP 503"));
+        // What comes after it begins where that one ended.
+        bench.happens(EventReason::Idle).await;
+        bench.round().await;
+        bench.clock.advance(BACKOFF.first * 4);
+        bench.round().await;
+        assert_eq!(got.lock().unwrap().len(), sent + 1, "who is down is not asked every few seconds");
         // Its receiver says that it is gone.
         let (url, got) = receiver(&[410]).await;
         let other = self::bench(&url).await;
         other.happens(EventReason::Ready).await;
+        other.happens(EventReason::Idle).await;
         other.round().await;
-        assert_eq!((other.states().await, got.lock().unwrap().len()), (vec![DeliveryState::Failed], 1));
+        assert_eq!((other.states().await, got.lock().unwrap().len()), (vec![DeliveryState::Failed; 2], 1));
     }
 
     #[tokio::test]

@@ -162,6 +162,10 @@ async fn serve(app: App, run: RunRef, right: Right, mut socket: WebSocket) {
         Ok(first) => first,
         Err(reason) => return close(socket, 1008, reason).await,
     };
+    // The ticket, and whoever holds it, took their time.
+    if !right.holds(&app).await {
+        return close(socket, 1008, "the right to this sandbox has ended".to_owned()).await;
+    }
     let (typed, input) = tokio::sync::mpsc::channel(16);
     let input = Box::pin(tokio_stream::wrappers::ReceiverStream::new(input));
     let mut output = match app.provider.terminal(&run, spec, size, input).await {

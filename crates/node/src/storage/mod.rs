@@ -124,6 +124,8 @@ pub(crate) enum Origin<'a> {
     Nothing,
     /// The files of a snapshot.
     Snapshot(&'a SnapshotId),
+    /// The same, by a copy that was made ahead, if one waits.
+    Ahead(&'a SnapshotId),
     /// The files of another volume, as they are now.
     Volume(&'a VolumeId),
 }
@@ -475,7 +477,7 @@ impl Storage {
         let volumes = self.root.join("volumes");
         let from = match origin {
             Origin::Nothing => None,
-            Origin::Snapshot(id) => Some(self.snapshot_path(id)),
+            Origin::Snapshot(id) | Origin::Ahead(id) => Some(self.snapshot_path(id)),
             Origin::Volume(id) => Some(self.volume_path(id)),
         };
         match (&self.driver, from) {
@@ -483,7 +485,7 @@ impl Storage {
                 driver.create_volume(&volumes, volume.as_str(), sandbox, limit)
             }
             (Driver::Btrfs { driver, .. }, Some(from)) => {
-                if let Origin::Snapshot(id) = origin
+                if let Origin::Ahead(id) = origin
                     && let Some(copy) = self.ready.take(id, Instant::now())
                 {
                     let path = self.root.join("scratch").join(&copy);

@@ -63,7 +63,7 @@ impl Ready {
             }
             let shelf = shelves.entry(snapshot.clone()).or_default();
             shelf.starts.push_back(now);
-            if shelf.starts.len() > self.most {
+            if shelf.starts.len() > self.most.max(2) {
                 shelf.starts.pop_front();
             }
             // The oldest: none waits for ever.

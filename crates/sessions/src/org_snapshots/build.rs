@@ -2,7 +2,7 @@
 //! repository and is kept. It is ephemeral, so it goes in any case, also when
 //! this server does.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,22 @@ pub(super) enum Plan {
     Newer(Box<OrgSnapshotRow>, String),
     /// A clone, with the repository's set-up.
     Whole,
+}
+
+/// A build that goes on, until it is dropped.
+struct GoingOn(Arc<AtomicUsize>);
+
+impl GoingOn {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count.clone())
+    }
+}
+
+impl Drop for GoingOn {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Sessions {
@@ -121,7 +137,10 @@ impl Sessions {
         reader: &Reader,
         plan: Plan,
     ) -> BuildResult {
-        self.swept().await;
+        if !self.swept().await {
+            return Err(BuildError::Failed);
+        }
+        let _going_on = self.org_snapshots.as_ref().map(|org| GoingOn::new(&org.building));
         let mut log = BuildLog::begin(&self.db, &self.clock, key).await;
         let built = match self.build_snapshot(reader, plan, &mut log).await {
             Ok((checkout, set_up, snapshot)) => {
@@ -196,10 +215,9 @@ impl Sessions {
         log: &mut BuildLog,
     ) -> std::result::Result<(Checkout, SetUp, SnapshotId), BuildError> {
         let key = SandboxKey { namespace: self.org_namespace(), name: SandboxName::generate() };
-        let set_up_timeout = self.set_up_timeout().unwrap_or_default();
         let mut request = CreateSandbox::new(key.clone());
         (request.persistent, request.ephemeral) = (false, true);
-        request.timeout = Some(self.config.clone_timeout + set_up_timeout + MARGIN);
+        request.timeout = Some(self.longest_build());
         request.network = self.policy_of(reader.access);
         if let Plan::Newer(row, _) = &plan {
             request.source = Some(Source::Snapshot(row.snapshot_id.clone()));
@@ -278,6 +296,11 @@ impl Sessions {
             made => made,
         };
         Ok(made?.snapshot.id)
+    }
+
+    /// No build takes longer.
+    pub(super) fn longest_build(&self) -> Duration {
+        self.config.clone_timeout + self.set_up_timeout().unwrap_or_default() + MARGIN
     }
 
     fn set_up_timeout(&self) -> Option<Duration> {

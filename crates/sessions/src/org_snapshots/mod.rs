@@ -78,6 +78,8 @@ pub(crate) struct OrgSnapshots {
     builds: Mutex<HashMap<OrgSnapshotKey, build::Build>>,
     /// A build failed, and may have left a snapshot that nobody knows.
     untidy: std::sync::atomic::AtomicBool,
+    /// Builds that go on here.
+    building: Arc<std::sync::atomic::AtomicUsize>,
     /// What a server that died left of its builds is gone.
     swept: tokio::sync::OnceCell<()>,
 }
@@ -116,6 +118,7 @@ impl Sessions {
             tips,
             builds: Mutex::default(),
             untidy: std::sync::atomic::AtomicBool::new(false),
+            building: Arc::default(),
             swept: tokio::sync::OnceCell::new(),
         });
         Self { org_snapshots, ..self }
@@ -155,14 +158,8 @@ impl Sessions {
     pub async fn tidy_org_snapshots(&self) {
         let Some(org) = &self.org_snapshots else { return };
         self.end_lost_builds(false).await;
-        // Where several servers build, nobody knows what another is about to publish;
-        // there it expires.
-        if !self.place().is_empty() && org.untidy.swap(false, Ordering::SeqCst) {
-            let before = self.now().minus(GRACE);
-            if let Err(error) = self.sweep_snapshots(before).await {
-                tracing::warn!(?error, "remove what is left of failed builds");
-                org.untidy.store(true, Ordering::SeqCst);
-            }
+        if self.swept().await {
+            self.tidy_failed_builds().await;
         }
         let used_before = self.now().minus(org.config.unused_for + start::USE_STEP);
         if let Err(error) = self.db.retire_unused_org_snapshots(self.place(), used_before, self.now()).await {
@@ -185,18 +182,36 @@ impl Sessions {
         }
     }
 
-    /// Returns once nothing is left of the builds that a server before this one
-    /// began: no build begins earlier. Where other servers build too, builders end
-    /// by themselves.
-    async fn swept(&self) {
+    /// Removes what builds left that failed. What one that goes on made has no row yet,
+    /// so nothing is touched meanwhile. Where several servers build, nobody knows what
+    /// another is about to publish; there it expires.
+    async fn tidy_failed_builds(&self) {
         let Some(org) = &self.org_snapshots else { return };
+        let idle = org.building.load(Ordering::SeqCst) == 0;
+        if self.place().is_empty() || !idle || !org.untidy.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        if let Err(error) = self.sweep_snapshots(self.now()).await {
+            tracing::warn!(?error, "remove what is left of failed builds");
+            org.untidy.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether nothing is left of the builds that a server before this one began: no
+    /// build begins earlier, since a sweep that comes later would take it for one of
+    /// those. Where other servers build too, builders end by themselves.
+    async fn swept(&self) -> bool {
+        let Some(org) = &self.org_snapshots else { return false };
         let sweep = async {
             self.end_lost_builds(true).await;
             if self.place().is_empty() { Ok(()) } else { self.sweep().await }
         };
-        if let Err(error) = org.swept.get_or_try_init(|| sweep).await {
-            // The next build tries again.
-            tracing::warn!(?error, "remove what is left of builds");
+        match org.swept.get_or_try_init(|| sweep).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(?error, "remove what is left of builds");
+                false
+            }
         }
     }
 

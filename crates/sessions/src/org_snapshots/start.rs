@@ -84,6 +84,8 @@ impl Sessions {
         let run = RunRef { namespace: request.key.namespace.clone(), id: made.run.id.clone() };
         let moved = (&row.branch, &row.commit_id) != (&tip.branch, &tip.commit);
         let to = moved.then_some(tip.branch.as_str());
+        // It stands there already.
+        let branch = branch.filter(|branch| branch.existing() != Some(tip.branch.as_str()));
         let update = self.update_checkout(&run, to, branch, Some(identity));
         match self.unless_called_off(attempt, update).await {
             Ok(Ok(Some(checkout))) if checkout.commit.is_some() => {

@@ -12,10 +12,11 @@ CREATE TABLE webhooks (
   created_at BIGINT NOT NULL
 );
 
--- Written in the transaction of what happened.
+-- Written in the transaction of what happened, which must not fail over a webhook that
+-- goes in that moment.
 CREATE TABLE webhook_deliveries (
   id TEXT PRIMARY KEY,
-  webhook_id TEXT NOT NULL REFERENCES webhooks (id) ON DELETE CASCADE,
+  webhook_id TEXT NOT NULL,
   body TEXT NOT NULL,
   -- 'waiting', 'delivered' or 'failed'.
   state TEXT NOT NULL,

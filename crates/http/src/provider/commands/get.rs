@@ -5,7 +5,7 @@ use axum::extract::{Path, Query, State};
 use dormouse_wire as wire;
 use utoipa::IntoParams;
 
-use super::super::error::{WireErrors, WireResult};
+use super::super::error::{WireError, WireErrors, WireResult};
 use super::super::present;
 use super::super::scope::{RunScope, ScopeQuery};
 use super::command_id;
@@ -30,7 +30,13 @@ pub(crate) async fn get(
 ) -> WireResult<Json<wire::CommandReply>> {
     let id = command_id(&path.1)?;
     let command = if query.wait {
-        scope.activity(&app).during(app.provider.wait(&scope.run, &id)).await?
+        let (right, activity) = (scope.right(), scope.activity(&app));
+        tokio::select! {
+            ended = activity.during(app.provider.wait(&scope.run, &id)) => ended?,
+            () = right.lost(&app) => {
+                return Err(WireError::forbidden("the right to this sandbox has ended"));
+            }
+        }
     } else {
         app.provider.command(&scope.run, &id).await?
     };

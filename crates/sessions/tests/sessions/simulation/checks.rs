@@ -89,7 +89,7 @@ pub(super) fn at_rest(world: &World) {
             world.fails(format!("session {session}: {} and {}", row.status, row.lifecycle_state));
         }
         drop(ledgers);
-        history(world, session);
+        history(world, session, row.lifecycle_state);
     }
     for name in sandboxes.keys() {
         if !known.contains(name) {
@@ -100,10 +100,10 @@ pub(super) fn at_rest(world: &World) {
 }
 
 /// What is told of a session is one chain, and says why it slept.
-fn history(world: &World, session: usize) {
+fn history(world: &World, session: usize, now: LifecycleState) {
     let id = &world.sessions[session];
     let events = world.see(world.db.session_events(id, 0, 10_000)).unwrap();
-    let mut state = LifecycleState::Provisioning;
+    let (mut state, mut version) = (LifecycleState::Provisioning, 0);
     for (n, event) in events.iter().enumerate() {
         if event.seq != i64::try_from(n).unwrap() + 1 {
             world.fails(format!("session {session}: event {} is at {n}", event.seq));
@@ -114,12 +114,26 @@ fn history(world: &World, session: usize) {
                 event.seq, event.before
             ));
         }
-        state = event.after;
-        let used = world.ledgers.lock().unwrap()[session].used_at;
-        if event.cause.reason == EventReason::Idle
-            && used.is_some_and(|used| used <= event.at && event.at.plus(SKEW) < used.plus(IDLE))
-        {
+        if event.version < version {
+            world.fails(format!("session {session}: event {} goes back in time", event.seq));
+        }
+        (state, version) = (event.after, event.version);
+        let used = &world.ledgers.lock().unwrap()[session].used;
+        let early = used.iter().find(|used| **used <= event.at && event.at.plus(SKEW) < used.plus(IDLE));
+        if let (EventReason::Idle, Some(used)) = (event.cause.reason, early) {
             world.fails(format!("session {session} fell asleep at {:?}, used at {used:?}", event.at));
+        }
+    }
+    if state != now {
+        world.fails(format!("session {session}: its history ends {state}, and it is {now}"));
+    }
+}
+
+/// What holds when nobody has used anything for twice the idle time.
+pub(super) fn asleep(world: &World) {
+    for (name, status) in states(world) {
+        if status == RunStatus::Running && name.starts_with("session-") {
+            world.fails(format!("nobody has used {name} for long, and it runs"));
         }
     }
 }

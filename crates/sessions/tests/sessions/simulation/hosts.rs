@@ -180,7 +180,8 @@ impl SandboxProvider for Hosts {
         namespace: &Namespace,
         list: ListSandboxes,
     ) -> Result<(Vec<Sandbox>, Option<String>)> {
-        self.fake.list(namespace, list).await
+        let (fake, namespace) = (self.fake.clone(), namespace.clone());
+        self.call("list", "", async move { fake.list(&namespace, list).await }).await
     }
 
     async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<SandboxView> {
@@ -223,7 +224,8 @@ impl SandboxProvider for Hosts {
         namespace: &Namespace,
         list: ListOf,
     ) -> Result<(Vec<Snapshot>, Option<String>)> {
-        self.fake.snapshots(namespace, list).await
+        let (fake, namespace) = (self.fake.clone(), namespace.clone());
+        self.call("snapshots", "", async move { fake.snapshots(&namespace, list).await }).await
     }
 
     async fn get_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {

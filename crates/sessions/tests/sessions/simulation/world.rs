@@ -51,8 +51,8 @@ pub(super) struct Ledger {
     pub(super) taken_away: bool,
     /// A server died that may not have told the session of such a call.
     pub(super) untold: bool,
-    /// When it was last used, as was acknowledged.
-    pub(super) used_at: Option<Timestamp>,
+    /// When it was used, as was acknowledged.
+    pub(super) used: Vec<Timestamp>,
     /// Somebody asks for something that is not over.
     pub(super) going_on: usize,
 }
@@ -336,6 +336,9 @@ impl World {
     }
 
     pub(super) fn pass(&self, time: Duration) {
+        while time >= Duration::from_secs(5) && self.schedule.deliver() {
+            self.settle();
+        }
         self.schedule.note(format!("{time:?} pass"));
         self.clock.advance(time);
         for server in &self.servers {
@@ -497,6 +500,12 @@ impl World {
                     complain(format!("session {session} lost {lost:?}"));
                 }
                 Some((run, _)) => {
+                    // What was taken away is gone, and this is another one.
+                    if ledger.taken_away && ledger.going_on == 1 {
+                        ledger.taken_away = false;
+                        ledger.files.clear();
+                    }
+                    let excused = ledger.deletion_asked || ledger.taken_away;
                     if !excused && ready.branch != "trunk" {
                         complain(format!("session {session} is ready on the branch {:?}", ready.branch));
                     }
@@ -505,7 +514,7 @@ impl World {
                     }
                 }
             }
-            ledger.used_at = ledger.used_at.max(Some(ready.ready_at));
+            ledger.used.push(ready.ready_at);
         });
     }
 
@@ -516,8 +525,7 @@ impl World {
         let work = async move { sessions.activity(&account, &id).await };
         self.begin(server, session, "activity", work, move |done| {
             if matches!(done, Ok(true)) {
-                let ledger = &mut ledgers.lock().unwrap()[session];
-                ledger.used_at = ledger.used_at.max(Some(at));
+                ledgers.lock().unwrap()[session].used.push(at);
             }
         });
     }
@@ -602,7 +610,11 @@ impl World {
             return;
         }
         let mut left = LIFETIME + Duration::from_secs(200);
+        let early = left - IDLE * 3;
         while !left.is_zero() {
+            if left <= early && left + Duration::from_secs(40) > early {
+                super::checks::asleep(self);
+            }
             let time = left.min(Duration::from_secs(40));
             self.pass(time);
             self.drain();
