@@ -46,6 +46,8 @@ pub(super) struct Ledger {
     pub(super) deleted: bool,
     /// What its owner said of it last: `true`, archived; `None`: it is not known.
     pub(super) archived: Option<bool>,
+    /// How often they said so.
+    said: u32,
     /// Calls that may take its sandbox away, by somebody who does not go through
     /// the session.
     pub(super) taken_away: bool,
@@ -535,15 +537,18 @@ impl World {
         let (account, id) = (self.account.clone(), self.sessions[session].clone());
         let status = if archive { SessionStatus::Archived } else { SessionStatus::Running };
         let patch = SessionPatch { status: Some(status), ..SessionPatch::default() };
-        let alone = self.ledgers.lock().unwrap()[session].going_on == 0;
-        self.ledgers.lock().unwrap()[session].archived = None;
+        let (alone, said) = {
+            let ledger = &mut self.ledgers.lock().unwrap()[session];
+            (ledger.archived, ledger.said) = (None, ledger.said + 1);
+            (ledger.going_on == 0, ledger.said)
+        };
         let ledgers = self.ledgers.clone();
         let work = async move { sessions.patch(&account, &id, patch).await };
         let what = if archive { "archive" } else { "unarchive" };
         self.begin(server, session, what, work, move |done| {
             let ledger = &mut ledgers.lock().unwrap()[session];
             // Of two that were asked for at once nobody knows which was last.
-            if done.is_ok() && alone && ledger.going_on == 1 {
+            if done.is_ok() && alone && ledger.said == said {
                 ledger.archived = Some(archive);
             }
         });
