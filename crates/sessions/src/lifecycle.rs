@@ -190,7 +190,7 @@ impl Sessions {
         let again = matches!(row.lifecycle_state, LifecycleState::Hibernating)
             || matches!(decide(View::of(&row), Event::Sleep), Action::Refuse)
                 && row.lifecycle_state == LifecycleState::Failed;
-        let cause = (!again).then(|| Cause { reason: why, actor: actor.cloned(), detail: None });
+        let cause = (!again).then(|| Cause { reason: why, actor: actor.cloned(), detail: None, repo: None });
         let begin = |row: &mut SessionRow| {
             // What failed before stays known until something works.
             if row.lifecycle_state != LifecycleState::Failed {

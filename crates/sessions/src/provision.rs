@@ -103,7 +103,7 @@ impl Sessions {
         let (before, fresh) = (row.lifecycle_state, row.sandbox_name.is_none());
         if row.sandbox_name.is_none() || before != LifecycleState::Active {
             row = self
-                .change(row, Some(caused(EventReason::Provision, account)), |row| {
+                .change(row, Some(about(repo, caused(EventReason::Provision, account))), |row| {
                     put(row, Event::Provision);
                     row.host_id.clone_from(&self.host);
                 })
@@ -117,7 +117,7 @@ impl Sessions {
             Err(error) => {
                 // What is bound was somebody's before.
                 let clean = row.sandbox_name.is_some() || self.discard(&key).await;
-                self.note_failure(row, &error, clean).await;
+                self.note_failure(row, repo, &error, clean).await;
                 return Err(error);
             }
         };
@@ -258,7 +258,7 @@ impl Sessions {
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
         let session = key.name.session();
         if let Some(session) = &session {
-            self.tell(session, caused(EventReason::Clone, account)).await;
+            self.tell(session, about(repo, caused(EventReason::Clone, account))).await;
         }
         let clone = self.clone_repository(&run, repo, branch, Some(&identity), session.as_ref());
         let cloned = self.unless_called_off(attempt, clone).await;
@@ -323,12 +323,12 @@ impl Sessions {
 
     /// Writes down that provisioning ended. `clean`: nothing is left that nobody
     /// knows.
-    async fn note_failure(&self, row: SessionRow, error: &SessionError, clean: bool) {
+    async fn note_failure(&self, row: SessionRow, repo: &GithubRepo, error: &SessionError, clean: bool) {
         let message = last_words(&error.to_string());
         let called_off = matches!(error, SessionError::CalledOff);
         let reason = if called_off { EventReason::CalledOff } else { EventReason::Failed };
-        let cause = Cause { reason, actor: None, detail: (!called_off).then(|| message.clone()) };
-        let noted = self.change(row, Some(cause), |row| {
+        let cause = Cause { reason, actor: None, detail: (!called_off).then(|| message.clone()), repo: None };
+        let noted = self.change(row, Some(about(repo, cause)), |row| {
             put(row, if called_off && clean { Event::CalledOff } else { Event::ProvisionFailed });
             row.lifecycle_error = (!called_off || !clean).then(|| message.clone());
             if row.lifecycle_state == LifecycleState::Failed {
@@ -345,12 +345,17 @@ impl Sessions {
 
 /// Something that `account` wants.
 pub(crate) fn caused(reason: EventReason, account: &AccountId) -> Cause {
-    Cause { reason, actor: Some(account.clone()), detail: None }
+    Cause { reason, actor: Some(account.clone()), detail: None, repo: None }
+}
+
+/// Something about a repository that the session is not bound to yet.
+fn about(repo: &GithubRepo, cause: Cause) -> Cause {
+    Cause { repo: Some(repo.url()), ..cause }
 }
 
 /// Something that the server does by itself.
 pub(crate) fn by_itself(reason: EventReason) -> Cause {
-    Cause { reason, actor: None, detail: None }
+    Cause { reason, actor: None, detail: None, repo: None }
 }
 
 /// The end of a text, where the cause stands, for a row.

@@ -201,7 +201,7 @@ impl Sessions {
             // What was being made for it.
             self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
         }
-        let cause = Cause { reason: EventReason::Archived, actor: actor.cloned(), detail: None };
+        let cause = Cause { reason: EventReason::Archived, actor: actor.cloned(), detail: None, repo: None };
         self.change(row, Some(cause), |row| {
             put(row, Event::Archive);
             row.lifecycle_error = None;

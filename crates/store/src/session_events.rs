@@ -15,6 +15,9 @@ pub struct Cause {
     pub actor: Option<AccountId>,
     /// What else there is to say.
     pub detail: Option<String>,
+    /// URL of the repository that it is about, where the row does not say so yet. Only
+    /// for who delivers it.
+    pub repo: Option<String>,
 }
 
 /// Something that happened to a session.
@@ -42,7 +45,12 @@ fn read(row: &Row) -> Result<SessionEventRow> {
         version: row.get("version")?,
         before: row.get("state_before")?,
         after: row.get("state_after")?,
-        cause: Cause { reason: row.get("reason")?, actor: row.get("actor")?, detail: row.get("detail")? },
+        cause: Cause {
+            reason: row.get("reason")?,
+            actor: row.get("actor")?,
+            detail: row.get("detail")?,
+            repo: None,
+        },
     })
 }
 

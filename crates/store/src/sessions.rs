@@ -375,7 +375,8 @@ async fn tell(tx: &mut Tx, row: &SessionRow, before: LifecycleState, cause: &Cau
         cause: cause.clone(),
     };
     let event = session_events::insert(tx, &row.id, event).await?;
-    webhooks::deliver(tx, &row.id, &row.account_id, row.clone_url.as_deref(), &event).await
+    let repo = row.clone_url.as_deref().or(cause.repo.as_deref());
+    webhooks::deliver(tx, &row.id, &row.account_id, repo, &event).await
 }
 
 /// Writes a row over the version that it carries, unless that is gone.

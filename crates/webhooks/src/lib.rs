@@ -374,7 +374,7 @@ mod tests {
 
     impl Bench {
         async fn happens(&self, reason: EventReason) {
-            let cause = Cause { reason, actor: None, detail: None };
+            let cause = Cause { reason, actor: None, detail: None, repo: None };
             assert!(self.db.note_session_event(&self.session.id, &cause, self.clock.now()).await.unwrap());
         }
 
@@ -478,7 +478,7 @@ mod tests {
             SessionRow { account_id: stranger.id, ..repository(Some("https://github.com/acme/widgets")) };
         for row in [repository(Some("https://github.com/else/widgets")), repository(None), of_stranger] {
             bench.db.insert_session(&row).await.unwrap();
-            let cause = Cause { reason: EventReason::Ready, actor: None, detail: None };
+            let cause = Cause { reason: EventReason::Ready, actor: None, detail: None, repo: None };
             bench.db.note_session_event(&row.id, &cause, bench.clock.now()).await.unwrap();
         }
         assert!(bench.states().await.is_empty());
