@@ -13,7 +13,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use dormouse_provider::{PortConnection, PortError, PortGateway};
+use dormouse_provider::{PortConnection, PortError, PortGateway, ProviderError};
+use dormouse_sessions::SessionError;
 use dormouse_types::Cidr;
 use dormouse_wire::{ErrorDetail, ErrorReply};
 use futures::StreamExt as _;
@@ -65,13 +66,22 @@ pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) 
     let Some(gateway) = app.gateway.clone() else {
         return refusal(StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND", "this server publishes no ports");
     };
-    match gateway.connect(&subdomain, app.ports.wake_on_traffic).await {
+    let connected = match gateway.connect(&subdomain).await {
+        Err(PortError::Stopped(Some(key))) if app.ports.wake_on_traffic => match app.sessions.wake(&key).await {
+            Ok(_) => gateway.connect(&subdomain).await,
+            Err(SessionError::Provider(error)) => Err(error.into()),
+            Err(SessionError::Archived) => Err(PortError::Stopped(None)),
+            Err(error) => Err(ProviderError::internal("wake for traffic", error).into()),
+        },
+        connected => connected,
+    };
+    match connected {
         Ok(connection) => pass(app, connection, request, peer).await,
         Err(error) => {
             let message = error.to_string();
             match error {
                 PortError::Unknown => refusal(StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND", &message),
-                PortError::Stopped => refusal(StatusCode::GONE, "SANDBOX_STOPPED", &message),
+                PortError::Stopped(_) => refusal(StatusCode::GONE, "SANDBOX_STOPPED", &message),
                 PortError::NotListening(_) => {
                     refusal(StatusCode::BAD_GATEWAY, "SANDBOX_NOT_LISTENING", &message)
                 }
@@ -123,7 +133,7 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 async fn pass(app: App, connection: PortConnection, mut request: Request, peer: Option<IpAddr>) -> Response {
-    let PortConnection { namespace, sandbox, port: _, stream } = connection;
+    let PortConnection { key, port: _, stream } = connection;
     let unreachable = || {
         refusal(
             StatusCode::BAD_GATEWAY,
@@ -131,7 +141,7 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
             "the program in the sandbox broke the connection",
         )
     };
-    let used = Activity::new(&app, &namespace, &sandbox).stream();
+    let used = Activity::new(&app, &key.namespace, &key.name).stream();
     used.client();
 
     let upgrade = request.headers().get(header::UPGRADE).cloned();

@@ -146,7 +146,7 @@ impl LiveRun for Live {
             Err(AgentError::Refused(refused)) if refused.errno == libc::ECONNREFUSED => {
                 Err(PortError::NotListening(port))
             }
-            Err(AgentError::Gone(_)) => Err(PortError::Stopped),
+            Err(AgentError::Gone(_)) => Err(PortError::Stopped(None)),
             Err(error) => Err(ProviderError::from(error).into()),
         }
     }

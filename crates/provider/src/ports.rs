@@ -1,10 +1,9 @@
 //! Ports of sandboxes, for whoever publishes them. Not part of the protocol:
 //! there the provider publishes them itself.
 
-use dormouse_types::SandboxName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Namespace, ProviderError};
+use crate::{ProviderError, SandboxKey};
 
 /// Bytes both ways.
 pub trait PortStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -13,10 +12,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> PortStream for T {}
 
 /// A connection to a port inside a sandbox. It ends with the run.
 pub struct PortConnection {
-    /// Whose sandbox.
-    pub namespace: Namespace,
-    /// Which one.
-    pub sandbox: SandboxName,
+    /// Whose sandbox, and which one.
+    pub key: SandboxKey,
     /// Port inside.
     pub port: u16,
     /// The connection.
@@ -25,7 +22,7 @@ pub struct PortConnection {
 
 impl std::fmt::Debug for PortConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PortConnection({}:{})", self.sandbox, self.port)
+        write!(f, "PortConnection({}:{})", self.key.name, self.port)
     }
 }
 
@@ -35,9 +32,9 @@ pub enum PortError {
     /// No sandbox has this name for a port.
     #[error("no sandbox is published under this name")]
     Unknown,
-    /// The sandbox sleeps.
+    /// The sandbox sleeps. It is named if it can be woken.
     #[error("the sandbox is stopped")]
-    Stopped,
+    Stopped(Option<SandboxKey>),
     /// Nothing listens on the port.
     #[error("nothing listens on port {0} of the sandbox")]
     NotListening(u16),
@@ -49,7 +46,6 @@ pub enum PortError {
 /// Reaches ports inside sandboxes.
 #[async_trait::async_trait]
 pub trait PortGateway: Send + Sync + std::fmt::Debug + 'static {
-    /// Connects to the port that `subdomain` names. `wake`: start a stopped
-    /// persistent sandbox for it.
-    async fn connect(&self, subdomain: &str, wake: bool) -> Result<PortConnection, PortError>;
+    /// Connects to the port that `subdomain` names.
+    async fn connect(&self, subdomain: &str) -> Result<PortConnection, PortError>;
 }

@@ -50,11 +50,10 @@ pub enum SessionError {
     /// The name is that of a session's sandbox.
     #[error("the name {0} is reserved for an agent session; use POST /api/sandbox to create its sandbox")]
     Reserved(SandboxName),
-    /// The repository could not be cloned; the message is git's, for the
     /// A key was used for another request before.
     #[error("this Idempotency-Key was used for another request; use a new one")]
     KeyReused,
-    /// caller.
+    /// The repository could not be cloned; the message is git's, for the caller.
     #[error("Failed to clone {repo}: {message}")]
     Clone {
         /// Which.

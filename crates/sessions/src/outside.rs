@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{ProviderError, SandboxKey};
+use dormouse_provider::{ProviderError, SandboxKey, SandboxView};
 use dormouse_store::SessionRow;
-use dormouse_types::{EventReason, SandboxName, SnapshotId};
+use dormouse_types::{EventReason, SandboxName, SessionStatus, SnapshotId};
 
 use crate::decide::Event;
 use crate::error::Result;
@@ -36,6 +36,29 @@ impl Sessions {
             Some(id) if self.db.session(&id).await?.is_some() => Err(SessionError::Reserved(name.clone())),
             _ => Ok(()),
         }
+    }
+
+    /// Wakes a sandbox for somebody who does not go through the session that it
+    /// belongs to, if it does. The session is awake from then on too.
+    ///
+    /// # Errors
+    /// [`SessionError::Archived`]: that of an archived session stays asleep.
+    pub async fn wake(&self, key: &SandboxKey) -> Result<SandboxView> {
+        if let Some(id) = key.name.session()
+            && let Some(row) = self.db.session(&id).await?
+            && is_its(&row, key)
+            && row.status == SessionStatus::Archived
+        {
+            return Err(SessionError::Archived);
+        }
+        // Before as well: what is answered as running must not be on its way to
+        // sleep.
+        self.note_use(&key.namespace, &key.name).await?;
+        let found = self.provider.resume(key).await?;
+        if found.resumed {
+            self.note_use(&key.namespace, &key.name).await?;
+        }
+        Ok(found)
     }
 
     /// Somebody deleted a sandbox: the session that it belongs to, if it does, has
@@ -109,9 +132,7 @@ impl Sessions {
     /// changes the session.
     async fn forget_if(&self, key: &SandboxKey, gone: impl Future<Output = Result<bool>>) -> Result<()> {
         let Some(id) = key.name.session() else { return Ok(()) };
-        let its = |row: &SessionRow| {
-            row.sandbox_name.as_ref() == Some(&key.name) && Self::namespace(&row.account_id) == key.namespace
-        };
+        let its = |row: &SessionRow| is_its(row, key);
         if !self.db.session(&id).await?.is_some_and(|row| its(&row)) {
             return Ok(());
         }
@@ -132,6 +153,11 @@ impl Sessions {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether a session's sandbox is this one.
+pub(crate) fn is_its(row: &SessionRow, key: &SandboxKey) -> bool {
+    row.sandbox_name.as_ref() == Some(&key.name) && Sessions::namespace(&row.account_id) == key.namespace
 }
 
 /// Its sandbox is gone.

@@ -227,12 +227,44 @@ pub(crate) fn ports_wake(w: &World) -> anyhow::Result<()> {
         ensure!(found["session"]["status"] == "running", "traffic did not wake it: {found}");
         let unknown = fetch(w, &[("host", "dm-aaaaaaaaaaaaaaaaaaaa.localhost")], "/")?;
         ensure!(unknown.0 == StatusCode::NOT_FOUND && unknown.1.contains("SANDBOX_NOT_FOUND"), "{unknown:?}");
-        Ok(())
+        traffic_wakes_a_session(w)
     })();
     w.end_server("-TERM")?;
     w.serve()?;
     outcome?;
     w.delete("served")
+}
+
+/// A session whose sandbox is woken by traffic is awake, also where nothing
+/// listens; that of an archived one stays asleep, whoever asks.
+fn traffic_wakes_a_session(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let sandbox = format!("{SANDBOXES}/{name}");
+    let changed = w.good(Method::PATCH, &sandbox, Some(json!({"ports": [8000]})))?;
+    let host = format!("{}.localhost", changed["routes"][0]["subdomain"].as_str().context("subdomain")?);
+    let visit = || fetch(w, &[("host", &host)], "/");
+    let says = |status: StatusCode, word: &str| -> anyhow::Result<()> {
+        let (got, text) = visit()?;
+        ensure!(got == status && text.contains(word), "{got} {text}, not {status} {word}");
+        Ok(())
+    };
+    for _ in 0..2 {
+        // Use that was noted a moment ago does not hide the one that wakes it.
+        says(StatusCode::BAD_GATEWAY, "SANDBOX_NOT_LISTENING")?;
+        let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
+        ensure!(status["lifecycle"]["state"] == "active", "{status}");
+        w.good(Method::POST, "/api/sandbox/pause", Some(json!({"sessionId": session})))?;
+    }
+    let path = format!("/api/sessions/{session}");
+    w.good(Method::PATCH, &path, Some(json!({"status": "archived"})))?;
+    says(StatusCode::GONE, "SANDBOX_STOPPED")?;
+    let (status, body) = w.call(Method::GET, &format!("{sandbox}?resume=true"), Some(&w.key), None)?;
+    ensure!(status == StatusCode::CONFLICT && body["error"]["code"] == "conflict", "{status} {body}");
+    let found = w.good(Method::GET, &sandbox, None)?;
+    ensure!(found["sandbox"]["status"] == "stopped", "{found}");
+    w.good(Method::PATCH, &path, Some(json!({"status": "running"})))?;
+    says(StatusCode::BAD_GATEWAY, "SANDBOX_NOT_LISTENING")?;
+    w.delete(&name)
 }
 
 /// Policies by networks hold for what is public, from the first instruction

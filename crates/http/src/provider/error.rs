@@ -5,6 +5,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use dormouse_provider::ProviderError;
+use dormouse_sessions::SessionError;
 use dormouse_wire::{ErrorDetail, ErrorReply};
 
 use crate::error::ApiError;
@@ -110,6 +111,15 @@ impl From<ApiError> for WireError {
             _ => "bad_request",
         };
         Self { status: error.status, code, message: error.message }
+    }
+}
+
+impl From<SessionError> for WireError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Provider(error) => error.into(),
+            error => ApiError::from(error).into(),
+        }
     }
 }
 

@@ -13,7 +13,6 @@ use super::super::scope::{Scope, ScopeQuery};
 use super::super::{present, requests};
 use super::{Repeatable, reply};
 use crate::App;
-use crate::error::ApiError;
 
 /// Lifetime of a run whose creator named none (provider contract, section 3).
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -31,7 +30,7 @@ pub(crate) async fn create(
     let mut request = creation(clones, scope, body)?;
     // Nobody can ask for an unnamed one again.
     request.retry_key = named.then_some(digest);
-    app.sessions.refuse_reserved(&request.key.name).await.map_err(ApiError::from)?;
+    app.sessions.refuse_reserved(&request.key.name).await?;
     let key = named.then(|| request.key.clone());
     let made = app.provider.create(request).await?;
     Ok(reply(present::found(made, &app.ports, interactive), &app, key))

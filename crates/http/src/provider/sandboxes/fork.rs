@@ -10,7 +10,6 @@ use super::super::scope::{Scope, ScopeQuery};
 use super::super::{present, requests};
 use super::{Repeatable, key, reply};
 use crate::App;
-use crate::error::ApiError;
 
 /// Make a sandbox with the files and the configuration of another.
 #[utoipa::path(post, path = "/{name}/fork", tag = "sandboxes", request_body = wire::ForkRequest, params(("name" = String, Path, description = "Sandbox name"), ScopeQuery),
@@ -24,7 +23,7 @@ pub(crate) async fn fork(
     let source = key(&scope, &source)?.name;
     let named = body.name.is_some();
     let key = SandboxKey { namespace: scope.namespace, name: requests::name(body.name)? };
-    app.sessions.refuse_reserved(&key.name).await.map_err(ApiError::from)?;
+    app.sessions.refuse_reserved(&key.name).await?;
     if body.image.is_some() || body.changes.runtime.is_some() {
         return Err(WireError::bad_request("image: a fork stands on what its source stands on"));
     }

@@ -7,7 +7,7 @@ use utoipa::IntoParams;
 
 use super::super::error::{WireErrors, WireResult};
 use super::super::present;
-use super::super::scope::{Scope, ScopeQuery, note_use};
+use super::super::scope::{Scope, ScopeQuery};
 use super::key;
 use crate::App;
 
@@ -33,12 +33,5 @@ pub(crate) async fn get(
     if !query.resume {
         return Ok(Json(present::found(app.provider.get(&key).await?, &app.ports, true)));
     }
-    // Before as well: what is answered as running must not be on its way to
-    // sleep.
-    note_use(&app, &key.namespace, &key.name).await;
-    let found = app.provider.resume(&key).await?;
-    if found.resumed {
-        note_use(&app, &key.namespace, &key.name).await;
-    }
-    Ok(Json(present::found(found, &app.ports, true)))
+    Ok(Json(present::found(app.sessions.wake(&key).await?, &app.ports, true)))
 }

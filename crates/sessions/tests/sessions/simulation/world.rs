@@ -426,6 +426,12 @@ impl World {
                 sessions.wake_up(&account, &id).await.map(drop)
             }),
             34 => self.take_away(server, session),
+            35 => {
+                let key = self.key(session);
+                self.simple(server, session, "wake outside", |sessions, _, _| async move {
+                    sessions.wake(&key).await.map(drop)
+                });
+            }
             _ => {
                 let key = self.key(session);
                 self.simple(server, session, "use", |sessions, _, _| async move {
