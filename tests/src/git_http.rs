@@ -1,10 +1,12 @@
 //! A git smart-HTTP server over `git http-backend`, on loopback, for tests and
 //! the demo: `git-http ROOT [PORT]` serves `ROOT/owner/repo.git` as
-//! `/owner/repo` and prints its address. What `hangs` owns is never answered. Objects of
-//! Git LFS are files below `repo.git/lfs`, by their names.
+//! `/owner/repo` and prints its address. What `hangs` owns is never answered,
+//! and what `slow` owns comes at 4 MB a second. Objects of Git LFS are files below
+//! `repo.git/lfs`, by their names.
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -82,6 +84,7 @@ async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> 
     if owner == "hangs" {
         return std::future::pending().await;
     }
+    let pause = Duration::from_millis(u64::from(owner == "slow"));
     let repo = repo.trim_end_matches(".git");
     if let Some(rest) = rest.strip_prefix("info/lfs/objects/") {
         let objects = root.join(owner).join(format!("{repo}.git/lfs"));
@@ -131,7 +134,13 @@ async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> 
             response.headers_mut().insert(name, value);
         }
     }
-    let stream = ReaderStream::new(stdout);
+    let stream = ReaderStream::with_capacity(stdout, 4096);
+    let stream = futures::StreamExt::then(stream, move |chunk| async move {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        chunk
+    });
     // The child lives as long as its output is read.
     let held = futures::StreamExt::inspect(stream, move |_| {
         let _ = child.id();

@@ -67,12 +67,14 @@ pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) 
         return refusal(StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND", "this server publishes no ports");
     };
     let connected = match gateway.connect(&subdomain).await {
-        Err(PortError::Stopped(Some(key))) if app.ports.wake_on_traffic => match app.sessions.wake(&key).await {
-            Ok(_) => gateway.connect(&subdomain).await,
-            Err(SessionError::Provider(error)) => Err(error.into()),
-            Err(SessionError::Archived) => Err(PortError::Stopped(None)),
-            Err(error) => Err(ProviderError::internal("wake for traffic", error).into()),
-        },
+        Err(PortError::Stopped(Some(key))) if app.ports.wake_on_traffic => {
+            match app.sessions.wake(&key).await {
+                Ok(_) => gateway.connect(&subdomain).await,
+                Err(SessionError::Provider(error)) => Err(error.into()),
+                Err(SessionError::Archived) => Err(PortError::Stopped(None)),
+                Err(error) => Err(ProviderError::internal("wake for traffic", error).into()),
+            }
+        }
         connected => connected,
     };
     match connected {

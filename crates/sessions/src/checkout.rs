@@ -8,6 +8,7 @@ use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus}
 use dormouse_store::Cause;
 use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SessionId};
 use futures::StreamExt as _;
+use tokio::sync::watch;
 
 use crate::error::Result;
 use crate::provision::by_itself;
@@ -23,6 +24,9 @@ const DEPTH: u32 = 1;
 /// Who watches a clone is told how far it is once in this time.
 const TELL: Duration = Duration::from_secs(1);
 
+/// Percent of a clone that are done, once git says.
+pub(crate) type Progress = Option<u8>;
+
 /// What a script said that failed, for the caller.
 pub(crate) type Words = String;
 
@@ -34,16 +38,16 @@ impl Sessions {
         repo: &GithubRepo,
         branch: Option<&Branch>,
         identity: Option<&Identity>,
-        watched_by: Option<&SessionId>,
+        progress: Option<&watch::Sender<Progress>>,
     ) -> Result<Checkout> {
         let url = repo.url();
         let revision = branch.and_then(Branch::existing);
         let new_branch = branch.and_then(Branch::made);
-        let progress = watched_by.is_some();
-        let (depth, directory) = (DEPTH, ".");
-        let clone = checkout::Clone { url: &url, directory, depth, revision, identity, new_branch, progress };
+        let (depth, directory, told) = (DEPTH, ".", progress.is_some());
+        let clone =
+            checkout::Clone { url: &url, directory, depth, revision, identity, new_branch, progress: told };
         let failed = |message| SessionError::Clone { repo: repo.clone(), message };
-        match self.run_checkout(run, clone.argv(), watched_by).await {
+        match self.run_checkout(run, clone.argv(), progress).await {
             Ok(Ok(Some(found))) => match revision {
                 Some(name) if found.branch.as_deref() != Some(name) => {
                     Err(failed(format!("it has no branch {name}, but a tag or a commit of that name")))
@@ -93,37 +97,31 @@ impl Sessions {
         &self,
         run: &RunRef,
         argv: Vec<String>,
-        watched_by: Option<&SessionId>,
+        progress: Option<&watch::Sender<Progress>>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
-        Ok(self.run_script(run, argv, watched_by).await?.map(|printed| Checkout::read(&printed)))
+        Ok(self.run_script(run, argv, progress).await?.map(|printed| Checkout::read(&printed)))
     }
 
-    /// Runs one of the scripts: what it printed, or what it said when it failed. A
-    /// session that watches is told how far a clone is.
+    /// Runs one of the scripts: what it printed, or what it said when it failed.
     async fn run_script(
         &self,
         run: &RunRef,
         argv: Vec<String>,
-        watched_by: Option<&SessionId>,
+        progress: Option<&watch::Sender<Progress>>,
     ) -> Result<std::result::Result<String, Words>> {
         let mut spec = CommandSpec::new(argv);
         spec.timeout = Some(self.config.clone_timeout);
         let mut events = self.provider.exec(run, CommandId::generate(), spec).await.map_err(interrupted)?;
         let (mut out, mut words) = (Vec::new(), Vec::new());
-        let (mut told_at, mut told) = (tokio::time::Instant::now(), None);
         while let Some(event) = events.next().await {
             match event.map_err(interrupted)? {
                 LogEvent::Stdout(data) => keep_last(&mut out, &data),
                 LogEvent::Stderr(data) => {
                     keep_last(&mut words, &data);
-                    if let Some(session) = watched_by.filter(|_| told_at.elapsed() >= TELL) {
-                        let percent = checkout::percent(&String::from_utf8_lossy(&words));
-                        if percent.is_some() && percent != told {
-                            (told_at, told) = (tokio::time::Instant::now(), percent);
-                            let detail = percent.map(|percent| format!("{percent}%"));
-                            let cause = Cause { detail, ..by_itself(EventReason::Clone) };
-                            self.tell(session, cause).await;
-                        }
+                    if let Some(progress) = progress
+                        && let percent @ Some(_) = checkout::percent(&String::from_utf8_lossy(&words))
+                    {
+                        progress.send_if_modified(|told| std::mem::replace(told, percent) != percent);
                     }
                 }
                 LogEvent::Started(_) => {}
@@ -143,6 +141,29 @@ impl Sessions {
             }
         }
         Err(SessionError::Interrupted)
+    }
+
+    /// Tells a session how far the clone is that `work` is about, or waits for.
+    pub(crate) async fn watched<T>(
+        &self,
+        session: Option<&SessionId>,
+        mut progress: watch::Receiver<Progress>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let Some(session) = session else { return work.await };
+        let tell = async {
+            while progress.changed().await.is_ok() {
+                tokio::time::sleep(TELL).await;
+                let detail = progress.borrow_and_update().map(|percent| format!("{percent}%"));
+                self.tell(session, Cause { detail, ..by_itself(EventReason::Clone) }).await;
+            }
+        };
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            () = tell => work.await,
+        }
     }
 
     /// Git identity of an account (session contract, section 7).

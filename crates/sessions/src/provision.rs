@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::checkout::{Branch, Checkout, Found};
+use dormouse_provider::checkout::{Branch, Checkout, Found, Identity};
 use dormouse_provider::{CreateSandbox, ProviderError, RunRef, SandboxKey};
 use dormouse_store::{Cause, SessionRow};
 use dormouse_types::{AccountId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use crate::attempts::Attempt;
@@ -179,8 +180,7 @@ impl Sessions {
                             self.tell(&row.id, caused(EventReason::BeganAnew, account)).await;
                             let identity = self.identity(account).await?;
                             let branch = wanted_branch.as_ref();
-                            let clone =
-                                self.clone_repository(&run, repo, branch, Some(&identity), Some(&row.id));
+                            let clone = self.clone_for(Some(&row.id), &run, repo, branch, &identity);
                             self.unless_called_off(Some(attempt), clone).await?.shown()
                         }
                         // Whoever moved the repository knows where it is.
@@ -257,15 +257,29 @@ impl Sessions {
         };
         let run = RunRef { namespace: key.namespace.clone(), id: made.run.id.clone() };
         let session = key.name.session();
-        if let Some(session) = &session {
-            self.tell(session, about(repo, caused(EventReason::Clone, account))).await;
-        }
-        let clone = self.clone_repository(&run, repo, branch, Some(&identity), session.as_ref());
+        let clone = self.clone_for(session.as_ref(), &run, repo, branch, &identity);
         let cloned = self.unless_called_off(attempt, clone).await;
         if cloned.is_err() {
             self.discard(&key).await;
         }
         Ok((made.run.expires_at(), cloned?))
+    }
+
+    /// Clones for a session, which is told how far it is.
+    async fn clone_for(
+        &self,
+        session: Option<&SessionId>,
+        run: &RunRef,
+        repo: &GithubRepo,
+        branch: Option<&Branch>,
+        identity: &Identity,
+    ) -> Result<Checkout> {
+        if let Some(session) = session {
+            self.tell(session, about(repo, by_itself(EventReason::Clone))).await;
+        }
+        let (progress, told) = watch::channel(None);
+        let clone = self.clone_repository(run, repo, branch, Some(identity), session.map(|_| &progress));
+        self.watched(session, told, clone).await
     }
 
     /// Removes a sandbox that did not become what it should; whether it is gone.
@@ -349,7 +363,7 @@ pub(crate) fn caused(reason: EventReason, account: &AccountId) -> Cause {
 }
 
 /// Something about a repository that the session is not bound to yet.
-fn about(repo: &GithubRepo, cause: Cause) -> Cause {
+pub(crate) fn about(repo: &GithubRepo, cause: Cause) -> Cause {
     Cause { repo: Some(repo.url()), ..cause }
 }
 

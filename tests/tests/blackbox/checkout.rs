@@ -89,6 +89,38 @@ pub(crate) fn warm(w: &World) -> anyhow::Result<()> {
     w.delete(&first)
 }
 
+/// Sessions hear how far a clone is, whoever makes it: both wait for the one that
+/// the org snapshot is made with.
+pub(crate) fn progress(w: &World) -> anyhow::Result<()> {
+    w.remote(
+        "mkdir -p git/slow; git init -q -b main work-slow; cd work-slow
+         git config user.name Test; git config user.email test@example.test
+         for i in $(seq 24); do head -c 500000 /dev/urandom > file$i; done; git add .; git commit -qm large
+         git clone -q --bare . ../git/slow/large.git",
+    )?;
+    let post = || -> anyhow::Result<_> {
+        let session = w.new_session()?;
+        let body = json!({"repoUrl": "https://github.com/slow/large", "sessionId": session});
+        let request = w.http.post(format!("{}/api/sandbox", w.base)).header("x-api-key", &w.key).json(&body);
+        Ok((session, w.spawn(async move { request.send().await.map(|answer| answer.status()) })))
+    };
+    for (session, post) in [post()?, post()?] {
+        ensure!(w.block_on(post)?? == StatusCode::OK);
+        let page = w.good(Method::GET, &format!("/api/sandbox/events?sessionId={session}"), None)?;
+        let told = page["events"].as_array().context("events")?;
+        let reasons: Vec<_> = told.iter().filter_map(|event| event["reason"].as_str()).collect();
+        ensure!(reasons.first() == Some(&"provision") && reasons.last() == Some(&"ready"), "{reasons:?}");
+        let percents: Vec<u8> = told
+            .iter()
+            .filter(|event| event["reason"] == "clone")
+            .filter_map(|event| event["detail"].as_str()?.strip_suffix('%')?.parse().ok())
+            .collect();
+        ensure!(!percents.is_empty() && percents.is_sorted(), "{percents:?} of {page}");
+        w.delete(&format!("session-{session}"))?;
+    }
+    Ok(())
+}
+
 /// What an agent does first in a checkout.
 fn agents_need(w: &World, name: &str) -> anyhow::Result<()> {
     ensure!(

@@ -48,6 +48,7 @@ const SHARED: &[Scenario] = &[
     ("api::fifty_sessions", api::fifty_sessions),
     ("checkout::warm", checkout::warm),
     ("checkout::ready_copies", checkout::ready_copies),
+    ("checkout::progress", checkout::progress),
     ("checkout::branches", checkout::branches),
     ("checkout::large_files", checkout::large_files),
     ("checkout::odd_remotes", checkout::odd_remotes),

@@ -11,13 +11,18 @@ use dormouse_provider::{
     CreateSandbox, Expiration, NetworkPolicy, ProviderError, RunRef, SandboxKey, SnapshotRequest, Source,
 };
 use dormouse_store::{OrgSnapshotKey, OrgSnapshotRow, StoreError};
-use dormouse_types::{BuildPhase, OrgSnapshotId, SandboxName, SetUp, SnapshotId, Timestamp};
+use dormouse_types::{
+    BuildPhase, EventReason, OrgSnapshotId, SandboxName, SessionId, SetUp, SnapshotId, Timestamp,
+};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::Reader;
 use super::log::BuildLog;
+use crate::checkout::Progress;
+use crate::provision::{about, by_itself};
 use crate::{SessionError, Sessions};
 
 /// After a build that failed for a reason of ours, sandboxes start cold for this
@@ -30,8 +35,15 @@ const MARGIN: Duration = Duration::from_secs(60);
 /// A build for a request that goes on, or one that failed.
 #[derive(Debug, Clone)]
 pub(super) enum Build {
-    Running(Shared<BoxFuture<'static, BuildResult>>),
+    Running(Running),
     Failed(Timestamp),
+}
+
+/// A build that goes on, for who waits for it.
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    built: Shared<BoxFuture<'static, BuildResult>>,
+    progress: watch::Receiver<Progress>,
 }
 
 pub(super) type BuildResult = std::result::Result<OrgSnapshotRow, BuildError>;
@@ -48,8 +60,8 @@ pub(super) enum BuildError {
 /// What a build begins with, and whether it does all that it could.
 #[derive(Debug, Clone)]
 pub(super) enum Plan {
-    /// A request waits for it: a clone, and no more.
-    Fresh,
+    /// A request waits for it, and for how far it is: a clone, and no more.
+    Fresh(watch::Sender<Progress>),
     /// The snapshot that there is, brought to the tip of this branch.
     Newer(Box<OrgSnapshotRow>, String),
     /// A clone, with the repository's set-up.
@@ -74,20 +86,25 @@ impl Drop for GoingOn {
 
 impl Sessions {
     /// The org snapshot of `key`, built now for a request; whoever else wants it
-    /// waits for the same build, which goes on when they are gone.
-    pub(super) async fn build(self: &Arc<Self>, key: &OrgSnapshotKey, reader: &Reader) -> BuildResult {
-        match self.begin_build(key, reader) {
-            Some(build) => build.await,
-            None => Err(BuildError::Failed),
-        }
-    }
-
-    /// `None`: one failed just now.
-    fn begin_build(
+    /// waits for the same build, which goes on when they are gone. `session` is told
+    /// how far it is.
+    pub(super) async fn build(
         self: &Arc<Self>,
         key: &OrgSnapshotKey,
         reader: &Reader,
-    ) -> Option<Shared<BoxFuture<'static, BuildResult>>> {
+        session: Option<&SessionId>,
+    ) -> BuildResult {
+        let Some(Running { built, progress }) = self.begin_build(key, reader) else {
+            return Err(BuildError::Failed);
+        };
+        if let Some(session) = session {
+            self.tell(session, about(&reader.repo, by_itself(EventReason::Clone))).await;
+        }
+        self.watched(session, progress, built).await
+    }
+
+    /// `None`: one failed just now.
+    fn begin_build(self: &Arc<Self>, key: &OrgSnapshotKey, reader: &Reader) -> Option<Running> {
         let org = self.org_snapshots.as_ref()?;
         let mut builds = org.builds.lock().unwrap_or_else(PoisonError::into_inner);
         match builds.get(key) {
@@ -100,9 +117,10 @@ impl Sessions {
             Build::Failed(at) => self.now().since(*at) < PAUSE,
         });
         let (sessions, key_of_build, reader) = (self.clone(), key.clone(), reader.clone());
+        let (told, progress) = watch::channel(None);
         let work = async move {
             let key = key_of_build;
-            let built = sessions.first_build(&key, &reader).await;
+            let built = sessions.first_build(&key, &reader, told).await;
             if let Some(org) = &sessions.org_snapshots {
                 let mut builds = org.builds.lock().unwrap_or_else(PoisonError::into_inner);
                 match &built {
@@ -113,17 +131,23 @@ impl Sessions {
             built
         };
         let work = tokio::spawn(work.in_current_span());
-        let build = async move { work.await.unwrap_or(Err(BuildError::Failed)) }.boxed().shared();
-        builds.insert(key.clone(), Build::Running(build.clone()));
-        Some(build)
+        let built = async move { work.await.unwrap_or(Err(BuildError::Failed)) }.boxed().shared();
+        let running = Running { built, progress };
+        builds.insert(key.clone(), Build::Running(running.clone()));
+        Some(running)
     }
 
-    async fn first_build(&self, key: &OrgSnapshotKey, reader: &Reader) -> BuildResult {
+    async fn first_build(
+        &self,
+        key: &OrgSnapshotKey,
+        reader: &Reader,
+        progress: watch::Sender<Progress>,
+    ) -> BuildResult {
         // Published between the look of whoever asked for it and now.
         if let Ok(Some(row)) = self.db.org_snapshot(key).await {
             return Ok(row);
         }
-        let row = self.build_and_publish(key, reader, Plan::Fresh).await?;
+        let row = self.build_and_publish(key, reader, Plan::Fresh(progress)).await?;
         if row.set_up == SetUp::Pending {
             self.want_build(key, reader).await;
         }
@@ -242,8 +266,9 @@ impl Sessions {
     ) -> std::result::Result<(Checkout, SetUp, SnapshotId), BuildError> {
         log.phase(BuildPhase::Clone).await;
         let checkout = match &plan {
-            Plan::Fresh | Plan::Whole => {
-                match self.clone_repository(run, &reader.repo, None, None, None).await {
+            Plan::Fresh(_) | Plan::Whole => {
+                let progress = if let Plan::Fresh(progress) = &plan { Some(progress) } else { None };
+                match self.clone_repository(run, &reader.repo, None, None, progress).await {
                     Ok(checkout) => Some(checkout),
                     Err(SessionError::Clone { message, .. }) => return Err(BuildError::Clone(message)),
                     Err(error) => return Err(failed(&reader.repo, "clone", &error)),
@@ -271,11 +296,11 @@ impl Sessions {
                     .await
                     .map_err(|error| failed(&reader.repo, "set up", &error))?
             }
-            (Plan::Fresh | Plan::Newer(..), true, Some(_)) => SetUp::Pending,
+            (Plan::Fresh(_) | Plan::Newer(..), true, Some(_)) => SetUp::Pending,
         };
         log.phase(BuildPhase::Snapshot).await;
         // What a set-up left running is not to be kept in the middle of something.
-        let snapshot = self.keep(run, matches!(plan, Plan::Fresh)).await;
+        let snapshot = self.keep(run, matches!(plan, Plan::Fresh(_))).await;
         let snapshot = snapshot.map_err(|error| failed(&reader.repo, "keep a builder", &error.detail()))?;
         Ok((checkout, set_up, snapshot))
     }

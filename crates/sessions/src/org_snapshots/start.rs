@@ -53,7 +53,8 @@ impl Sessions {
         let row = match self.db.org_snapshot(&key).await? {
             Some(row) => row,
             None => {
-                let build = self.build(&key, reader);
+                let session = request.key.name.session();
+                let build = self.build(&key, reader, session.as_ref());
                 match self.unless_called_off(attempt, async { Ok(build.await) }).await? {
                     Ok(row) => row,
                     Err(BuildError::Clone(message)) => {
