@@ -86,6 +86,7 @@ impl Sessions {
     pub(crate) async fn look_at_checkout(&self, run: &RunRef) -> Result<Found> {
         Ok(match self.run_script(run, checkout::look(), None).await? {
             Ok(printed) => Found::read(&printed),
+            Err(_) if self.has_ended(run).await => return Err(SessionError::Interrupted),
             Err(words) => {
                 tracing::warn!(run = %run.id, words, "look at a checkout");
                 Found::Other

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use dormouse_provider::{ProviderError, SandboxKey, SandboxView};
 use dormouse_store::SessionRow;
-use dormouse_types::{EventReason, SandboxName, SessionStatus, SnapshotId};
+use dormouse_types::{EventReason, LifecycleState, SandboxName, SnapshotId};
+use tracing::Instrument as _;
 
-use crate::decide::Event;
+use crate::decide::{Action, Event, View, decide};
 use crate::error::Result;
 use crate::lifecycle::put;
 use crate::provision::by_itself;
@@ -39,26 +40,62 @@ impl Sessions {
     }
 
     /// Wakes a sandbox for somebody who does not go through the session that it
-    /// belongs to, if it does. The session is awake from then on too.
+    /// belongs to, if it does. The session is awake from then on too. It goes on
+    /// when the caller hangs up.
     ///
     /// # Errors
     /// [`SessionError::Archived`]: that of an archived session stays asleep.
-    pub async fn wake(&self, key: &SandboxKey) -> Result<SandboxView> {
-        if let Some(id) = key.name.session()
-            && let Some(row) = self.db.session(&id).await?
-            && is_its(&row, key)
-            && row.status == SessionStatus::Archived
-        {
+    pub async fn wake(self: &Arc<Self>, key: &SandboxKey) -> Result<SandboxView> {
+        let Some(row) = self.session_of(key).await? else { return Ok(self.provider.resume(key).await?) };
+        self.at_hand(&row).await?;
+        let (sessions, key) = (self.clone(), key.clone());
+        let work = async move {
+            if let Some(found) = sessions.resume_active(&row, &key).await? {
+                return Ok(found);
+            }
+            let lock = sessions.locks.take(&row.id).await?;
+            lock.hold(sessions.wake_locked(&key)).await
+        };
+        tokio::spawn(work.in_current_span())
+            .await
+            .map_err(|error| ProviderError::internal("wake a sandbox", error))?
+    }
+
+    /// Finds the sandbox of an active session running, or has it run again; its row
+    /// says already what it is.
+    async fn resume_active(&self, row: &SessionRow, key: &SandboxKey) -> Result<Option<SandboxView>> {
+        if row.lifecycle_state != LifecycleState::Active || !self.touch(&row.id).await? {
+            return Ok(None);
+        }
+        Ok(Some(self.provider.resume(key).await?))
+    }
+
+    /// [`Sessions::wake`] by who holds the lock. Where it fails, the reconciler finds
+    /// the session on its way, and stops what may run.
+    async fn wake_locked(&self, key: &SandboxKey) -> Result<SandboxView> {
+        let row = self.session_of(key).await?.ok_or_else(|| gone(key))?;
+        if let Some(found) = self.resume_active(&row, key).await? {
+            return Ok(found);
+        }
+        if decide(View::of(&row), Event::Provision) == Action::Refuse {
             return Err(SessionError::Archived);
         }
-        // Before as well: what is answered as running must not be on its way to
-        // sleep.
-        self.note_use(&key.namespace, &key.name).await?;
+        let begin = |row: &mut SessionRow| put(row, Event::Provision);
+        let row = self.change(row, Some(by_itself(EventReason::Used)), begin).await?;
         let found = self.provider.resume(key).await?;
-        if found.resumed {
-            self.note_use(&key.namespace, &key.name).await?;
-        }
+        let ready = |row: &mut SessionRow| {
+            put(row, Event::Ready);
+            row.sandbox_expires_at = Some(found.run.expires_at());
+            self.used_now(row);
+        };
+        self.change(row, Some(by_itself(EventReason::Ready)), ready).await?;
         Ok(found)
+    }
+
+    /// The session that a sandbox belongs to.
+    async fn session_of(&self, key: &SandboxKey) -> Result<Option<SessionRow>> {
+        let Some(id) = key.name.session() else { return Ok(None) };
+        Ok(self.db.session(&id).await?.filter(|row| is_its(row, key)))
     }
 
     /// Somebody deleted a sandbox: the session that it belongs to, if it does, has
@@ -131,13 +168,9 @@ impl Sessions {
     /// Takes a sandbox from its session's row, if `gone` says so while nobody
     /// changes the session.
     async fn forget_if(&self, key: &SandboxKey, gone: impl Future<Output = Result<bool>>) -> Result<()> {
-        let Some(id) = key.name.session() else { return Ok(()) };
-        let its = |row: &SessionRow| is_its(row, key);
-        if !self.db.session(&id).await?.is_some_and(|row| its(&row)) {
-            return Ok(());
-        }
-        let lock = self.locks.take(&id).await?;
-        let Some(row) = self.db.session(&id).await?.filter(its) else { return Ok(()) };
+        let Some(row) = self.session_of(key).await? else { return Ok(()) };
+        let lock = self.locks.take(&row.id).await?;
+        let Some(row) = self.session_of(key).await? else { return Ok(()) };
         if !lock.hold(gone).await? {
             return Ok(());
         }
@@ -153,6 +186,10 @@ impl Sessions {
             Err(error) => Err(error),
         }
     }
+}
+
+fn gone(key: &SandboxKey) -> ProviderError {
+    ProviderError::NotFound(format!("sandbox {}", key.name))
 }
 
 /// Whether a session's sandbox is this one.

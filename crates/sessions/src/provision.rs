@@ -123,7 +123,6 @@ impl Sessions {
             }
         };
         let Ready { ends_at, branch, anew } = ready;
-        let now = self.now();
         let ready = Cause { detail: Some(branch.clone()), ..caused(EventReason::Ready, account) };
         let bound = self
             .change(row, Some(ready), |row| {
@@ -132,27 +131,28 @@ impl Sessions {
                 row.host_id.clone_from(&self.host);
                 row.clone_url = Some(repo.url());
                 row.branch = Some(branch.clone());
-                row.lifecycle_error = None;
-                row.last_activity_at = Some(now);
-                row.hibernate_after = Some(now.plus(self.config.idle_timeout));
                 row.sandbox_expires_at = Some(ends_at);
+                self.used_now(row);
             })
             .await;
-        if let Err(error) = bound {
-            tracing::warn!(%session, ?error, "bind sandbox");
-            // What was made just now was acknowledged to nobody, and what belongs to
-            // no session must not stay. All else is somebody's work.
-            let nobodys = match error {
-                SessionError::NotFound | SessionError::CalledOff => true,
-                SessionError::Contended => false,
-                _ => fresh,
-            };
-            if nobodys {
-                self.discard(&key).await;
+        let ready_at = match bound {
+            Ok(row) => row.last_activity_at.unwrap_or(row.updated_at),
+            Err(error) => {
+                tracing::warn!(%session, ?error, "bind sandbox");
+                // What was made just now was acknowledged to nobody, and what belongs to
+                // no session must not stay. All else is somebody's work.
+                let nobodys = match error {
+                    SessionError::NotFound | SessionError::CalledOff => true,
+                    SessionError::Contended => false,
+                    _ => fresh,
+                };
+                if nobodys {
+                    self.discard(&key).await;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-        Ok(Provisioned { ready_at: now, timeout: self.config.idle_timeout, branch, sandbox: name, anew })
+        };
+        Ok(Provisioned { ready_at, timeout: self.config.idle_timeout, branch, sandbox: name, anew })
     }
 
     /// A ready sandbox of a session.
@@ -280,6 +280,15 @@ impl Sessions {
         let (progress, told) = watch::channel(None);
         let clone = self.clone_repository(run, repo, branch, Some(identity), session.map(|_| &progress));
         self.watched(session, told, clone).await
+    }
+
+    /// The session is in use now, and nothing is wrong with it. Whoever writes the row
+    /// calls this as late as they can: others may have used it meanwhile.
+    pub(crate) fn used_now(&self, row: &mut SessionRow) {
+        let now = self.now();
+        row.lifecycle_error = None;
+        row.last_activity_at = Some(now);
+        row.hibernate_after = Some(now.plus(self.config.idle_timeout));
     }
 
     /// Removes a sandbox that did not become what it should; whether it is gone.

@@ -353,12 +353,9 @@ impl Sessions {
         if !matches!(used(&row, Some(running)), Action::Put(_)) {
             return Ok(());
         }
-        let (now, idle) = (self.now(), self.config.idle_timeout);
         self.change(row, Some(by_itself(EventReason::Used)), |row| {
             put(row, Event::Used { running: Some(running) });
-            row.lifecycle_error = None;
-            row.last_activity_at = Some(now);
-            row.hibernate_after = Some(now.plus(idle));
+            self.used_now(row);
             row.sandbox_expires_at = Some(found.run.expires_at());
         })
         .await

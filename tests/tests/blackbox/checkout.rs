@@ -95,7 +95,7 @@ pub(crate) fn progress(w: &World) -> anyhow::Result<()> {
     w.remote(
         "mkdir -p git/slow; git init -q -b main work-slow; cd work-slow
          git config user.name Test; git config user.email test@example.test
-         for i in $(seq 24); do head -c 500000 /dev/urandom > file$i; done; git add .; git commit -qm large
+         for i in $(seq 12); do head -c 500000 /dev/urandom > file$i; done; git add .; git commit -qm large
          git clone -q --bare . ../git/slow/large.git",
     )?;
     let post = || -> anyhow::Result<_> {

@@ -253,7 +253,7 @@ fn traffic_wakes_a_session(w: &World) -> anyhow::Result<()> {
         says(StatusCode::BAD_GATEWAY, "SANDBOX_NOT_LISTENING")?;
         let status = w.good(Method::GET, &format!("/api/sandbox/status?sessionId={session}"), None)?;
         ensure!(status["lifecycle"]["state"] == "active", "{status}");
-        w.good(Method::POST, "/api/sandbox/pause", Some(json!({"sessionId": session})))?;
+        w.good(Method::POST, "/api/sandbox/snapshot", Some(json!({"sessionId": session})))?;
     }
     let path = format!("/api/sessions/{session}");
     w.good(Method::PATCH, &path, Some(json!({"status": "archived"})))?;
