@@ -151,15 +151,23 @@ pub(super) fn asleep(world: &World) {
 /// One of each repository, and nothing that none of them needs.
 fn org_snapshots(world: &World) {
     let mut current = Vec::new();
-    for place in std::iter::once("").chain(world.servers.iter().map(|server| server.host.as_str())) {
+    let places = || std::iter::once("").chain(world.servers.iter().map(|server| server.host.as_str()));
+    for place in places() {
         let key = dormouse_store::OrgSnapshotKey::new(&repo(), RepoAccess::Public, place);
         if let Some(row) = world.see(world.db.org_snapshot(&key)).unwrap() {
             current.push(row.snapshot_id);
         }
     }
+    // One that was retired stays for a minute, and until somebody looks.
+    let (now, lately) = (world.clock.now(), Duration::from_secs(120));
+    let retired: Vec<_> = places()
+        .flat_map(|place| world.see(world.db.retired_org_snapshots(place, now.plus(SKEW), 100)).unwrap())
+        .filter(|row| row.retired_at.is_some_and(|at| at.plus(lately) > now))
+        .map(|row| row.snapshot_id)
+        .collect();
     let there = kept(world);
     for id in &there {
-        if !current.contains(id) {
+        if !current.contains(id) && !retired.contains(id) {
             world.fails(format!("the snapshot {id} is of no org snapshot"));
         }
     }
