@@ -33,7 +33,7 @@ build:
 	cargo build --workspace --all-targets --locked
 
 unit: build
-	cargo test --workspace --locked
+	SEEDS=$${SEEDS:-2000} cargo test --workspace --locked
 
 ## Both OpenAPI documents: valid, as the seed says, and fit for a client.
 documents:
