@@ -68,7 +68,7 @@ pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) 
     };
     let connected = match gateway.connect(&subdomain).await {
         Err(PortError::Stopped(Some(key))) if app.ports.wake_on_traffic => {
-            match app.sessions.wake(&key).await {
+            match app.sessions.wake_outside(&key).await {
                 Ok(_) => gateway.connect(&subdomain).await,
                 Err(SessionError::Provider(error)) => Err(error.into()),
                 Err(SessionError::Archived) => Err(PortError::Stopped(None)),

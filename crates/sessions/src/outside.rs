@@ -45,7 +45,7 @@ impl Sessions {
     ///
     /// # Errors
     /// [`SessionError::Archived`]: that of an archived session stays asleep.
-    pub async fn wake(self: &Arc<Self>, key: &SandboxKey) -> Result<SandboxView> {
+    pub async fn wake_outside(self: &Arc<Self>, key: &SandboxKey) -> Result<SandboxView> {
         let Some(row) = self.session_of(key).await? else { return Ok(self.provider.resume(key).await?) };
         self.at_hand(&row).await?;
         let (sessions, key) = (self.clone(), key.clone());
@@ -70,7 +70,7 @@ impl Sessions {
         Ok(Some(self.provider.resume(key).await?))
     }
 
-    /// [`Sessions::wake`] by who holds the lock. Where it fails, the reconciler finds
+    /// [`Sessions::wake_outside`] by who holds the lock. Where it fails, the reconciler finds
     /// the session on its way, and stops what may run.
     async fn wake_locked(&self, key: &SandboxKey) -> Result<SandboxView> {
         let row = self.session_of(key).await?.ok_or_else(|| gone(key))?;

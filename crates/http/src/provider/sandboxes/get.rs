@@ -33,5 +33,5 @@ pub(crate) async fn get(
     if !query.resume {
         return Ok(Json(present::found(app.provider.get(&key).await?, &app.ports, true)));
     }
-    Ok(Json(present::found(app.sessions.wake(&key).await?, &app.ports, true)))
+    Ok(Json(present::found(app.sessions.wake_outside(&key).await?, &app.ports, true)))
 }

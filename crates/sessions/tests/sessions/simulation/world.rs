@@ -429,7 +429,7 @@ impl World {
             35 => {
                 let key = self.key(session);
                 self.simple(server, session, "wake outside", |sessions, _, _| async move {
-                    sessions.wake(&key).await.map(drop)
+                    sessions.wake_outside(&key).await.map(drop)
                 });
             }
             _ => {
