@@ -96,9 +96,25 @@ impl Sessions {
             Action::Archive => self.put_away(row, None).await.map(drop),
             Action::Delete => self.take_away(&row).await,
             Action::DiscardAndPut(state) => {
+                // Whoever was cut off, and has lost the lock, does not bind it now. After
+                // another crash this is the state that discards.
+                let why = Some("the server ended while the sandbox was made".to_owned());
+                let cause = Cause { detail: why.clone(), ..by_itself(EventReason::Failed) };
+                let row = SessionRow {
+                    lifecycle_state: LifecycleState::Failed,
+                    lifecycle_error: why,
+                    hibernate_after: Some(self.now()),
+                    ..row
+                };
+                let row = self.write(row, Some(&cause)).await?;
                 self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await?;
-                let cause = by_itself(EventReason::Recovered);
-                self.write(SessionRow { lifecycle_state: state, ..row }, Some(&cause)).await.map(drop)
+                let row = SessionRow {
+                    lifecycle_state: state,
+                    lifecycle_error: None,
+                    hibernate_after: None,
+                    ..row
+                };
+                self.write(row, Some(&by_itself(EventReason::Recovered))).await.map(drop)
             }
             Action::Discard => {
                 let left = self.delete_sandbox(&Self::key(&row, &SandboxName::for_session(&row.id))).await;

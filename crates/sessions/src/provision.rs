@@ -96,10 +96,23 @@ impl Sessions {
         // Before the lock: whoever may not come in does not wait.
         check(&self.owned(account, session).await?, repo)?;
         let attempt = self.attempts.begin(session);
-        let (lock, mut row) = self.locked(account, session).await?;
+        let (lock, row) = self.locked(account, session).await?;
         attempt.check()?;
         check(&row, repo)?;
-        let name = SandboxName::for_session(session);
+        // To the last write: whoever has the lock next may remove what is not bound.
+        lock.hold(self.provision_locked(&attempt, row, account, wanted)).await
+    }
+
+    /// [`Sessions::provision`] by who holds the lock.
+    async fn provision_locked(
+        self: &Arc<Self>,
+        attempt: &Attempt,
+        mut row: SessionRow,
+        account: &AccountId,
+        wanted: &Wanted,
+    ) -> Result<Provisioned> {
+        let repo = &wanted.repo;
+        let name = SandboxName::for_session(&row.id);
         let key = Self::key(&row, &name);
         let (before, fresh) = (row.lifecycle_state, row.sandbox_name.is_none());
         if row.sandbox_name.is_none() || before != LifecycleState::Active {
@@ -110,8 +123,7 @@ impl Sessions {
                 })
                 .await?;
         }
-        let work = self.bring_up(&attempt, &key, &row, account, wanted);
-        let ready = match lock.hold(work).await {
+        let ready = match self.bring_up(attempt, &key, &row, account, wanted).await {
             Ok(ready) => ready,
             // Another server has the session by now, and may have its sandbox.
             Err(SessionError::Contended) => return Err(SessionError::Contended),
@@ -124,6 +136,7 @@ impl Sessions {
         };
         let Ready { ends_at, branch, anew } = ready;
         let ready = Cause { detail: Some(branch.clone()), ..caused(EventReason::Ready, account) };
+        let session = row.id.clone();
         let bound = self
             .change(row, Some(ready), |row| {
                 put(row, Event::Ready);
