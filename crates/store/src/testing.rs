@@ -207,12 +207,13 @@ impl Fill<'_> {
         let numbers = |count: i64| {
             format!("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})")
         };
-        let Self { account, host, now, .. } = self;
+        let Self { account, host, now, sandboxes, .. } = self;
         let far = now + 86_400_000_000;
         let mut statements = vec![format!(
             "INSERT INTO sessions (id, account_id, title, status, sandbox_name, host_id, lifecycle_state,
                lifecycle_version, hibernate_after, due_at, created_at, updated_at) {}
-             SELECT 'ses_fill' || i, '{account}', 'A session', 'running', 'session-ses_fill' || i, '{host}',
+             SELECT 'ses_fill' || i, '{account}', 'A session', 'running',
+               CASE WHEN i <= {sandboxes} THEN 'session-ses_fill' || i END, '{host}',
                CASE WHEN i % 10 = 0 THEN 'active' ELSE 'hibernated' END, 1,
                CASE WHEN i % 10 = 0 THEN {far} + i END, CASE WHEN i % 10 = 0 THEN {far} + i END,
                {now} - i, {now} - i FROM n",
@@ -229,7 +230,7 @@ impl Fill<'_> {
                     "INSERT INTO sandboxes (id, owner, project, name, persistent, image_id, config,
                        current_run, current_snapshot, volume_id, base_bytes, boots, created_at, updated_at,
                        status_updated_at) {n}
-                     SELECT 'box_fill' || i, '{account}', 'default', 'fill-' || i, TRUE, 'img_fill', '{{}}',
+                     SELECT 'box_fill' || i, '{account}', 'default', 'session-ses_fill' || i, TRUE, 'img_fill', '{{}}',
                        'sbx_fill' || i, 'snap_fill' || i, 'vol_fill' || i, 1, 1, {now} - i, {now} - i,
                        {now} - i FROM n"
                 ),
@@ -237,14 +238,14 @@ impl Fill<'_> {
                     "INSERT INTO runs (id, sandbox_id, host_id, owner, project, sandbox_name, status, number,
                        vcpus, memory_mib, pids, cwd, runtime, network, volume_id, made_volume, timeout_ms,
                        requested_at, stopped_at, warnings, updated_at) {n}
-                     SELECT 'sbx_fill' || i, 'box_fill' || i, '{host}', '{account}', 'default', 'fill-' || i,
+                     SELECT 'sbx_fill' || i, 'box_fill' || i, '{host}', '{account}', 'default', 'session-ses_fill' || i,
                        'stopped', 1, 2, 4096, 512, '/', 'default', '\"allow-all\"', 'vol_fill' || i, TRUE, 1,
                        {now} - i, {now} - i, '[]', {now} - i FROM n"
                 ),
                 format!(
                     "INSERT INTO snapshots (id, host_id, owner, project, sandbox_id, sandbox_name, source_run,
                        image_id, kind, status, size_bytes, boots, retired, created_at, updated_at) {n}
-                     SELECT 'snap_fill' || i, '{host}', '{account}', 'default', 'box_fill' || i, 'fill-' || i,
+                     SELECT 'snap_fill' || i, '{host}', '{account}', 'default', 'box_fill' || i, 'session-ses_fill' || i,
                        'sbx_fill' || i, 'img_fill', 'automatic', 'created', 1, 1, FALSE, {now} - i, {now} - i
                      FROM n"
                 ),
