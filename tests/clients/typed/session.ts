@@ -32,7 +32,9 @@ export async function useEverything(key: string): Promise<number> {
   const state: string | undefined = status.data?.lifecycle.state;
   const probe = await api.GET("/api/sandbox/reconnect", { params: { query: { sessionId } } });
   const history = await api.GET("/api/sandbox/events", { params: { query: { sessionId, limit: "10" } } });
-  const reason: string | undefined = history.data?.events[0]?.reason;
+  // It is a page, or a stream as text.
+  const page = typeof history.data === "object" ? history.data : undefined;
+  const reason: string | undefined = page?.events[0]?.reason;
   const active = await api.POST("/api/sandbox/activity", { body: { sessionId } });
   const extended = await api.POST("/api/sandbox/extend", { body: { sessionId } });
   const paused = await api.POST("/api/sandbox/snapshot", { body: { sessionId } });
