@@ -36,15 +36,18 @@ pub(crate) const HEAL: Duration = Duration::from_secs(30);
 impl Sessions {
     /// Runs the reconciler for ever.
     pub async fn run_lifecycle(self: Arc<Self>) {
-        if let Err(error) = self.forget_the_lost().await {
-            tracing::error!(?error, "look for sessions whose sandboxes are gone");
-        }
+        let lost = async {
+            while let Err(error) = self.forget_the_lost().await {
+                tracing::error!(?error, "look for sessions whose sandboxes are gone");
+                tokio::time::sleep(HEAL).await;
+            }
+        };
         let wake = self.wake.clone();
-        dormouse_jobs::reconcile(PERIOD, wake, || {
+        let reconcile = dormouse_jobs::reconcile(PERIOD, wake, || {
             let sessions = self.clone();
             async move { sessions.reconcile_once().await }
-        })
-        .await;
+        });
+        tokio::join!(biased; lost, reconcile);
     }
 
     /// Deals with everything that is due now.
