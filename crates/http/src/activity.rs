@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use dormouse_provider::Namespace;
-use dormouse_types::SandboxName;
+use dormouse_provider::SandboxKey;
 use futures::{Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -22,19 +21,18 @@ const NOTED: Duration = Duration::from_secs(10);
 
 /// When use was last noted, by sandbox.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Noted(Arc<Mutex<HashMap<(Namespace, SandboxName), Instant>>>);
+pub(crate) struct Noted(Arc<Mutex<HashMap<SandboxKey, Instant>>>);
 
 /// Use of a sandbox.
 #[derive(Clone)]
 pub(crate) struct Activity {
     app: App,
-    namespace: Namespace,
-    sandbox: SandboxName,
+    key: SandboxKey,
 }
 
 impl Activity {
-    pub(crate) fn new(app: &App, namespace: &Namespace, sandbox: &SandboxName) -> Self {
-        Self { app: app.clone(), namespace: namespace.clone(), sandbox: sandbox.clone() }
+    pub(crate) fn new(app: &App, key: SandboxKey) -> Self {
+        Self { app: app.clone(), key }
     }
 
     /// Well before the sandbox would fall asleep.
@@ -44,21 +42,20 @@ impl Activity {
 
     /// It is used now.
     pub(crate) fn note(&self) {
-        if self.sandbox.session().is_none() {
+        if self.key.name.session().is_none() {
             return;
         }
         {
             let often = self.often();
             let mut noted = self.app.noted.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = (self.namespace.clone(), self.sandbox.clone());
-            if noted.get(&key).is_some_and(|at| at.elapsed() < often) {
+            if noted.get(&self.key).is_some_and(|at| at.elapsed() < often) {
                 return;
             }
             noted.retain(|_, at| at.elapsed() < often);
-            noted.insert(key, Instant::now());
+            noted.insert(self.key.clone(), Instant::now());
         }
-        let (app, namespace, sandbox) = (self.app.clone(), self.namespace.clone(), self.sandbox.clone());
-        tokio::spawn(async move { crate::provider::note_use(&app, &namespace, &sandbox).await });
+        let (app, key) = (self.app.clone(), self.key.clone());
+        tokio::spawn(async move { crate::provider::note_use(&app, &key).await });
     }
 
     /// It is used for as long as somebody waits for `work`.

@@ -143,7 +143,7 @@ async fn pass(app: App, connection: PortConnection, mut request: Request, peer: 
             "the program in the sandbox broke the connection",
         )
     };
-    let used = Activity::new(&app, &key.namespace, &key.name).stream();
+    let used = Activity::new(&app, key).stream();
     used.client();
 
     let upgrade = request.headers().get(header::UPGRADE).cloned();

@@ -92,8 +92,9 @@ impl Sessions {
         Ok(found)
     }
 
-    /// The session that a sandbox belongs to.
-    async fn session_of(&self, key: &SandboxKey) -> Result<Option<SessionRow>> {
+    /// The session that a sandbox belongs to: whoever may name a sandbox may not speak
+    /// for another's session.
+    pub(crate) async fn session_of(&self, key: &SandboxKey) -> Result<Option<SessionRow>> {
         let Some(id) = key.name.session() else { return Ok(None) };
         Ok(self.db.session(&id).await?.filter(|row| is_its(row, key)))
     }

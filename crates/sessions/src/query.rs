@@ -4,9 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{
-    CommandSpec, LogEvent, Namespace, ProviderError, RunRef, RunStatus, SandboxKey, StopReason,
-};
+use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus, SandboxKey, StopReason};
 use dormouse_store::{Cause, SessionFilter, SessionRow};
 use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
@@ -42,27 +40,9 @@ impl NewSession {
     #[must_use]
     pub fn row(self, account: &AccountId, now: Timestamp) -> SessionRow {
         let title = self.title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
-        SessionRow {
-            id: SessionId::generate(),
-            account_id: account.clone(),
-            title: title.unwrap_or_else(|| "New session".to_owned()),
-            status: SessionStatus::Running,
-            clone_url: self.repo.map(|repo| repo.url()),
-            branch: None,
-            sandbox_name: None,
-            host_id: None,
-            lifecycle_state: LifecycleState::Provisioning,
-            lifecycle_version: 0,
-            lifecycle_error: None,
-            last_activity_at: None,
-            hibernate_after: None,
-            sandbox_expires_at: None,
-            lines_added: None,
-            lines_removed: None,
-            created_at: now,
-            updated_at: now,
-            deleted_at: None,
-        }
+        let title = title.unwrap_or_else(|| "New session".to_owned());
+        let clone_url = self.repo.map(|repo| repo.url());
+        SessionRow { clone_url, ..SessionRow::new(account.clone(), title, now) }
     }
 }
 
@@ -324,16 +304,12 @@ impl Sessions {
     /// it does. One that was woken without the session is awake for it too, also
     /// where a server that died was putting it to sleep. A session that is going
     /// to sleep or coming back now is waited for.
-    pub async fn note_use(&self, namespace: &Namespace, sandbox: &SandboxName) -> Result<()> {
-        let Some(id) = sandbox.session() else { return Ok(()) };
-        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
-        // Whoever may name a sandbox may not speak for another's session.
-        if row.sandbox_name.as_ref() != Some(sandbox)
-            || &Self::namespace(&row.account_id) != namespace
-            || row.status == SessionStatus::Archived
-        {
+    pub async fn note_use(&self, key: &SandboxKey) -> Result<()> {
+        let Some(row) = self.session_of(key).await? else { return Ok(()) };
+        if row.status == SessionStatus::Archived {
             return Ok(());
         }
+        let id = row.id.clone();
         let used = |row: &SessionRow, running| decide(View::of(row), Event::Used { running });
         match used(&row, None) {
             Action::Touch if self.touch(&id).await? => return Ok(()),
@@ -342,13 +318,13 @@ impl Sessions {
             _ => return Ok(()),
         }
         let _lock = self.locks.take(&id).await?;
-        let Some(row) = self.db.session(&id).await? else { return Ok(()) };
+        let Some(row) = self.session_of(key).await? else { return Ok(()) };
         match used(&row, None) {
             Action::Touch => return self.touch(&id).await.map(drop),
-            Action::Ask if row.sandbox_name.as_ref() == Some(sandbox) => {}
+            Action::Ask => {}
             _ => return Ok(()),
         }
-        let found = self.provider.get(&Self::key(&row, sandbox)).await?;
+        let found = self.provider.get(key).await?;
         let running = found.run.status == RunStatus::Running;
         if !matches!(used(&row, Some(running)), Action::Put(_)) {
             return Ok(());

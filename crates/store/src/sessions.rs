@@ -56,7 +56,32 @@ pub struct SessionRow {
 }
 
 impl SessionRow {
-    /// When its lifecycle wants attention.
+    /// One that nobody has used yet.
+    #[must_use]
+    pub fn new(account_id: AccountId, title: String, now: Timestamp) -> Self {
+        Self {
+            id: SessionId::generate(),
+            account_id,
+            title,
+            status: SessionStatus::Running,
+            clone_url: None,
+            branch: None,
+            sandbox_name: None,
+            host_id: None,
+            lifecycle_state: LifecycleState::Provisioning,
+            lifecycle_version: 0,
+            lifecycle_error: None,
+            last_activity_at: None,
+            hibernate_after: None,
+            sandbox_expires_at: None,
+            lines_added: None,
+            lines_removed: None,
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+        }
+    }
+
     /// When it is put to sleep, if nobody uses it. Of one that failed the same column
     /// says when it is looked at again.
     #[must_use]
@@ -64,6 +89,7 @@ impl SessionRow {
         self.hibernate_after.filter(|_| self.lifecycle_state != LifecycleState::Failed)
     }
 
+    /// When its lifecycle wants attention.
     fn due_at(&self) -> Option<Timestamp> {
         [self.hibernate_after, self.sandbox_expires_at].into_iter().flatten().min()
     }

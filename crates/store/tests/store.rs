@@ -40,27 +40,7 @@ fn account() -> AccountRow {
 }
 
 fn session(account: &AccountId) -> SessionRow {
-    SessionRow {
-        id: SessionId::generate(),
-        account_id: account.clone(),
-        title: "t".into(),
-        status: SessionStatus::Running,
-        clone_url: None,
-        branch: None,
-        sandbox_name: None,
-        host_id: None,
-        lifecycle_state: LifecycleState::Provisioning,
-        lifecycle_version: 0,
-        lifecycle_error: None,
-        last_activity_at: None,
-        hibernate_after: None,
-        sandbox_expires_at: None,
-        lines_added: None,
-        lines_removed: None,
-        created_at: NOW,
-        updated_at: NOW,
-        deleted_at: None,
-    }
+    SessionRow::new(account.clone(), "t".into(), NOW)
 }
 
 async fn named_image(db: &Db, name: &str, digest: &str, created_at: Timestamp) -> ImageRow {

@@ -273,9 +273,7 @@ mod tests {
     use std::sync::Mutex;
 
     use dormouse_store::{AccountRow, Cause, OrgRow, SessionRow};
-    use dormouse_types::{
-        AccountId, EventReason, HostId, LifecycleState, OrgId, SessionId, SessionStatus, WebhookId,
-    };
+    use dormouse_types::{AccountId, EventReason, HostId, OrgId, SessionId, WebhookId};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -346,25 +344,8 @@ mod tests {
         };
         db.insert_webhook(&hook).await.unwrap();
         let session = SessionRow {
-            id: SessionId::generate(),
-            account_id: account,
-            title: "x".into(),
-            status: SessionStatus::Running,
             clone_url: Some("https://github.com/Acme/widgets".into()),
-            branch: None,
-            sandbox_name: None,
-            host_id: None,
-            lifecycle_state: LifecycleState::Provisioning,
-            lifecycle_version: 0,
-            lifecycle_error: None,
-            last_activity_at: None,
-            hibernate_after: None,
-            sandbox_expires_at: None,
-            lines_added: None,
-            lines_removed: None,
-            created_at: now,
-            updated_at: now,
-            deleted_at: None,
+            ..SessionRow::new(account, "x".into(), now)
         };
         db.insert_session(&session).await.unwrap();
         let host: HostId = "host_one".parse().unwrap();

@@ -2,8 +2,8 @@
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use dormouse_provider::{Namespace, RunRef};
-use dormouse_types::{DEFAULT_PROJECT, RunId, SandboxName};
+use dormouse_provider::{Namespace, RunRef, SandboxKey};
+use dormouse_types::{DEFAULT_PROJECT, RunId};
 use utoipa::IntoParams;
 
 use super::error::WireError;
@@ -99,7 +99,7 @@ impl FromRequestParts<App> for Scope {
 /// project, since these paths carry none.
 pub(crate) struct RunScope {
     pub(crate) run: RunRef,
-    sandbox: SandboxName,
+    sandbox: SandboxKey,
     right: Right,
 }
 
@@ -107,12 +107,10 @@ impl RunScope {
     /// The run, of which the call is use: what is done in a session's sandbox
     /// puts the session's sleep off.
     pub(crate) async fn used(&self, app: &App) -> RunRef {
-        note_use(app, &self.run.namespace, &self.sandbox).await;
+        note_use(app, &self.sandbox).await;
         self.run.clone()
     }
-}
 
-impl RunScope {
     /// The caller's right to it, for as long as a call goes on.
     pub(crate) fn right(&self) -> Right {
         self.right.clone()
@@ -120,7 +118,7 @@ impl RunScope {
 
     /// Use of its sandbox by a call that goes on.
     pub(crate) fn activity(&self, app: &App) -> Activity {
-        Activity::new(app, &self.run.namespace, &self.sandbox)
+        Activity::new(app, self.sandbox.clone())
     }
 }
 
@@ -136,13 +134,14 @@ impl FromRequestParts<App> for RunScope {
         let row = app.db.run(&id).await.map_err(crate::error::ApiError::from)?;
         let row = row.filter(|row| row.namespace.owner == owner).ok_or_else(missing)?;
         let right = Right { account: identity.account, key: identity.key, owner };
-        Ok(Self { run: RunRef { namespace: row.namespace, id }, sandbox: row.sandbox_name, right })
+        let sandbox = SandboxKey { namespace: row.namespace.clone(), name: row.sandbox_name };
+        Ok(Self { run: RunRef { namespace: row.namespace, id }, sandbox, right })
     }
 }
 
 /// Tells the session of a sandbox that it is used; a failure is only logged.
-pub(crate) async fn note_use(app: &App, namespace: &Namespace, sandbox: &SandboxName) {
-    if let Err(error) = app.sessions.note_use(namespace, sandbox).await {
-        tracing::warn!(%sandbox, ?error, "note activity");
+pub(crate) async fn note_use(app: &App, key: &SandboxKey) {
+    if let Err(error) = app.sessions.note_use(key).await {
+        tracing::warn!(sandbox = %key.name, ?error, "note activity");
     }
 }

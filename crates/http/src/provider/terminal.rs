@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
-use dormouse_provider::{CommandSpec, RunRef, TerminalInput, TerminalOutput, TerminalSize};
+use dormouse_provider::{CommandSpec, RunRef, SandboxKey, TerminalInput, TerminalOutput, TerminalSize};
 use dormouse_store::{TicketRow, hash_secret};
 use dormouse_wire as wire;
 use futures::{SinkExt as _, StreamExt as _};
@@ -176,7 +176,10 @@ async fn serve(app: App, run: RunRef, right: Right, mut socket: WebSocket) {
         }
     };
     let used = match app.provider.run(&run).await {
-        Ok(found) => Activity::new(&app, &run.namespace, &found.sandbox).stream(),
+        Ok(found) => {
+            let key = SandboxKey { namespace: run.namespace.clone(), name: found.sandbox };
+            Activity::new(&app, key).stream()
+        }
         Err(error) => {
             let error = WireError::from(error).detail();
             return close(socket, 1011, error.message).await;

@@ -508,34 +508,6 @@ impl Storage {
         }
     }
 
-    /// Makes the copies of a snapshot that are wanted for who starts from it next.
-    pub(crate) fn copy_ahead(&self, snapshot: &SnapshotId) -> io::Result<()> {
-        let Driver::Btrfs { driver, .. } = &self.driver else { return Ok(()) };
-        while self.ready.begin(snapshot, Instant::now()) {
-            let name = format!("ready-{snapshot}-{}", self.counter.fetch_add(1, Ordering::Relaxed));
-            let made = self.access().and_then(|_open| {
-                driver.copy_ahead(&self.snapshot_path(snapshot), &self.root.join("scratch"), &name)
-            });
-            let wanted = self.ready.end(snapshot, made.is_ok().then_some(name.as_str()));
-            if made.is_ok() && !wanted {
-                let _open = self.access()?;
-                self.delete_scratch(&name)?;
-            }
-            made?;
-        }
-        Ok(())
-    }
-
-    /// Removes copies that were made ahead and that nobody wants any more.
-    fn drop_copies(&self, names: Vec<String>) {
-        for name in names {
-            if let Err(error) = self.delete_scratch(&name) {
-                // The next start removes it.
-                tracing::warn!(%error, name, "remove a copy that was made ahead");
-            }
-        }
-    }
-
     /// Copies the tree of a volume or snapshot file by file; it appears whole.
     fn copy_tree(&self, from: &Path, to: &Path) -> io::Result<()> {
         let name = format!("copy-{}-{}", std::process::id(), self.counter.fetch_add(1, Ordering::Relaxed));

@@ -3,13 +3,17 @@
 //! one that is there only changes its name.
 //!
 //! Copies lie in `scratch` and are nobody's after a crash. Here is what is there and what
-//! is wanted; who makes and removes them is `Storage`.
+//! is wanted, and how they are made and removed; `Storage` hands them over.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_types::SnapshotId;
+
+use super::{Driver, Storage};
 
 /// Starts of this time say how many will follow.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -109,6 +113,36 @@ impl Ready {
             });
             all
         })
+    }
+}
+
+impl Storage {
+    /// Makes the copies of a snapshot that are wanted for who starts from it next.
+    pub(crate) fn copy_ahead(&self, snapshot: &SnapshotId) -> io::Result<()> {
+        let Driver::Btrfs { driver, .. } = &self.driver else { return Ok(()) };
+        while self.ready.begin(snapshot, Instant::now()) {
+            let name = format!("ready-{snapshot}-{}", self.counter.fetch_add(1, Ordering::Relaxed));
+            let made = self.access().and_then(|_open| {
+                driver.copy_ahead(&self.snapshot_path(snapshot), &self.root.join("scratch"), &name)
+            });
+            let wanted = self.ready.end(snapshot, made.is_ok().then_some(name.as_str()));
+            if made.is_ok() && !wanted {
+                let _open = self.access()?;
+                self.delete_scratch(&name)?;
+            }
+            made?;
+        }
+        Ok(())
+    }
+
+    /// Removes copies that were made ahead and that nobody wants any more.
+    pub(super) fn drop_copies(&self, names: Vec<String>) {
+        for name in names {
+            if let Err(error) = self.delete_scratch(&name) {
+                // The next start removes it.
+                tracing::warn!(%error, name, "remove a copy that was made ahead");
+            }
+        }
     }
 }
 

@@ -335,7 +335,7 @@ async fn what_a_crash_left_comes_to_rest() {
         };
         bench.db.change_session(&id, None, set).await.unwrap().unwrap();
         let key = bench.key(&id);
-        bench.sessions.note_use(&key.namespace, &key.name).await.unwrap();
+        bench.sessions.note_use(&key).await.unwrap();
         assert_eq!(bench.state(&id).await, LifecycleState::Active);
     }
 }

@@ -434,9 +434,12 @@ impl World {
             }
             _ => {
                 let key = self.key(session);
-                self.simple(server, session, "use", |sessions, _, _| async move {
-                    sessions.note_use(&key.namespace, &key.name).await
-                });
+                self.simple(
+                    server,
+                    session,
+                    "use",
+                    |sessions, _, _| async move { sessions.note_use(&key).await },
+                );
             }
         }
     }
