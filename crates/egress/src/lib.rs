@@ -1,136 +1,167 @@
-//! What a sandbox's traffic must pass: a resolver and a TCP relay on the host,
-//! to which the packet filter sends everything that a sandbox says.
+//! What a sandbox's traffic must pass on its way out: policy, resolver, relay and
+//! proxy. Secrets are put on requests here, outside the sandbox.
 //!
-//! The relay passes what is public and what the sandbox's policy allows, and
-//! refuses private, link-local and host addresses (the packet filter does too;
-//! this is the second door). Rules for domains and credentials join here.
-//! Mirrored hosts (`git.mirrors`) resolve to an address of ours, where [`mirror`]
-//! answers in their name.
+//! ```text
+//!             sandbox
+//!     DNS, SYN |    | bytes
+//!           [gate] [relay]--------- splice ---------+
+//!     policy   |    |  \                            |
+//!     names ---+    |   TLS of its own authority    |
+//!     ground        |    \                          |
+//!                   |  [http] rules, secrets        |
+//!                   +----- dial --------------------+--> destination
+//! ```
 //!
-//! What does not live here: which sandbox may do what, and the packet filter.
+//! Whoever starts an [`Egress`] hands it a gate (a TUN device, on which the first
+//! packet of each connection comes) and a transparent listener; both live in a
+//! network namespace of their own, from which no packet reaches anything else. What
+//! does not live here: how packets get there, and who may do what.
 
-#![expect(unsafe_code, reason = "SO_ORIGINAL_DST has no safe wrapper")]
-
+mod authority;
+mod dial;
 mod dns;
+mod gate;
+mod ground;
+mod hello;
+mod http;
+mod identity;
+mod io;
+mod ledger;
 mod mirror;
+mod names;
+mod packet;
 mod places;
 mod policy;
+mod reason;
 mod relay;
+mod sandboxes;
+mod splice;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, UdpSocket};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use url::Url;
 
+pub use authority::AuthoritySecret;
+pub use ground::Ground;
+pub use identity::{Signer, SignerError};
+pub use ledger::{Access, Sums, Way};
 pub use mirror::{Mirror, MirrorError, mirrored};
-pub use policy::{EgressPolicy, Policies};
+pub use policy::Ruleset;
+pub use reason::Reason;
+pub use sandboxes::Sandboxes;
 
-/// Where to listen and what to stand in for.
+/// What the operator decides of the network of sandboxes.
 #[derive(Debug, Clone)]
 pub struct EgressConfig {
-    /// Address of the listeners; only sandboxes' redirected packets reach it.
+    /// In whose name packets are refused.
     pub address: Ipv4Addr,
-    /// What mirrored hosts resolve to.
-    pub mirror_address: Ipv4Addr,
-    /// Resolver to ask; `None`: the first of `/etc/resolv.conf`.
+    /// Resolver to ask; `None`: those of the host.
     pub upstream: Option<SocketAddr>,
+    /// HTTP proxy to go through: `http://[USER:PASSWORD@]HOST:PORT`.
+    pub proxy: Option<Url>,
+    /// Networks beyond the built-in list.
+    pub ground: Ground,
     /// URL prefixes that stand for others.
     pub mirrors: Vec<Mirror>,
-    /// Where our certificate authority is kept.
-    pub state_dir: PathBuf,
+    /// PEM file of authorities that the proxy believes in beside the public ones
+    /// and the host's.
+    pub extra_roots: Option<PathBuf>,
+    /// What the authorities of sandboxes follow from.
+    pub secret: AuthoritySecret,
+    /// Signs forwarded requests.
+    pub signer: Option<Arc<Signer>>,
 }
 
-/// Why the listeners could not be started.
+/// Where sandboxes' traffic comes in.
+#[derive(Debug)]
+pub struct Entrance {
+    /// The TUN device, not blocking.
+    pub gate: AsyncFd<OwnedFd>,
+    /// The transparent listener, not blocking.
+    pub listener: std::net::TcpListener,
+}
+
+/// Why the network of sandboxes could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum EgressError {
-    /// An address could not be bound.
-    #[error("listen on {address}")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    /// The listener cannot be used.
+    #[error("take over the listener of the sandboxes' network")]
+    Entrance(#[source] std::io::Error),
     /// A mirror cannot be served.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
+    /// The resolver could not be set up.
+    #[error("set up the resolver: {0}")]
+    Resolver(String),
+    /// TLS could not be set up.
+    #[error("set up TLS")]
+    Tls(#[from] rustls::Error),
+    /// A file of authorities could not be read.
+    #[error("read the certificate authorities in {path}: {message}")]
+    Roots {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// The proxy's URL is none.
+    #[error("network.proxy: must be http://[USER:PASSWORD@]HOST:PORT")]
+    Proxy,
 }
 
-/// The running listeners; they end when this is dropped.
+/// The running network; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Egress {
-    dns_port: u16,
-    tcp_port: u16,
-    mirrors: Option<Arc<mirror::Gateway>>,
-    policies: Arc<Policies>,
+    sandboxes: Arc<Sandboxes>,
+    mirrored: Vec<String>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Egress {
-    /// Binds and serves.
+    /// Serves what comes in.
     ///
     /// # Errors
-    /// [`EgressError`] when an address cannot be bound or a mirror is wrong.
-    pub async fn start(config: EgressConfig) -> Result<Self, EgressError> {
-        let at = |port| SocketAddr::from((config.address, port));
-        let listen = |address| move |source| EgressError::Listen { address, source };
-        let mirrors = if config.mirrors.is_empty() {
-            None
-        } else {
-            Some(Arc::new(mirror::Gateway::new(config.mirrors.clone(), &config.state_dir)?))
-        };
-        let relay = TcpListener::bind(at(0)).await.map_err(listen(at(0)))?;
-        let dns_tcp = TcpListener::bind(at(0)).await.map_err(listen(at(0)))?;
-        let dns_port = dns_tcp.local_addr().map_err(listen(at(0)))?.port();
-        let dns_udp = UdpSocket::bind(at(dns_port)).await.map_err(listen(at(dns_port)))?;
-        let tcp_port = relay.local_addr().map_err(listen(at(0)))?.port();
-
-        let policies = Arc::new(Policies::default());
-        let resolver = Arc::new(dns::Resolver {
-            policies: policies.clone(),
-            upstream: config.upstream.or_else(dns::host_resolver),
-            mirror_address: config.mirror_address,
-            mirrored: mirrors.as_ref().map(|gateway| gateway.hosts()).unwrap_or_default(),
-        });
-        let tasks = vec![
-            tokio::spawn(dns::serve_udp(resolver.clone(), Arc::new(dns_udp))),
-            tokio::spawn(dns::serve_tcp(resolver, dns_tcp)),
-            tokio::spawn(relay::serve(relay, config.mirror_address, mirrors.clone(), policies.clone())),
-        ];
-        Ok(Self { dns_port, tcp_port, mirrors, policies, tasks })
+    /// [`EgressError`] that says what cannot be served.
+    pub fn start(config: EgressConfig, entrance: Entrance) -> Result<Self, EgressError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let proxy = config.proxy.as_ref().map(|url| dial::Proxy::new(url).ok_or(EgressError::Proxy));
+        let names =
+            names::Names::new(config.upstream).map_err(|error| EgressError::Resolver(error.to_string()))?;
+        let dialer = Arc::new(dial::Dialer { ground: config.ground, names, proxy: proxy.transpose()? });
+        let mirrors = Arc::new(mirror::Mirrors::new(config.mirrors)?);
+        let resolver = Arc::new(dns::Resolver { dialer: dialer.clone(), mirrors: mirrors.clone() });
+        let trust = sandboxes::Trust { secret: config.secret, provider: provider.clone() };
+        let sandboxes = Arc::new(Sandboxes::new(trust));
+        let tls = http::Tls::new(roots(config.extra_roots)?, provider)?;
+        let gate = gate::Gate::new(entrance.gate, config.address, sandboxes.clone(), resolver.clone());
+        let gate = Arc::new(gate);
+        let listener = TcpListener::from_std(entrance.listener).map_err(EgressError::Entrance)?;
+        let mirrored = mirrors.hosts().iter().map(ToString::to_string).collect();
+        let proxy = Arc::new(http::Proxy { dialer, mirrors, resolver, tls, signer: config.signer });
+        let relay = Arc::new(relay::Relay { gate: gate.clone(), proxy });
+        let tasks = vec![tokio::spawn(gate.serve()), tokio::spawn(relay.serve(listener))];
+        Ok(Self { sandboxes, mirrored, tasks })
     }
 
-    /// Port of the resolver, UDP and TCP.
+    /// Who is where, and may reach what.
     #[must_use]
-    pub fn dns_port(&self) -> u16 {
-        self.dns_port
-    }
-
-    /// Port of the relay.
-    #[must_use]
-    pub fn tcp_port(&self) -> u16 {
-        self.tcp_port
-    }
-
-    /// What each sandbox may reach.
-    #[must_use]
-    pub fn policies(&self) -> Arc<Policies> {
-        self.policies.clone()
-    }
-
-    /// Certificate of our authority in PEM, when hosts are mirrored.
-    #[must_use]
-    pub fn certificate(&self) -> Option<&str> {
-        self.mirrors.as_ref().map(|gateway| gateway.certificate())
+    pub fn sandboxes(&self) -> Arc<Sandboxes> {
+        self.sandboxes.clone()
     }
 
     /// Hosts that are mirrored.
     #[must_use]
-    pub fn mirrored_hosts(&self) -> Vec<String> {
-        self.mirrors.as_ref().map(|gateway| gateway.hosts()).unwrap_or_default()
+    pub fn mirrored_hosts(&self) -> &[String] {
+        &self.mirrored
     }
 }
 
@@ -138,4 +169,29 @@ impl Drop for Egress {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// Public authorities, those of the host, and those of a file.
+fn roots(extra: Option<PathBuf>) -> Result<RootCertStore, EgressError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let host = rustls_native_certs::load_native_certs();
+    for error in host.errors {
+        tracing::debug!(%error, "read the host's certificate authorities");
+    }
+    // Some of a host's may be of a form that nobody accepts any more.
+    let _ = roots.add_parsable_certificates(host.certs);
+    if let Some(path) = extra {
+        let failed = |message: String| EgressError::Roots { path: path.clone(), message };
+        let certificates = CertificateDer::pem_file_iter(&path).map_err(|error| failed(error.to_string()))?;
+        let mut added = 0;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+            added += 1;
+        }
+        if added == 0 {
+            return Err(failed("it holds no certificate".to_owned()));
+        }
+    }
+    Ok(roots)
 }

@@ -1,49 +1,15 @@
-//! Mirrors: standing in for a git host.
+//! Mirrors: where a host really is (`git.mirrors`). Inside a sandbox the public URL
+//! stays what it is; the proxy sends its requests to the mirror, with everything
+//! that a policy sets for the public host.
 //!
-//! Inside a sandbox the public URL stays what it is; its host resolves to an
-//! address of ours, where this gateway answers TLS with a certificate of our
-//! own authority, which only git inside trusts for that host. Requests of the
-//! git smart-HTTP protocol (`gitprotocol-http(5)`) and of Git LFS go on to the mirror;
-//! nothing else does, so a mirror on a private address exposes repositories and no
-//! more.
+//! A mirror may be on a private address. So that it exposes repositories and no
+//! more, only requests of the git smart-HTTP protocol (`gitprotocol-http(5)`), of
+//! Git LFS and of GitHub's API for repositories go on, and the URL that comes out
+//! lies below the mirror's own.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
-use futures::TryStreamExt as _;
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use dormouse_provider::HostName;
+use http::{Method, Uri};
 use url::Url;
-
-/// How long a mirror may take to begin its answer.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Request headers that go on.
-const PASSED_ON: [HeaderName; 6] = [
-    header::ACCEPT,
-    header::ACCEPT_ENCODING,
-    header::CONTENT_ENCODING,
-    header::CONTENT_TYPE,
-    header::USER_AGENT,
-    HeaderName::from_static("git-protocol"),
-];
-
-/// Answer headers that come back.
-const PASSED_BACK: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CACHE_CONTROL, header::WWW_AUTHENTICATE];
 
 /// One URL prefix that stands for another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +31,6 @@ pub enum MirrorError {
         /// What would be right.
         rule: &'static str,
     },
-    /// The certificate authority could not be made or read.
-    #[error("prepare the certificate of the git mirrors: {0}")]
-    Certificate(String),
 }
 
 impl Mirror {
@@ -85,7 +48,7 @@ impl Mirror {
         Ok(())
     }
 
-    fn host(&self) -> Result<String, MirrorError> {
+    fn host(&self) -> Result<HostName, MirrorError> {
         let rule = "must start with https://, name a host without a port, and end with a slash";
         let wrong = || MirrorError::Prefix { value: self.from.clone(), rule };
         let url = Url::parse(&self.from).map_err(|_| wrong())?;
@@ -96,7 +59,7 @@ impl Mirror {
             && url.query().is_none()
             && url.fragment().is_none()
             && self.from.ends_with('/');
-        url.domain().filter(|_| plain).map(str::to_ascii_lowercase).ok_or_else(wrong)
+        url.domain().filter(|_| plain).and_then(|host| host.parse().ok()).ok_or_else(wrong)
     }
 }
 
@@ -109,185 +72,78 @@ pub fn mirrored(mirrors: &[Mirror], url: &str) -> Option<String> {
     })
 }
 
-/// Answers in the name of mirrored hosts.
-pub(crate) struct Gateway {
+/// Largest answer to an LFS batch, in bytes: some hundred for each of a hundred
+/// objects.
+pub(crate) const MAX_BATCH: usize = 1 << 20;
+
+/// The mirrors of one instance.
+#[derive(Debug)]
+pub(crate) struct Mirrors {
     mirrors: Vec<Mirror>,
-    hosts: Vec<String>,
-    certificate: String,
-    acceptor: TlsAcceptor,
-    client: reqwest::Client,
+    hosts: Vec<HostName>,
 }
 
-impl std::fmt::Debug for Gateway {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway").field("mirrors", &self.mirrors).finish_non_exhaustive()
-    }
-}
-
-impl Gateway {
-    pub(crate) fn new(mut mirrors: Vec<Mirror>, state_dir: &Path) -> Result<Self, MirrorError> {
+impl Mirrors {
+    pub(crate) fn new(mut mirrors: Vec<Mirror>) -> Result<Self, MirrorError> {
         let mut hosts = Vec::new();
         for mirror in &mut mirrors {
             mirror.check()?;
             hosts.push(mirror.host()?);
             mirror.from = normal(&mirror.from);
+            mirror.to = normal(&mirror.to);
         }
         hosts.sort();
         hosts.dedup();
-        let failed = |error: &dyn std::fmt::Display| MirrorError::Certificate(error.to_string());
-        let (certificate, acceptor) = identity(&hosts, state_dir).map_err(|error| failed(&error))?;
-        let client = reqwest::Client::builder()
-            // A redirect is the caller's to follow, under the caller's rules.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(15))
-            .no_proxy()
-            .build()
-            .map_err(|error| failed(&error))?;
-        Ok(Self { mirrors, hosts, certificate, acceptor, client })
+        Ok(Self { mirrors, hosts })
     }
 
-    pub(crate) fn hosts(&self) -> Vec<String> {
-        self.hosts.clone()
+    /// Hosts that are mirrored.
+    pub(crate) fn hosts(&self) -> &[HostName] {
+        &self.hosts
     }
 
-    pub(crate) fn certificate(&self) -> &str {
-        &self.certificate
+    pub(crate) fn covers(&self, host: &HostName) -> bool {
+        self.hosts.binary_search(host).is_ok()
     }
 
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) -> io::Result<()> {
-        // Small answers must not wait for more to say.
-        stream.set_nodelay(true)?;
-        let accept = self.acceptor.accept(stream);
-        let stream = tokio::time::timeout(Duration::from_secs(10), accept).await??;
-        let host = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
-        let service = hyper::service::service_fn(move |request| {
-            let (gateway, host) = (self.clone(), host.clone());
-            async move { Ok::<_, std::convert::Infallible>(gateway.answer(&host, request).await) }
-        });
-        hyper::server::conn::http1::Builder::new()
-            .timer(hyper_util::rt::TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(60))
-            .serve_connection(TokioIo::new(stream), service)
-            .await
-            .map_err(io::Error::other)
-    }
-
-    /// The mirror's URL for what was asked of `host` (lower case), if a mirror
-    /// answers it.
-    fn target(&self, host: &str, method: &Method, uri: &Uri) -> Option<String> {
+    /// The mirror's URL for what was asked of `host`, if a mirror answers it.
+    pub(crate) fn target(&self, host: &HostName, method: &Method, uri: &Uri) -> Option<Url> {
         let (path, query) = (uri.path(), uri.query());
-        if !is_git_request(method, path, query) && !is_lfs_request(method, path, query) {
+        let api = API_HOSTS.contains(&host.as_str());
+        let passes = if api {
+            is_api_path(path)
+        } else {
+            is_git_request(method, path, query) || is_lfs_request(method, path, query)
+        };
+        if !passes {
             return None;
         }
         let asked = format!("https://{host}{path}");
-        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        mirrored(&self.mirrors, &asked).map(|url| format!("{url}{query}"))
+        self.mirrors.iter().find_map(|mirror| {
+            let rest = asked.strip_prefix(mirror.from.as_str())?;
+            let mut url = Url::parse(&format!("{}{rest}", mirror.to)).ok()?;
+            // Whatever was in the path, it did not lead out.
+            if !url.as_str().starts_with(&mirror.to) {
+                return None;
+            }
+            url.set_query(query);
+            Some(url)
+        })
     }
 
-    async fn answer(&self, host: &str, request: Request<Incoming>) -> Response<BoxBody<Bytes, io::Error>> {
-        // One name on the certificate, one in the request: the same.
-        let named = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
-        if named.is_none_or(|named| !named.eq_ignore_ascii_case(host)) {
-            return plain(StatusCode::MISDIRECTED_REQUEST, "another host was asked for");
-        }
-        let Some(target) = self.target(host, request.method(), request.uri()) else {
-            return plain(StatusCode::NOT_FOUND, "this mirror serves git over HTTP only");
-        };
-        let method = request.method().clone();
-        let sent = Arc::new(std::sync::Mutex::new(Instant::now()));
-        let mut forwarded = self.client.request(method.clone(), &target);
-        for name in PASSED_ON {
-            // What is read here must not be compressed.
-            let read = name == header::ACCEPT_ENCODING && target.ends_with(BATCH);
-            if let Some(value) = request.headers().get(&name).filter(|_| !read) {
-                forwarded = forwarded.header(name, value);
-            }
-        }
-        if method == Method::POST || method == Method::PUT {
-            let length = request.headers().get(header::CONTENT_LENGTH).cloned();
-            let sending = sent.clone();
-            let body = BodyStream::new(request.into_body())
-                .inspect_ok(move |_| {
-                    *sending.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
-                })
-                .try_filter_map(|frame| async { Ok(frame.into_data().ok()) })
-                .map_err(io::Error::other);
-            forwarded = forwarded.body(reqwest::Body::wrap_stream(body));
-            if let Some(length) = length {
-                forwarded = forwarded.header(header::CONTENT_LENGTH, length);
-            }
-        }
-        // From the last of what is sent: large files take their time.
-        let answering = async {
-            let answer = forwarded.send();
-            tokio::pin!(answer);
-            loop {
-                tokio::select! {
-                    biased;
-                    answer = &mut answer => return Ok(answer),
-                    () = tokio::time::sleep(Duration::from_secs(1)) => {
-                        let last = *sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                        if last.elapsed() > PATIENCE {
-                            return Err("it does not answer");
-                        }
-                    }
-                }
-            }
-        };
-        let answer = match answering.await {
-            Ok(Ok(answer)) => answer,
-            failed => {
-                tracing::warn!(%target, ?failed, "git mirror");
-                return plain(StatusCode::BAD_GATEWAY, "the git mirror cannot be reached");
-            }
-        };
-        let batch = target.ends_with(BATCH) && answer.status().is_success();
-        let mut response = Response::builder().status(answer.status().as_u16());
-        for name in PASSED_BACK {
-            if let Some(value) = answer.headers().get(name.as_str()) {
-                response = response.header(
-                    name,
-                    HeaderValue::from_bytes(value.as_bytes()).unwrap_or(HeaderValue::from_static("")),
-                );
-            }
-        }
-        if batch {
-            return match self.public_batch(answer).await {
-                Ok(text) => {
-                    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
-                    response.body(BodyExt::boxed(body)).unwrap_or_else(|_| nonsense())
-                }
-                Err(error) => {
-                    tracing::warn!(%target, %error, "git mirror");
-                    nonsense()
-                }
-            };
-        }
-        let body = answer.bytes_stream().map_ok(Frame::data).map_err(io::Error::other);
-        let body = BodyExt::boxed(StreamBody::new(SyncStream(std::sync::Mutex::new(Box::pin(body)))));
-        response.body(body).unwrap_or_else(|_| nonsense())
-    }
-
-    /// What an LFS server says of where objects are, with the public URLs of those that
-    /// are on a mirror: its own address means nothing in a sandbox.
-    async fn public_batch(&self, mut answer: reqwest::Response) -> io::Result<String> {
-        let mut body = Vec::new();
-        while let Some(part) = answer.chunk().await.map_err(io::Error::other)? {
-            body.extend_from_slice(&part);
-            if body.len() > MAX_BATCH {
-                return Err(io::Error::other("the answer to an LFS batch is too large"));
-            }
-        }
-        let mut batch: serde_json::Value = serde_json::from_slice(&body)?;
+    /// What an LFS server says of where objects are, with the public URLs of those
+    /// that are on a mirror: its own address means nothing in a sandbox.
+    pub(crate) fn public_batch(&self, body: &[u8]) -> serde_json::Result<String> {
+        let mut batch: serde_json::Value = serde_json::from_slice(body)?;
         let objects = batch.get_mut("objects").and_then(serde_json::Value::as_array_mut);
         for object in objects.into_iter().flatten() {
             let actions = object.get_mut("actions").and_then(serde_json::Value::as_object_mut);
             for action in actions.into_iter().flat_map(|actions| actions.values_mut()) {
                 let Some(href) = action.get_mut("href") else { continue };
                 let known = href.as_str().and_then(|url| {
-                    self.mirrors.iter().find_map(|mirror| {
-                        Some(format!("{}{}", mirror.from, url.strip_prefix(&normal(&mirror.to))?))
-                    })
+                    self.mirrors
+                        .iter()
+                        .find_map(|mirror| Some(format!("{}{}", mirror.from, url.strip_prefix(&mirror.to)?)))
                 });
                 if let Some(public) = known {
                     *href = public.into();
@@ -298,25 +154,31 @@ impl Gateway {
     }
 }
 
-fn nonsense() -> Response<BoxBody<Bytes, io::Error>> {
-    plain(StatusCode::BAD_GATEWAY, "the git mirror answered nonsense")
+/// GitHub's hosts that speak no git.
+const API_HOSTS: [&str; 3] = ["api.github.com", "codeload.github.com", "uploads.github.com"];
+
+/// Owner and repository at the beginning of a path, as GitHub names them.
+fn is_api_path(path: &str) -> bool {
+    let mut segments = path.strip_prefix('/').unwrap_or(path).split('/');
+    match segments.next() {
+        Some("repos") => segments.next().is_some_and(is_name) && segments.next().is_some_and(is_name),
+        Some("graphql" | "user") => segments.next().is_none(),
+        // codeload.github.com/OWNER/REPOSITORY/...
+        Some(owner) => is_name(owner) && segments.next().is_some_and(is_name) && segments.next().is_some(),
+        None => false,
+    }
 }
 
-type FrameStream = std::pin::Pin<Box<dyn futures::Stream<Item = io::Result<Frame<Bytes>>> + Send>>;
+/// A name of an owner or a repository: letters, digits, dots, hyphens, underscores.
+fn is_name(segment: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    !segment.is_empty() && segment != "." && segment != ".." && segment.bytes().all(fits)
+}
 
-/// A stream that only its owner polls, made shareable for hyper's box.
-struct SyncStream(std::sync::Mutex<FrameStream>);
-
-impl futures::Stream for SyncStream {
-    type Item = io::Result<Frame<Bytes>>;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        let stream = self.0.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        stream.as_mut().poll_next(context)
-    }
+/// What a path begins with before the part that git or LFS adds: owner and
+/// repository, perhaps in groups, each a plain name.
+fn is_repository(path: &str) -> bool {
+    path.strip_prefix('/').is_some_and(|names| names.split('/').count() >= 2 && names.split('/').all(is_name))
 }
 
 /// A prefix as it is compared: its host in lower case, without the usual port.
@@ -326,44 +188,42 @@ fn normal(prefix: &str) -> String {
 
 /// The requests of fetching and pushing (`gitprotocol-http(5)`).
 fn is_git_request(method: &Method, path: &str, query: Option<&str>) -> bool {
-    if path.contains("/..") || path.contains("//") || path.contains('%') {
-        return false;
-    }
     let services = ["git-upload-pack", "git-receive-pack"];
     match *method {
         Method::GET => {
-            path.ends_with("/info/refs")
+            path.strip_suffix("/info/refs").is_some_and(is_repository)
                 && query.is_some_and(|query| services.iter().any(|s| query == format!("service={s}")))
         }
         Method::POST => {
-            services.iter().any(|service| path.ends_with(&format!("/{service}"))) && query.is_none()
+            let repository = |service: &&str| path.strip_suffix(*service)?.strip_suffix('/');
+            services.iter().any(|service| repository(service).is_some_and(is_repository)) && query.is_none()
         }
         _ => false,
     }
 }
 
 /// Where an LFS client asks where objects are (Git LFS, "Batch API").
-const BATCH: &str = "/info/lfs/objects/batch";
-
-/// Largest answer to that, in bytes: some hundred for each of a hundred objects.
-const MAX_BATCH: usize = 1 << 20;
+pub(crate) const BATCH: &str = "/info/lfs/objects/batch";
 
 /// The requests of Git LFS below its usual place ("Server Discovery"): the batch, objects
 /// by their SHA-256, that they arrived, and locks.
 fn is_lfs_request(method: &Method, path: &str, query: Option<&str>) -> bool {
-    if path.contains("/..") || path.contains("//") || path.contains('%') {
-        return false;
-    }
     let is_id = |id: &str| {
         id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     };
     // Where GitLab has its objects, with their size when they come.
-    if let Some((_, rest)) = path.split_once("/gitlab-lfs/objects/") {
+    if let Some((repository, rest)) = path.split_once("/gitlab-lfs/objects/") {
+        if !is_repository(repository) {
+            return false;
+        }
         let (id, size) = rest.split_once('/').unwrap_or((rest, "0"));
         let plain = is_id(id) && !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_digit());
         return plain && query.is_none() && (*method == Method::GET || *method == Method::PUT);
     }
-    let Some((_, rest)) = path.split_once("/info/lfs/") else { return false };
+    let Some((repository, rest)) = path.split_once("/info/lfs/") else { return false };
+    if !is_repository(repository) {
+        return false;
+    }
     let object = rest.strip_prefix("objects/").is_some_and(is_id);
     let verify = matches!(rest, "objects/batch" | "verify" | "objects/verify" | "locks" | "locks/verify");
     match *method {
@@ -380,88 +240,79 @@ fn unlocks(rest: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<BoxBody<Bytes, io::Error>> {
-    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {});
-    let mut response = Response::new(BodyExt::boxed(body));
-    *response.status_mut() = status;
-    response
-}
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// Our authority (kept on disk, so that running sandboxes go on believing in
-/// it) and a fresh certificate for `hosts`.
-fn identity(hosts: &[String], dir: &Path) -> Result<(String, TlsAcceptor), Failure> {
-    fs::create_dir_all(dir)?;
-    let (key_path, certificate_path) = (dir.join("ca.key"), dir.join("ca.crt"));
-    let key = match fs::read_to_string(&key_path) {
-        Ok(pem) => KeyPair::from_pem(&pem)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let key = KeyPair::generate()?;
-            keep(&key_path, &key.serialize_pem())?;
-            key
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let authority = authority_params()?;
-    let certificate = match fs::read_to_string(&certificate_path) {
-        Ok(pem) => pem,
-        Err(_) => {
-            let pem = authority.self_signed(&key)?.pem();
-            keep(&certificate_path, &pem)?;
-            pem
-        }
-    };
-    let issuer = Issuer::new(authority, key);
-    let leaf_key = KeyPair::generate()?;
-    let leaf = CertificateParams::new(hosts.to_vec())?.signed_by(&leaf_key, &issuer)?;
-    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
-    let mut tls =
-        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone()], private)?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok((certificate, TlsAcceptor::from(Arc::new(tls))))
-}
-
-/// Puts a file in place, whole or not at all, also where the host dies in the
-/// middle: half a key would keep the server from starting ever again.
-fn keep(path: &Path, text: &str) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&partial, path)
-}
-
-fn authority_params() -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::new(Vec::<String>::new())?;
-    params.distinguished_name.push(DnType::CommonName, "Dormouse git mirrors");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    Ok(params)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Gateway, Mirror, is_git_request, is_lfs_request};
-    use hyper::Method;
+    use super::*;
+
+    fn mirrors(from: &str, to: &str) -> Mirrors {
+        Mirrors::new(vec![Mirror { from: from.into(), to: to.into() }]).unwrap()
+    }
+
+    fn target(mirrors: &Mirrors, host: &str, method: &Method, uri: &str) -> Option<String> {
+        mirrors.target(&host.parse().unwrap(), method, &uri.parse().ok()?).map(String::from)
+    }
 
     #[test]
     fn hosts_match_in_any_case() {
-        let dir = tempfile::tempdir().unwrap();
         for from in ["https://GitHub.com/", "https://github.com:443/"] {
-            let mirror = Mirror { from: from.into(), to: "http://10.0.0.1/git/".into() };
-            let gateway = Gateway::new(vec![mirror], dir.path()).unwrap();
-            assert_eq!(gateway.hosts(), ["github.com"]);
-            let uri = "/Acme/r/info/refs?service=git-upload-pack".parse().unwrap();
-            let target = gateway.target("github.com", &Method::GET, &uri);
+            let mirrors = mirrors(from, "http://10.0.0.1/git/");
+            assert!(mirrors.covers(&"github.com".parse().unwrap()), "{from}");
+            let uri = "/Acme/r/info/refs?service=git-upload-pack";
             let there = "http://10.0.0.1/git/Acme/r/info/refs?service=git-upload-pack";
-            assert_eq!(target.as_deref(), Some(there), "{from}");
-            assert_eq!(gateway.target("gitlab.com", &Method::GET, &uri), None);
+            assert_eq!(target(&mirrors, "github.com", &Method::GET, uri).as_deref(), Some(there), "{from}");
+            assert_eq!(target(&mirrors, "gitlab.com", &Method::GET, uri), None);
         }
+    }
+
+    /// What a URL library makes of a path is not what was looked at before.
+    #[test]
+    fn no_path_leads_out_of_a_mirror() {
+        let mirrors = mirrors("https://github.com/", "http://10.0.0.1/public/");
+        for path in [
+            "/x\\..\\..\\private\\r",
+            "/x/../../private/r",
+            "/x/%2e%2e/private",
+            "/x/..%2f..%2fprivate",
+            "/x/.%2e/r",
+            "/../private",
+            "//10.0.0.2/r",
+            "/x//r",
+            "/x;/../r",
+            "/x/..;/r",
+            "/@10.0.0.2/r",
+            "/x/r\t",
+            "/x",
+        ] {
+            for rest in ["/info/refs?service=git-upload-pack", "/info/lfs/locks"] {
+                let found = target(&mirrors, "github.com", &Method::GET, &format!("{path}{rest}"));
+                assert_eq!(found, None, "{path}{rest}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_api_passes_for_repositories() {
+        let mirrors = mirrors("https://api.github.com/", "https://ghe.test/api/v3/");
+        let get = |uri: &str| target(&mirrors, "api.github.com", &Method::GET, uri);
+        assert_eq!(
+            get("/repos/acme/widgets/pulls?state=open").as_deref(),
+            Some("https://ghe.test/api/v3/repos/acme/widgets/pulls?state=open")
+        );
+        for path in ["/repos/acme/../x", "/admin", "/", "/repos/acme", "/repos/../../x"] {
+            assert_eq!(get(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn batches_name_the_public_host() {
+        let mirrors = mirrors("https://github.com/", "http://10.0.0.1:3000/");
+        let batch = r#"{"objects":[{"actions":{"download":{"href":"http://10.0.0.1:3000/a/b.git/info/lfs/objects/x"},"upload":{"href":"https://elsewhere.test/x"}}}]}"#;
+        let public = mirrors.public_batch(batch.as_bytes()).unwrap();
+        assert!(
+            public.contains("https://github.com/a/b.git/info/lfs/objects/x")
+                && public.contains("https://elsewhere.test/x"),
+            "{public}"
+        );
     }
 
     #[test]

@@ -1,171 +1,320 @@
-//! The TCP relay: takes redirected connections, asks the kernel where they were
-//! going, and passes bytes there if the address is public.
+//! The relay: takes connections that the gate let in, finds out which host they
+//! are for where the policy asks, and passes them on, byte for byte or request by
+//! request. When a policy changes, connections that it forbids are cut.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::AsRawFd as _;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_provider::HostName;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
-use crate::mirror::Gateway;
-use crate::places::Places;
-use crate::policy::{EgressPolicy, Policies};
+use crate::dial::{self, DialError};
+use crate::gate::{Admitted, Claim, Gate, Plan};
+use crate::hello::{self, Hello, MAX_HELLO};
+use crate::http::{Conversation, Proxy};
+use crate::io::Prefixed;
+use crate::ledger::{Access, Underway, Way};
+use crate::packet::Flow;
+use crate::policy::{HTTP, Named, Opening, Ruleset};
+use crate::reason::Reason;
+use crate::sandboxes::{Member, is_stand_in};
+use crate::splice;
 
-/// Connections of one sandbox at once.
-const PER_SANDBOX: u32 = 512;
+/// How long the first bytes may take, and a TLS handshake.
+const FIRST_WORDS: Duration = Duration::from_secs(15);
+const HANDSHAKE: Duration = Duration::from_secs(15);
 
-/// How long a connection may take to come up.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+/// TLS says why it ends: a fatal alert, `access_denied` (RFC 8446, section 6.2).
+const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
-pub(crate) async fn serve(
-    listener: TcpListener,
-    mirror_address: Ipv4Addr,
-    mirrors: Option<Arc<Gateway>>,
-    policies: Arc<Policies>,
-) {
-    let places = Places::new(PER_SANDBOX, u32::MAX);
-    loop {
-        let (stream, source) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors: room comes when a connection ends.
-                tracing::warn!(%error, "accept from a sandbox");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+/// What every connection needs.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) proxy: Arc<Proxy>,
+}
+
+impl Relay {
+    /// Accepts connections for ever.
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let (stream, source) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors: room comes when a connection ends.
+                    tracing::warn!(%error, "accept from a sandbox");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            // The listener is transparent: our end has the address that was dialled.
+            let (Ok(SocketAddr::V4(target)), SocketAddr::V4(source)) = (stream.local_addr(), source) else {
                 continue;
-            }
-        };
-        // Unknown: refused, by closing.
-        let Some(mut policy) = policies.of(source.ip()) else { continue };
-        let Some(place) = places.take(source.ip()) else { continue };
-        let mirrors = mirrors.clone();
-        tokio::spawn(async move {
-            let done = async {
-                let target = original_destination(&stream)?;
-                let is_mirror = *target.ip() == mirror_address;
-                let allows = |policy: &EgressPolicy| {
-                    if is_mirror { policy.allows_names() } else { policy.allows(*target.ip()) }
+            };
+            let Some(admitted) = self.gate.arrived(Flow { source, target }) else {
+                splice::reset(&stream);
+                continue;
+            };
+            let relay = self.clone();
+            tokio::spawn(async move { relay.connection(stream, target, admitted).await });
+        }
+    }
+
+    async fn connection(&self, mut stream: TcpStream, target: SocketAddrV4, admitted: Admitted) {
+        let Admitted { member, plan, place } = admitted;
+        // Both fail only for a socket that is none.
+        let _ = stream.set_nodelay(true);
+        dial::keep_alive(&stream);
+        match plan {
+            Plan::Dns => self.proxy.resolver.connection(&member, stream).await,
+            Plan::Direct(upstream, claim) => {
+                let host = match &claim {
+                    Claim::Address => member.names_of(*target.ip()).into_iter().next(),
+                    Claim::Name(name) => Some(name.clone()),
                 };
-                tokio::select! {
-                    biased;
-                    // A policy that forbids it, now or later, or the end of the sandbox.
-                    _ = policy.wait_for(|policy| !allows(policy)) => {
-                        Err(io::ErrorKind::PermissionDenied.into())
-                    }
-                    done = pass(stream, target, is_mirror, mirrors) => done,
+                let line = Access::now(Way::Direct).address(target).host(host.as_ref());
+                let allowed = move |policy: &Ruleset| match &claim {
+                    Claim::Address => !matches!(policy.opening(target), Opening::Refused(_)),
+                    Claim::Name(name) => policy.any_question() && policy.host(name).is_some(),
+                };
+                self.splice(&member, stream, upstream, &[], line, allowed).await;
+            }
+            Plan::Named { upstream, expected } => {
+                let named = self.named(&member, &mut stream, target, upstream, expected);
+                // Until it is known for whom it is.
+                let next = guarded(&member, |policy| !is_shut(policy), named).await;
+                match next {
+                    Some(Some(next)) => self.go_on(&member, stream, target, next).await,
+                    _ => splice::reset(&stream),
                 }
             }
-            .await;
-            if let Err(error) = done {
-                tracing::debug!(%source, %error, "connection of a sandbox");
+        }
+        drop(place);
+    }
+
+    /// Finds out what a connection is for.
+    async fn named(
+        &self,
+        member: &Arc<Member>,
+        stream: &mut TcpStream,
+        target: SocketAddrV4,
+        upstream: Option<TcpStream>,
+        expected: Option<HostName>,
+    ) -> Option<Next> {
+        if target.port() == HTTP {
+            return Some(Next::Http { upstream, first: Vec::new() });
+        }
+        let listening = self.listen(member, stream, target, upstream.as_ref());
+        let heard = tokio::time::timeout(FIRST_WORDS, listening).await;
+        let line = || Access::now(Way::Spliced).address(target);
+        let (first, hello) = match heard {
+            Ok(Ok(heard)) => heard,
+            Ok(Err(_)) => return None,
+            Err(_) => {
+                member.ledger.note(line().denied(Reason::NoName));
+                return None;
             }
-            drop(place);
-        });
-    }
-}
-
-async fn pass(
-    mut stream: TcpStream,
-    target: SocketAddrV4,
-    is_mirror: bool,
-    mirrors: Option<Arc<Gateway>>,
-) -> io::Result<()> {
-    if is_mirror {
-        return match mirrors {
-            Some(gateway) if target.port() == 443 => gateway.serve(stream).await,
-            _ => Err(io::ErrorKind::ConnectionRefused.into()),
         };
-    }
-    if !is_reachable(*target.ip()) {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    let connect = TcpStream::connect(SocketAddr::V4(target));
-    let mut upstream = tokio::time::timeout(CONNECT_PATIENCE, connect).await??;
-    // What one side sends is passed on at once; batching is that side's choice.
-    stream.set_nodelay(true)?;
-    upstream.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut stream, &mut upstream).await.map(drop)
-}
-
-/// Whether a sandbox may reach the address: public, and not this host's own.
-pub(crate) fn is_reachable(address: Ipv4Addr) -> bool {
-    is_public(address) && std::net::UdpSocket::bind((address, 0)).is_err()
-}
-
-/// Global unicast by the IANA special-purpose registry (RFC 6890).
-fn is_public(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    let special = address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_broadcast()
-        || address.is_documentation()
-        || address.is_multicast()
-        || a == 0
-        || a >= 240
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 192 && b == 88 && c == 99)
-        || (a == 198 && (b == 18 || b == 19));
-    !special
-}
-
-/// Where the connection was going before the packet filter redirected it
-/// (`SO_ORIGINAL_DST`, `netfilter_ipv4.h`).
-fn original_destination(stream: &TcpStream) -> io::Result<SocketAddrV4> {
-    const SO_ORIGINAL_DST: libc::c_int = 80;
-    // SAFETY: an all-zero sockaddr_in is valid.
-    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-    let mut length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-    // SAFETY: pointer and size of one struct to fill.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_IP,
-            SO_ORIGINAL_DST,
-            (&raw mut address).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
-    Ok(SocketAddrV4::new(ip, u16::from_be(address.sin_port)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{is_public, is_reachable};
-
-    #[test]
-    fn only_public_addresses_are_reachable() {
-        for text in [
-            "0.0.0.0",
-            "10.0.0.1",
-            "100.64.0.1",
-            "100.100.100.200",
-            "127.0.0.1",
-            "169.254.169.254",
-            "172.16.0.1",
-            "172.31.255.255",
-            "192.0.0.1",
-            "192.0.2.1",
-            "192.88.99.1",
-            "192.168.1.1",
-            "198.18.0.1",
-            "198.51.100.1",
-            "203.0.113.1",
-            "224.0.0.1",
-            "240.0.0.1",
-            "255.255.255.255",
-        ] {
-            assert!(!is_public(text.parse().unwrap()), "{text}");
-            assert!(!is_reachable(text.parse().unwrap()), "{text}");
+        let host = match hello {
+            Hello::Tls(name) => Some(name),
+            Hello::More | Hello::Nameless | Hello::Other => None,
+        };
+        let policy = member.policy();
+        let mirrored = host.as_ref().is_some_and(|host| self.proxy.mirrors.covers(host));
+        let stand_in = is_stand_in(*target.ip());
+        let line = line().host(host.as_ref());
+        match (policy.named(host.as_ref(), *target.ip()), host) {
+            (Named::Refused(reason), _) => {
+                // Whoever expects TLS is told in its words.
+                let _ = stream.try_write(&ACCESS_DENIED);
+                member.ledger.note(line.denied(reason));
+                Some(Next::Nowhere)
+            }
+            (Named::Terminate, Some(host)) => Some(Next::Https { host, first, upstream }),
+            (Named::Splice | Named::Address, Some(host)) if mirrored => {
+                Some(Next::Https { host, first, upstream: None })
+            }
+            (Named::Splice, Some(host)) => {
+                // It was reached before by an address that is this host's.
+                let same = expected.as_ref() == Some(&host) || member.names_of(*target.ip()).contains(&host);
+                let upstream = match upstream.filter(|_| same) {
+                    Some(upstream) => Ok(upstream),
+                    None => self.proxy.dialer.host(&host, target.port(), Some(&policy)).await,
+                };
+                self.dialled(member, line, upstream, first, Some(host))
+            }
+            (Named::Address, Some(host)) if stand_in => {
+                let upstream = match upstream.filter(|_| expected.as_ref() == Some(&host)) {
+                    Some(upstream) => Ok(upstream),
+                    None => self.proxy.dialer.host(&host, target.port(), Some(&policy)).await,
+                };
+                self.dialled(member, line, upstream, first, Some(host))
+            }
+            (_, host) => {
+                let upstream = match upstream {
+                    Some(upstream) => Ok(upstream),
+                    None if stand_in => Err(DialError::Refused(Reason::NoName)),
+                    None => self.proxy.dialer.address(target).await,
+                };
+                self.dialled(member, line, upstream, first, host)
+            }
         }
-        for text in ["1.1.1.1", "8.8.8.8", "140.82.112.3", "100.128.0.1", "172.32.0.1", "198.20.0.1"] {
-            assert!(is_public(text.parse().unwrap()), "{text}");
+    }
+
+    #[expect(clippy::unused_self, reason = "reads better beside its callers")]
+    fn dialled(
+        &self,
+        member: &Member,
+        line: Access,
+        upstream: Result<TcpStream, DialError>,
+        first: Vec<u8>,
+        host: Option<HostName>,
+    ) -> Option<Next> {
+        match upstream {
+            Ok(upstream) => Some(Next::Splice { upstream, first, host }),
+            Err(error) => {
+                member.ledger.note(line.denied(error.reason()));
+                None
+            }
         }
+    }
+
+    /// Reads until it is clear what is spoken. Where the address is allowed and the
+    /// other side speaks first, that is no TLS.
+    async fn listen(
+        &self,
+        member: &Member,
+        stream: &mut TcpStream,
+        target: SocketAddrV4,
+        upstream: Option<&TcpStream>,
+    ) -> io::Result<(Vec<u8>, Hello)> {
+        let mut heard = Vec::new();
+        let by_address = matches!(member.policy().named(None, *target.ip()), Named::Address);
+        loop {
+            let mut chunk = [0; 4096];
+            let read = match upstream.filter(|_| by_address && heard.is_empty()) {
+                None => stream.read(&mut chunk).await?,
+                Some(upstream) => tokio::select! {
+                    biased;
+                    read = stream.read(&mut chunk) => read?,
+                    ready = upstream.readable() => {
+                        ready?;
+                        return Ok((heard, Hello::Other));
+                    }
+                },
+            };
+            heard.extend_from_slice(&chunk[..read]);
+            match hello::read(&heard) {
+                // It ended before it was clear.
+                Hello::More if read == 0 => return Ok((heard, Hello::Other)),
+                Hello::More if heard.len() < MAX_HELLO => {}
+                hello => return Ok((heard, hello)),
+            }
+        }
+    }
+
+    async fn go_on(&self, member: &Arc<Member>, stream: TcpStream, target: SocketAddrV4, next: Next) {
+        match next {
+            // What was said arrives, and the end is an end.
+            Next::Nowhere => drop(stream),
+            Next::Splice { upstream, first, host } => {
+                let way = if host.is_some() { Way::Spliced } else { Way::Direct };
+                let line = Access::now(way).address(target).host(host.as_ref());
+                let allowed = move |policy: &Ruleset| {
+                    !matches!(policy.named(host.as_ref(), *target.ip()), Named::Refused(_))
+                };
+                self.splice(member, stream, upstream, &first, line, allowed).await;
+            }
+            Next::Http { upstream, first } => {
+                let talk = Conversation::new(member.clone(), target, None, upstream);
+                let stream = Prefixed::new(first, stream);
+                guarded(member, |policy| !is_shut(policy), self.proxy.serve(stream, talk)).await;
+            }
+            Next::Https { host, first, upstream } => {
+                let Some(authority) = member.authority() else { return splice::reset(&stream) };
+                let config = match authority.server(&host) {
+                    Ok(config) => config,
+                    Err(error) => {
+                        tracing::error!(sandbox = member.sandbox, %host, %error, "make a certificate");
+                        return splice::reset(&stream);
+                    }
+                };
+                let accepting = TlsAcceptor::from(config).accept(Prefixed::new(first, stream));
+                let serving = async {
+                    match tokio::time::timeout(HANDSHAKE, accepting).await {
+                        Ok(Ok(tls)) => {
+                            let talk =
+                                Conversation::new(member.clone(), target, Some(host.clone()), upstream);
+                            self.proxy.serve(tls, talk).await;
+                        }
+                        Ok(Err(error)) => {
+                            tracing::debug!(sandbox = member.sandbox, %host, %error, "TLS with a sandbox");
+                        }
+                        Err(_) => {}
+                    }
+                };
+                guarded(member, |policy| policy.host(&host).is_some(), serving).await;
+            }
+        }
+    }
+
+    async fn splice(
+        &self,
+        member: &Member,
+        mut stream: TcpStream,
+        mut upstream: TcpStream,
+        first: &[u8],
+        line: Access,
+        allowed: impl Fn(&Ruleset) -> bool,
+    ) {
+        let underway = Underway::new(member.ledger.clone(), line);
+        let both = splice::both(&mut stream, &mut upstream, first, &underway);
+        if guarded(member, allowed, both).await.is_none() {
+            splice::reset(&stream);
+            splice::reset(&upstream);
+        }
+    }
+}
+
+/// Where a connection goes whose name is known.
+enum Next {
+    /// Nowhere; what there was to say is said.
+    Nowhere,
+    Splice {
+        upstream: TcpStream,
+        first: Vec<u8>,
+        host: Option<HostName>,
+    },
+    Http {
+        upstream: Option<TcpStream>,
+        first: Vec<u8>,
+    },
+    Https {
+        host: HostName,
+        first: Vec<u8>,
+        upstream: Option<TcpStream>,
+    },
+}
+
+/// Nothing at all is allowed.
+fn is_shut(policy: &Ruleset) -> bool {
+    *policy == Ruleset::nothing()
+}
+
+/// Runs `work` for as long as the policy allows it. `None`: it no longer does.
+async fn guarded<T>(
+    member: &Member,
+    allowed: impl Fn(&Ruleset) -> bool,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut policy = member.watch();
+    tokio::select! {
+        biased;
+        _ = policy.wait_for(|policy| !allowed(policy)) => None,
+        done = work => Some(done),
     }
 }

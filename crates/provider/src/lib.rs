@@ -27,8 +27,8 @@ pub use model::{
     UpdateSandbox, shown_url,
 };
 pub use policy::{
-    Action, CustomPolicy, DirectResponse, DomainPolicy, KeyValueMatcher, Matcher, NetworkPolicy,
-    RequestMatch, Rule,
+    Action, CustomPolicy, DirectResponse, DomainPattern, DomainPolicy, HostName, KeyValueMatcher, Matcher,
+    NetworkPolicy, RequestMatch, Rule, Swap, expression,
 };
 
 pub use dormouse_types::{Namespace, Resources, RunStatus, SnapshotKind, SnapshotStatus, StopReason};

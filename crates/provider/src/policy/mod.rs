@@ -2,9 +2,15 @@
 //! section 6). A provider enforces a policy whole or refuses it: a rule that it
 //! would only remember is an error.
 
+mod check;
+mod pattern;
+
 use std::collections::BTreeMap;
 
 use dormouse_types::Cidr;
+
+pub use check::expression;
+pub use pattern::{DomainPattern, HostName};
 
 /// What may leave a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -27,8 +33,10 @@ impl NetworkPolicy {
         let mut shown = self.clone();
         if let Self::Custom(custom) = &mut shown {
             for rule in custom.domains.iter_mut().flat_map(|domain| &mut domain.rules) {
-                if let Action::SetHeaders(headers) = &mut rule.action {
-                    headers.values_mut().for_each(|value| *value = None);
+                match &mut rule.action {
+                    Action::SetHeaders(headers) => headers.values_mut().for_each(|value| *value = None),
+                    Action::Swap(swap) => swap.secret = None,
+                    Action::Forward(_) | Action::Respond(_) => {}
                 }
             }
         }
@@ -79,6 +87,8 @@ pub enum Action {
     /// Headers are set. Their values are secrets: they are stored, never shown.
     /// `None`: a provider told of the header and keeps its value to itself.
     SetHeaders(BTreeMap<String, Option<String>>),
+    /// A secret takes the place of a text that stands for it.
+    Swap(Swap),
     /// The request goes to this URL instead.
     Forward(String),
     /// It is answered at once.
@@ -89,9 +99,28 @@ impl std::fmt::Debug for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::SetHeaders(headers) => f.debug_tuple("SetHeaders").field(&headers.keys()).finish(),
+            Self::Swap(swap) => f.debug_tuple("Swap").field(&swap.header).finish(),
             Self::Forward(url) => f.debug_tuple("Forward").field(url).finish(),
             Self::Respond(response) => f.debug_tuple("Respond").field(&response.status).finish(),
         }
+    }
+}
+
+/// A secret for which a placeholder stands inside the sandbox.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Swap {
+    /// The one header in which it is replaced.
+    pub header: String,
+    /// What stands for the secret.
+    pub placeholder: String,
+    /// The secret; `None`: it is kept to itself by whoever has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+impl std::fmt::Debug for Swap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Swap({})", self.header)
     }
 }
 
