@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use dormouse_control::{Control, ControlConfig, Limits};
-use dormouse_egress::Mirror;
+use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Mirror};
 use dormouse_jobs::Clock;
 use dormouse_node::{ImageSource, Images, Node, NodeConfig, Recipe, StorageConfig, StorageKind, host_id};
 use dormouse_provider::{
@@ -209,8 +209,15 @@ fn config(data: &Path, url: &str, limits: Limits) -> anyhow::Result<NodeConfig> 
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 32,
-        dns_upstream: None,
-        mirrors: vec![Mirror { from: "https://github.com/".to_owned(), to: url.to_owned() }],
+        egress: EgressConfig {
+            upstream: None,
+            proxy: None,
+            ground: Ground::default(),
+            mirrors: vec![Mirror { from: "https://github.com/".to_owned(), to: url.to_owned() }],
+            extra_roots: None,
+            secret: AuthoritySecret::new([7; 32]),
+            signer: None,
+        },
     })
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use dormouse_control::{Control, ControlConfig, Limits};
+use dormouse_egress::{AuthoritySecret, EgressConfig, Ground};
 use dormouse_jobs::Clock;
 use dormouse_node::{Node, NodeConfig, StorageConfig, StorageKind, host_id};
 use dormouse_provider::{
@@ -88,8 +89,15 @@ async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         network_pool: 8,
-        dns_upstream: None,
-        mirrors: Vec::new(),
+        egress: EgressConfig {
+            upstream: None,
+            proxy: None,
+            ground: Ground::default(),
+            mirrors: Vec::new(),
+            extra_roots: None,
+            secret: AuthoritySecret::new([7; 32]),
+            signer: None,
+        },
     };
     let node = Arc::new(Node::start(config, db.clone(), Clock::system()).await.context("start the engine")?);
     let config = ControlConfig {

@@ -161,6 +161,12 @@ pub enum Placing {
     Block,
     /// It stays as it is, unless it is empty.
     Absent,
+    /// As [`Placing::Block`], in a file that is there; where there is none, none is
+    /// made.
+    BlockIfThere,
+    /// It becomes a symbolic link to the first of the content's lines that is there,
+    /// or else to the first.
+    LinkToFirst,
 }
 
 /// A command to start.

@@ -19,8 +19,9 @@ use crate::{run_dirs, users};
 /// First and last line of our block in a file that is the sandbox's otherwise.
 const BLOCK: (&str, &str) = ("# dormouse: begin (written at every start)", "# dormouse: end");
 
-/// Largest file that a block is put into, in bytes.
-const MAX_FILE: u64 = 256 << 10;
+/// Largest file that a block is put into, in bytes: a list of all public certificate
+/// authorities has 220,000.
+const MAX_FILE: u64 = 1 << 20;
 
 /// What came of it.
 #[derive(Debug)]
@@ -89,18 +90,20 @@ pub(crate) fn prepare(files: &[BootFile], workdir: &str, user: &str, image_run: 
 
 fn place(file: &BootFile) -> io::Result<()> {
     let path = Path::new(&file.path);
-    if let Some(parent) = path.parent() {
+    if let Some(parent) = path.parent().filter(|_| file.placing != Placing::BlockIfThere) {
         fs::create_dir_all(parent)?;
     }
     let found = match file.placing {
+        Placing::LinkToFirst => return link_to_first(path, &file.content),
         Placing::Whole => None,
-        Placing::Block | Placing::Absent => read(path)?,
+        Placing::Block | Placing::Absent | Placing::BlockIfThere => read(path)?,
     };
     match (file.placing, found) {
         (Placing::Whole, _) => write(path, &file.content),
         (Placing::Absent, Some(text)) if !text.trim().is_empty() => Ok(()),
         (Placing::Absent, _) => write(path, &file.content),
-        (Placing::Block, found) => {
+        (Placing::BlockIfThere, None) | (Placing::LinkToFirst, _) => Ok(()),
+        (Placing::Block | Placing::BlockIfThere, found) => {
             let text = with_block(found.as_deref().unwrap_or_default(), &file.content);
             match found {
                 Some(found) if found == text => Ok(()),
@@ -116,6 +119,19 @@ fn place(file: &BootFile) -> io::Result<()> {
             }
         }
     }
+}
+
+fn link_to_first(path: &Path, candidates: &str) -> io::Result<()> {
+    let there = candidates.lines().find(|candidate| Path::new(candidate).exists());
+    let Some(target) = there.or_else(|| candidates.lines().next()) else { return Ok(()) };
+    if fs::read_link(path).is_ok_and(|found| found == Path::new(target)) {
+        return Ok(());
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::os::unix::fs::symlink(target, path)
 }
 
 /// Text of a file, through links; `None` where there is nothing, or a link to
@@ -211,9 +227,22 @@ mod tests {
         place(&file("other", Placing::Block)).unwrap();
         assert!(text("real").contains("ours") && text("real").contains("theirs"));
         fs::create_dir(dir.join("dir")).unwrap();
-        for placing in [Placing::Whole, Placing::Block, Placing::Absent] {
+        for placing in [Placing::Whole, Placing::Block, Placing::Absent, Placing::BlockIfThere] {
             assert!(place(&file("dir", placing)).is_err());
         }
+        let link = |candidates: &[&str]| BootFile {
+            content: candidates.iter().map(|name| dir.join(name).display().to_string() + "\n").collect(),
+            ..file("first", Placing::LinkToFirst)
+        };
+        place(&link(&["gone", "real"])).unwrap();
+        assert_eq!(fs::read_link(dir.join("first")).unwrap(), dir.join("real"));
+        place(&link(&["gone", "away"])).unwrap();
+        assert_eq!(fs::read_link(dir.join("first")).unwrap(), dir.join("gone"));
+        place(&file("no/such", Placing::BlockIfThere)).unwrap();
+        assert!(!dir.join("no").exists());
+        fs::write(dir.join("list"), "theirs\n").unwrap();
+        place(&file("list", Placing::BlockIfThere)).unwrap();
+        assert!(text("list").contains("ours") && text("list").contains("theirs"));
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -124,14 +124,7 @@ fn check_retention(retention: Retention) -> Result<()> {
 
 /// Refuses a policy of which a part would not be enforced.
 fn check_policy(policy: &NetworkPolicy) -> Result<()> {
-    match policy {
-        NetworkPolicy::Custom(custom) if !custom.domains.is_empty() => Err(invalid(format!(
-            "networkPolicy: rules for domains ({}) are not enforced by this server yet, so they are not \
-             accepted; allow-all, deny-all and subnets are",
-            custom.domains[0].domain
-        ))),
-        _ => Ok(()),
-    }
+    policy.check().map_err(|error| invalid(format!("networkPolicy.{error}")))
 }
 
 /// Refuses a source that could not be got.

@@ -4,15 +4,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use dormouse_control::{ControlConfig, Limits};
-use dormouse_egress::Mirror;
+use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Mirror, Signer};
 use dormouse_node::{INSTANCES, NodeConfig, Recipe, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
 use dormouse_store::Address;
 use dormouse_types::{Cidr, HostId, format_duration, parse_duration};
+use dormouse_vault::Vault;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -20,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{DataArgs, ServeArgs};
 
 /// Variables of the command line, not of the configuration.
-const NOT_CONFIGURATION: [&str; 5] = ["server", "key", "team", "project", "log"];
+const NOT_CONFIGURATION: [&str; 6] = ["server", "key", "team", "project", "log", "secret_key"];
+
+/// Variable that holds the secret key, instead of a file in the data directory.
+const SECRET_KEY: &str = "DORMOUSE_SECRET_KEY";
 
 /// The configuration in force.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -184,6 +189,20 @@ pub(crate) struct Network {
     /// Resolver for sandboxes' questions; absent: the host's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dns: Option<SocketAddr>,
+    /// Private, link-local and documentation networks that sandboxes may reach. The
+    /// host, its loopback and metadata services they never reach.
+    pub(crate) allow_private: Vec<Cidr>,
+    /// Networks that they may not reach.
+    pub(crate) deny: Vec<Cidr>,
+    /// HTTP proxy through which this host reaches the internet:
+    /// `http://[USER:PASSWORD@]HOST:PORT`. It resolves names, and decides what they may
+    /// lead to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<String>,
+    /// PEM file of certificate authorities to believe in beside the public ones and
+    /// the host's, where the proxy of sandboxes answers for a host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -383,7 +402,7 @@ impl Default for Lifecycle {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { pool: 16, dns: None }
+        Self { pool: 16, dns: None, allow_private: Vec::new(), deny: Vec::new(), proxy: None, ca_file: None }
     }
 }
 
@@ -441,11 +460,9 @@ impl Config {
         for mirror in self.mirrors() {
             mirror.check()?;
         }
+        self.proxy()?;
         match self.provider {
-            ProviderKind::Engine => anyhow::ensure!(
-                self.git.token.is_none(),
-                "git.token: the engine cannot set credentials on requests yet; it needs provider = \"vercel\""
-            ),
+            ProviderKind::Engine => {}
             ProviderKind::Vercel => {
                 self.vercel()?;
                 anyhow::ensure!(
@@ -459,6 +476,25 @@ impl Config {
 
     pub(crate) fn mirrors(&self) -> Vec<Mirror> {
         self.git.mirrors.iter().map(|m| Mirror { from: m.from.clone(), to: m.to.clone() }).collect()
+    }
+
+    /// The URL of `network.proxy`.
+    fn proxy(&self) -> anyhow::Result<Option<url::Url>> {
+        let Some(text) = &self.network.proxy else { return Ok(None) };
+        // It may hold a password, which is not repeated.
+        let wrong = || anyhow::anyhow!("network.proxy: must be http://[USER:PASSWORD@]HOST:PORT");
+        let url: url::Url = text.parse().map_err(|_| wrong())?;
+        anyhow::ensure!(url.scheme() == "http" && url.has_host() && url.path() == "/", wrong());
+        Ok(Some(url))
+    }
+
+    /// The secret key: given as `DORMOUSE_SECRET_KEY`, or in the data directory, where it
+    /// is made at the first start.
+    pub(crate) fn vault(&self) -> anyhow::Result<Vault> {
+        Ok(match std::env::var(SECRET_KEY) {
+            Ok(text) => Vault::from_text(&text, SECRET_KEY)?,
+            Err(_) => Vault::open_file(&self.data_dir.join("secret.key"))?,
+        })
     }
 
     pub(crate) fn lifecycle_durations(&self) -> anyhow::Result<dormouse_sessions::LifecycleConfig> {
@@ -645,7 +681,12 @@ impl Config {
     }
 
     /// What runs on the host that is `host`.
-    pub(crate) fn node(&self, host: HostId) -> anyhow::Result<NodeConfig> {
+    pub(crate) fn node(
+        &self,
+        host: HostId,
+        vault: &Vault,
+        signer: Option<Arc<Signer>>,
+    ) -> anyhow::Result<NodeConfig> {
         Ok(NodeConfig {
             host,
             instance: self.instance,
@@ -654,8 +695,18 @@ impl Config {
             source_timeout: self.source_timeout()?,
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
             network_pool: self.network.pool,
-            dns_upstream: self.network.dns,
-            mirrors: self.mirrors(),
+            egress: EgressConfig {
+                upstream: self.network.dns,
+                proxy: self.proxy()?,
+                ground: Ground {
+                    allow_private: self.network.allow_private.clone(),
+                    deny: self.network.deny.clone(),
+                },
+                mirrors: self.mirrors(),
+                extra_roots: self.network.ca_file.clone(),
+                secret: AuthoritySecret::new(vault.derive("authorities of sandboxes")?),
+                signer,
+            },
         })
     }
 }

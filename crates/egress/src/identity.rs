@@ -83,10 +83,15 @@ impl Signer {
         Ok(Self { issuer, key: EncodingKey::from_rsa_pem(pem.as_bytes())?, id: key, modulus, exponent })
     }
 
-    /// A token for the receiver at `url`. `account` is `TEAM/PROJECT`.
-    pub(crate) fn sign(&self, sandbox: &str, account: &str, url: &str) -> Result<String, SignerError> {
+    /// A token for the receiver at `url`.
+    pub(crate) fn sign(
+        &self,
+        sandbox: &str,
+        team_id: &str,
+        project_id: &str,
+        url: &str,
+    ) -> Result<String, SignerError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let (team_id, project_id) = account.split_once('/').unwrap_or((account, ""));
         let claims = Claims {
             iss: &self.issuer,
             aud: url.trim_end_matches('/'),
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn a_token_is_checked_with_the_published_keys() {
         let signer = Signer::new("https://box.test/oidc".to_owned(), &Signer::generate().unwrap()).unwrap();
-        let token = signer.sign("sbx_1", "team_1/prj_1", "https://proxy.test/in/").unwrap();
+        let token = signer.sign("sbx_1", "team_1", "prj_1", "https://proxy.test/in/").unwrap();
         let keys: JwkSet = serde_json::from_value(signer.keys()).unwrap();
         let kid = jsonwebtoken::decode_header(&token).unwrap().kid.unwrap();
         let key = DecodingKey::from_jwk(keys.find(&kid).unwrap()).unwrap();

@@ -57,13 +57,11 @@ pub use ledger::{Access, Sums, Way};
 pub use mirror::{Mirror, MirrorError, mirrored};
 pub use policy::Ruleset;
 pub use reason::Reason;
-pub use sandboxes::Sandboxes;
+pub use sandboxes::{Occupant, Sandboxes};
 
 /// What the operator decides of the network of sandboxes.
 #[derive(Debug, Clone)]
 pub struct EgressConfig {
-    /// In whose name packets are refused.
-    pub address: Ipv4Addr,
     /// Resolver to ask; `None`: those of the host.
     pub upstream: Option<SocketAddr>,
     /// HTTP proxy to go through: `http://[USER:PASSWORD@]HOST:PORT`.
@@ -88,6 +86,8 @@ pub struct Entrance {
     pub gate: AsyncFd<OwnedFd>,
     /// The transparent listener, not blocking.
     pub listener: std::net::TcpListener,
+    /// In whose name packets are refused.
+    pub address: Ipv4Addr,
 }
 
 /// Why the network of sandboxes could not be started.
@@ -142,7 +142,7 @@ impl Egress {
         let trust = sandboxes::Trust { secret: config.secret, provider: provider.clone() };
         let sandboxes = Arc::new(Sandboxes::new(trust));
         let tls = http::Tls::new(roots(config.extra_roots)?, provider)?;
-        let gate = gate::Gate::new(entrance.gate, config.address, sandboxes.clone(), resolver.clone());
+        let gate = gate::Gate::new(entrance.gate, entrance.address, sandboxes.clone(), resolver.clone());
         let gate = Arc::new(gate);
         let listener = TcpListener::from_std(entrance.listener).map_err(EgressError::Entrance)?;
         let mirrored = mirrors.hosts().iter().map(ToString::to_string).collect();

@@ -39,6 +39,7 @@ pub(crate) fn is_stand_in(address: Ipv4Addr) -> bool {
 pub(crate) struct Member {
     pub(crate) sandbox: String,
     pub(crate) account: Arc<str>,
+    pub(crate) project: String,
     policy: watch::Sender<Arc<Ruleset>>,
     pub(crate) ledger: Arc<Ledger>,
     names: Mutex<VecDeque<(Ipv4Addr, HostName)>>,
@@ -52,6 +53,18 @@ pub(crate) struct Member {
 struct Bucket {
     left: f64,
     at: Instant,
+}
+
+/// Who a sandbox is.
+#[derive(Debug, Clone, Copy)]
+pub struct Occupant<'a> {
+    /// Its id.
+    pub sandbox: &'a str,
+    /// Whose it is: an account or an organization, whose sandboxes share one budget
+    /// of connections.
+    pub account: &'a str,
+    /// In which project.
+    pub project: &'a str,
 }
 
 /// What authorities are made of.
@@ -158,8 +171,9 @@ impl Sandboxes {
     }
 
     /// Puts a policy in force for the sandbox at `address`. Connections that it
-    /// forbids are cut; others stay. `account` shares one budget of connections.
-    pub fn put(&self, address: Ipv4Addr, sandbox: &str, account: &str, policy: Ruleset) {
+    /// forbids are cut; others stay.
+    pub fn put(&self, address: Ipv4Addr, occupant: Occupant<'_>, policy: Ruleset) {
+        let Occupant { sandbox, account, project } = occupant;
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         let policy = Arc::new(policy);
         match members.get(&address).filter(|member| member.sandbox == sandbox) {
@@ -168,6 +182,7 @@ impl Sandboxes {
                 let member = Member {
                     sandbox: sandbox.to_owned(),
                     account: account.into(),
+                    project: project.to_owned(),
                     policy: watch::Sender::new(policy),
                     ledger: Arc::new(Ledger::new(sandbox.to_owned())),
                     names: Mutex::default(),
@@ -205,10 +220,11 @@ impl Sandboxes {
         self.at(address).map(|member| member.ledger.recent()).unwrap_or_default()
     }
 
-    /// Certificate, in PEM, of the authority that a sandbox is to believe in.
+    /// Certificate, in PEM, of the authority that the sandbox at `address` is to
+    /// believe in.
     #[must_use]
-    pub fn certificate(&self, sandbox: &str) -> Option<String> {
-        self.trust.authority(sandbox).map(|authority| authority.certificate().to_owned())
+    pub fn certificate(&self, address: Ipv4Addr) -> Option<String> {
+        self.at(address)?.authority().map(|authority| authority.certificate().to_owned())
     }
 }
 
@@ -224,6 +240,10 @@ pub(crate) mod tests {
         Sandboxes::new(Trust { secret: AuthoritySecret::new([1; 32]), provider })
     }
 
+    pub(crate) fn occupant(sandbox: &str) -> Occupant<'_> {
+        Occupant { sandbox, account: "team", project: "project" }
+    }
+
     const HERE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 
     #[test]
@@ -231,14 +251,14 @@ pub(crate) mod tests {
         let sandboxes = sandboxes();
         assert!(sandboxes.at(HERE).is_none());
         let everything = || Ruleset::new(&NetworkPolicy::AllowAll).unwrap();
-        sandboxes.put(HERE, "sbx_1", "team", everything());
+        sandboxes.put(HERE, occupant("sbx_1"), everything());
         let member = sandboxes.at(HERE).unwrap();
         let target = "1.1.1.1:22".parse().unwrap();
         assert_eq!(member.policy().opening(target), Opening::Address);
-        sandboxes.put(HERE, "sbx_1", "team", Ruleset::nothing());
+        sandboxes.put(HERE, occupant("sbx_1"), Ruleset::nothing());
         assert!(matches!(member.policy().opening(target), Opening::Refused(_)));
         // Another sandbox has nothing of the one before.
-        sandboxes.put(HERE, "sbx_2", "team", everything());
+        sandboxes.put(HERE, occupant("sbx_2"), everything());
         assert!(!Arc::ptr_eq(&member, &sandboxes.at(HERE).unwrap()));
         let second = sandboxes.at(HERE).unwrap();
         sandboxes.remove(HERE);
@@ -250,7 +270,7 @@ pub(crate) mod tests {
     #[test]
     fn names_are_remembered_by_their_addresses() {
         let sandboxes = sandboxes();
-        sandboxes.put(HERE, "sbx_1", "team", Ruleset::nothing());
+        sandboxes.put(HERE, occupant("sbx_1"), Ruleset::nothing());
         let member = sandboxes.at(HERE).unwrap();
         let name = |text: &str| text.parse::<HostName>().unwrap();
         let address = Ipv4Addr::new(1, 1, 1, 1);

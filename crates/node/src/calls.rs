@@ -1,6 +1,7 @@
 //! Calls on a live run: its agent is asked, and its answers are put into the
 //! words of the port.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use futures::StreamExt as _;
 use crate::agent::{AgentError, Dialogue};
 use crate::live::Live;
 use crate::ports::Tied;
+use crate::trust;
 
 /// Largest argument list and environment of a command, in bytes: half of what
 /// the kernel takes (`execve(2)`), and well within one frame.
@@ -241,7 +243,9 @@ pub(crate) fn start_request(
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err(ProviderError::Invalid("command must not be empty".to_owned()));
     }
-    let mut env = live.config.image_env.clone();
+    let mut env: BTreeMap<String, String> =
+        trust::ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    env.extend(live.config.image_env.clone());
     env.extend(live.config.env.clone());
     if spec.sudo {
         env.insert("SUDO_USER".to_owned(), live.config.user.clone());

@@ -25,10 +25,8 @@ pub struct NodeConfig {
     pub stop_grace: Duration,
     /// Networks kept ready.
     pub network_pool: usize,
-    /// Resolver that DNS questions go to; `None`: the machine's own.
-    pub dns_upstream: Option<std::net::SocketAddr>,
-    /// URL prefixes that stand for others.
-    pub mirrors: Vec<dormouse_egress::Mirror>,
+    /// What leaves sandboxes, and how.
+    pub egress: dormouse_egress::EgressConfig,
 }
 
 impl NodeConfig {

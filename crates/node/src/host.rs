@@ -25,10 +25,11 @@ pub(crate) struct Host {
     pub(crate) cgroups: Arc<Cgroups>,
     pub(crate) network: Arc<Network>,
     pub(crate) numbering: Numbering,
-    pub(crate) policies: Arc<dormouse_egress::Policies>,
+    pub(crate) sandboxes: Arc<dormouse_egress::Sandboxes>,
     pub(crate) binaries: Binaries,
     pub(crate) boot_id: String,
-    pub(crate) mirror_trust: Option<MirrorTrust>,
+    /// System-wide configuration of git inside, for mirrored hosts.
+    pub(crate) git_config: String,
     /// Whether the disk of the data directory was full at the last look.
     pub(crate) disk_full: AtomicBool,
     /// Told when there is garbage to be removed.
@@ -40,13 +41,6 @@ pub(crate) struct Host {
 /// New sandboxes are saved this long after the first of them: together, since
 /// each would make all writers of the pool wait for a moment.
 const SAVE_AFTER: Duration = Duration::from_secs(5);
-
-/// What a sandbox needs to believe in our mirrors.
-#[derive(Debug, Clone)]
-pub(crate) struct MirrorTrust {
-    pub(crate) certificate: String,
-    pub(crate) git_config: String,
-}
 
 impl Host {
     /// Refuses what needs the pool while that is broken. Details are for the

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse_agent_protocol::{BootFile, Placing, Reply, Request};
 use dormouse_control::SandboxConfig;
-use dormouse_egress::EgressPolicy;
+use dormouse_egress::{Occupant, Ruleset};
 use dormouse_provider::{NetworkPolicy, ProviderError};
 use dormouse_store::{RunProcess, RunRow};
 use dormouse_types::{RunId, SandboxId, hex};
@@ -18,6 +18,7 @@ use crate::agent::Agent;
 use crate::cgroup::CgroupVersion;
 use crate::host::Host;
 use crate::network::PreparedNet;
+use crate::trust;
 
 /// How long a launcher may take.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(20);
@@ -119,7 +120,7 @@ async fn make(
         move |source: io::Error| LaunchError::Io { operation, run, source }
     };
     // Before the first instruction.
-    put_policy(host, net.slot, &config.network);
+    put_policy(host, net.slot, run, &config.network);
     host.cgroups.create(&run.id, &run.resources).map_err(failed("create cgroups"))?;
     let socket_dir = host.socket_dir(run.id.as_str());
     std::fs::create_dir(&socket_dir).map_err(failed("create socket directory"))?;
@@ -167,7 +168,7 @@ async fn make(
     tracing::debug!(run = %run.id, pid, launcher_us = micros, "launched");
 
     let boot = Request::Boot {
-        files: boot_files(host, &run.sandbox_id),
+        files: boot_files(host, net.slot, &run.sandbox_id),
         workdir: run.cwd.clone(),
         user: config.user.clone(),
     };
@@ -185,18 +186,22 @@ async fn make(
     Ok(Launched { process, workdir, warnings })
 }
 
-/// Puts a policy in force for the sandbox in `slot`. What the egress cannot
-/// enforce was refused before (`dormouse_control`); here it would let nothing out.
-pub(crate) fn put_policy(host: &Host, slot: u32, policy: &NetworkPolicy) {
-    let policy = match policy {
-        NetworkPolicy::AllowAll => EgressPolicy::AllowAll,
-        NetworkPolicy::DenyAll => EgressPolicy::DenyAll,
-        NetworkPolicy::Custom(custom) => EgressPolicy::Networks {
-            allowed: custom.allowed_networks.clone(),
-            denied: custom.denied_networks.clone(),
-        },
-    };
-    host.policies.set(host.numbering.address(slot), policy);
+/// Puts a policy in force for a run in `slot`.
+pub(crate) fn put_policy(host: &Host, slot: u32, run: &RunRow, policy: &NetworkPolicy) {
+    let rules = Ruleset::new(policy).unwrap_or_else(|error| {
+        // It was checked when it was asked for (`dormouse_control`): a record that
+        // somebody changed by hand lets nothing out.
+        tracing::error!(run = %run.id, error, "compile the network policy; nothing is allowed");
+        Ruleset::nothing()
+    });
+    put_rules(host, slot, run, rules);
+}
+
+/// [`put_policy`] with one that is compiled.
+pub(crate) fn put_rules(host: &Host, slot: u32, run: &RunRow, rules: Ruleset) {
+    let (sandbox, account) = (run.sandbox_id.as_str(), run.namespace.owner.as_str());
+    let occupant = Occupant { sandbox, account, project: &run.namespace.project };
+    host.sandboxes.put(host.numbering.address(slot), occupant, rules);
 }
 
 /// Host name of every sandbox. It must not tell the run.
@@ -209,7 +214,7 @@ fn machine_id(sandbox: &SandboxId) -> String {
     hex(&digest[..16])
 }
 
-fn boot_files(host: &Host, sandbox: &SandboxId) -> Vec<BootFile> {
+fn boot_files(host: &Host, slot: u32, sandbox: &SandboxId) -> Vec<BootFile> {
     let file = |path: &str, placing, content: String| BootFile { path: path.to_owned(), content, placing };
     let mut files = vec![
         // Whatever server is named here, our resolver answers.
@@ -226,9 +231,11 @@ fn boot_files(host: &Host, sandbox: &SandboxId) -> Vec<BootFile> {
         ),
         file("/etc/machine-id", Placing::Whole, format!("{}\n", machine_id(sandbox))),
     ];
-    if let Some(mirror) = &host.mirror_trust {
-        files.push(file("/etc/dormouse/ca.crt", Placing::Whole, mirror.certificate.clone()));
-        files.push(file("/etc/gitconfig", Placing::Block, mirror.git_config.clone()));
+    if let Some(certificate) = host.sandboxes.certificate(host.numbering.address(slot)) {
+        files.extend(trust::files(&certificate));
+    }
+    if !host.git_config.is_empty() {
+        files.push(file("/etc/gitconfig", Placing::Block, host.git_config.clone()));
     }
     files
 }
@@ -270,7 +277,7 @@ fn parse_report(line: &str) -> Result<Report, Failure<'_>> {
 pub(crate) async fn remove(host: &Host, run: &RunId, slot: Option<u32>) {
     remove_named(host, run.as_str()).await;
     if let Some(slot) = slot {
-        host.policies.remove(host.numbering.address(slot));
+        host.sandboxes.remove(host.numbering.address(slot));
         host.network.release(slot);
     }
 }

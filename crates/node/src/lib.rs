@@ -35,6 +35,7 @@ mod source;
 mod storage;
 mod sys;
 mod terminal;
+mod trust;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -52,13 +53,13 @@ use tokio::sync::{oneshot, watch};
 pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::NodeConfig;
 pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
-pub use network::{FilterError, INSTANCES, Numbering, SLOTS};
+pub use network::{FilterError, INSTANCES, Numbering, RouterError, SLOTS};
 pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
-pub use sys::write_durably;
+pub use sys::{write_durably, write_secret};
 
 use binaries::Binaries;
 use cgroup::Cgroups;
-use host::{Host, MirrorTrust};
+use host::Host;
 use live::Command;
 use network::Network;
 use registry::Registry;
@@ -87,11 +88,11 @@ pub enum NodeError {
     /// Another server holds the lock.
     #[error("another server {0}")]
     Locked(String),
-    /// The packet filter could not be loaded.
-    #[error("load the packet filter")]
-    Filter(#[from] FilterError),
-    /// The DNS and TCP listeners could not be started.
-    #[error("start the egress listeners")]
+    /// The router of the sandboxes' network could not be set up.
+    #[error("set up the network of the sandboxes")]
+    Router(#[from] RouterError),
+    /// What leaves sandboxes could not be served.
+    #[error("serve the network of the sandboxes")]
     Egress(#[from] dormouse_egress::EgressError),
     /// The database failed.
     #[error("read the database")]
@@ -137,28 +138,16 @@ impl Node {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(sockets);
         made.map_err(host("make the socket directory"))?;
 
-        Network::prepare_host(numbering).map_err(host("add the listeners' address"))?;
-        let egress = dormouse_egress::Egress::start(dormouse_egress::EgressConfig {
-            address: numbering.listener(),
-            mirror_address: numbering.mirror(),
-            upstream: config.dns_upstream,
-            mirrors: config.mirrors.clone(),
-            state_dir: config.data_dir().join("egress"),
-        })
-        .await?;
-        Network::load_filter(numbering, egress.dns_port(), egress.tcp_port())?;
+        let router = network::Router::open(numbering)?;
+        let egress = dormouse_egress::Egress::start(config.egress.clone(), router.entrance)?;
         let taken = db
             .live_runs(&config.host)
             .await?
             .iter()
             .filter_map(|run| run.process.as_ref().map(|p| p.slot))
             .collect();
-        let network =
-            Network::start(numbering, config.network_pool, &taken).map_err(host("start the network pool"))?;
-        let mirror_trust = egress.certificate().map(|certificate| MirrorTrust {
-            certificate: certificate.to_owned(),
-            git_config: git_config(&egress.mirrored_hosts()),
-        });
+        let network = Network::start(numbering, router.namespace, config.network_pool, &taken)
+            .map_err(host("start the network pool"))?;
 
         let host = Arc::new(Host {
             boot_id: host::boot_id().map_err(host("read the boot id"))?,
@@ -169,9 +158,9 @@ impl Node {
             cgroups: Arc::new(cgroups),
             network,
             numbering,
-            policies: egress.policies(),
+            sandboxes: egress.sandboxes(),
             binaries,
-            mirror_trust,
+            git_config: git_config(egress.mirrored_hosts()),
             disk_full: AtomicBool::new(false),
             untidy: Arc::default(),
             // What the server before this one made last, it may not have saved.
@@ -241,7 +230,7 @@ impl Node {
         let (storage, numbering) = (self.host.storage.clone(), self.host.numbering);
         self.host.cgroups.close();
         drop(self);
-        Network::release_host(numbering)?;
+        network::Router::remove(numbering).map_err(host("remove the router"))?;
         // The last overlay mounts may still be on their way out.
         let mut tries = 0;
         loop {
@@ -347,17 +336,17 @@ fn lock(data_dir: &Path, instance: u8) -> std::result::Result<[OwnedFd; 2], Node
     Ok([lock_data_dir(data_dir)?, take_lock(Path::new(&of_instance), what)?])
 }
 
-/// System-wide git configuration inside: mirrored hosts are served with our
-/// own certificate.
+/// System-wide git configuration inside: mirrored hosts are served with a
+/// certificate of the sandbox's own authority.
 fn git_config(hosts: &[String]) -> String {
+    let authority = trust::AUTHORITY;
     hosts
         .iter()
         .map(|host| {
-            // Without a path of its own libcurl reads every certificate of the
-            // system, which takes longer than the rest of the handshake.
-            format!(
-                "[http \"https://{host}/\"]\n\tsslCAInfo = /etc/dormouse/ca.crt\n\tsslCAPath = /etc/dormouse\n"
-            )
+            // The proxy always answers for them. Without a path of its own libcurl reads
+            // every certificate of the system, which takes longer than the rest of the
+            // handshake.
+            format!("[http \"https://{host}/\"]\n\tsslCAInfo = {authority}\n\tsslCAPath = /etc/dormouse\n")
         })
         .collect()
 }

@@ -469,7 +469,7 @@ impl Machine {
         let pidfd = sys::watch_process(process.pid)
             .map_err(|error| ProviderError::internal(format!("watch run {}", run.id), error))?;
         tracing::info!(run = %run.id, sandbox = %run.sandbox_name, "adopted");
-        launch::put_policy(&self.host, process.slot, &config.network);
+        launch::put_policy(&self.host, process.slot, &run, &config.network);
         // A server that was killed while it made a snapshot left it so.
         self.host.cgroups.thaw(run.id.as_str());
         // Or while it let a full sandbox start.
@@ -625,7 +625,7 @@ impl Machine {
     /// when it adopts the run.
     async fn apply_policy(&mut self, config: &SandboxConfig, run: RunRow) -> Result<RunRow> {
         let Some(live) = self.live.as_mut() else { return Ok(run) };
-        launch::put_policy(&self.host, live.process.slot, &config.network);
+        launch::put_policy(&self.host, live.process.slot, &live.row, &config.network);
         live.row.network = config.shown_network()?;
         live.row.updated_at = self.host.clock.now();
         let noted = self.host.db.note_policy(&live.row.id, &live.row.network, live.row.updated_at).await;

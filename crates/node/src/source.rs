@@ -1,29 +1,31 @@
 //! What is put into a new sandbox before it is handed over: a clone or an
 //! archive. All of it runs inside, as the default user, so whatever the other
-//! side sends can harm nobody else. The sandbox's own policy comes into force
-//! when it is done: nothing but these commands has run until then.
+//! side sends can harm nobody else. It may reach everything public, with what the
+//! sandbox's policy puts on requests, and with the credentials of the source, which the
+//! proxy adds: they are never inside. The policy itself comes into force when it is
+//! done: nothing but these commands has run until then.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use dormouse_agent_protocol::{Frame, Reply, Request, Spawn, StdinMode};
 use dormouse_control::SandboxConfig;
+use dormouse_egress::Ruleset;
 use dormouse_provider::{
-    CloneDirectory, GitSource, NetworkPolicy, ProviderError, Result, Source, checkout, shown_url,
+    Action, CloneDirectory, CustomPolicy, DomainPolicy, GitSource, NetworkPolicy, ProviderError, Result,
+    Rule, Source, checkout, shown_url,
 };
 use dormouse_store::RunRow;
 use dormouse_types::CommandId;
 
 use crate::agent::Agent;
 use crate::host::Host;
-use crate::launch;
+use crate::{launch, trust};
 
 /// Words of git or tar that are kept for an error message, in bytes.
 const MAX_WORDS: usize = 2048;
-
-/// Answers git's question for a password from the environment of that one
-/// command (`gitcredentials(7)`).
-const HELPER: &str =
-    r#"!f() { printf 'username=%s\npassword=%s\n' "$DORMOUSE_GIT_USER" "$DORMOUSE_GIT_PASSWORD"; }; f"#;
 
 /// `$1` URL. tar finds out how it is packed.
 const UNPACK: &str = r#"set -e
@@ -54,20 +56,9 @@ pub(crate) async fn put_in(
     slot: u32,
     source: &Source,
 ) -> Result<()> {
-    let (what, argv, env) = match source {
+    let (what, argv) = match source {
         Source::Snapshot(_) | Source::SnapshotOf(..) => return Ok(()),
         Source::Git(git) => {
-            let mut env = Vec::new();
-            if let Some((user, password)) = &git.credentials {
-                let pairs = [
-                    ("DORMOUSE_GIT_USER", user.as_str()),
-                    ("DORMOUSE_GIT_PASSWORD", password),
-                    ("GIT_CONFIG_COUNT", "1"),
-                    ("GIT_CONFIG_KEY_0", "credential.helper"),
-                    ("GIT_CONFIG_VALUE_0", HELPER),
-                ];
-                env.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
-            }
             let clone = checkout::Clone {
                 url: &git.url,
                 directory: &directory(git),
@@ -77,19 +68,25 @@ pub(crate) async fn put_in(
                 new_branch: None,
                 progress: false,
             };
-            (format!("clone {}", shown_url(&git.url)), clone.argv(), env)
+            (format!("clone {}", shown_url(&git.url)), clone.argv())
         }
         Source::Tarball { url } => {
             let argv = ["sh", "-c", UNPACK, "sh", url].map(str::to_owned).to_vec();
-            (format!("unpack {}", shown_url(url)), argv, Vec::new())
+            (format!("unpack {}", shown_url(url)), argv)
         }
     };
-    launch::put_policy(host, slot, &NetworkPolicy::AllowAll);
+    let rules = with_credentials(&config.network, source);
+    let rules = Ruleset::new(&rules).map_err(|error| ProviderError::Invalid(format!("source: {error}")))?;
+    launch::put_rules(host, slot, run, rules.widened());
     let spawn = Spawn {
         id: CommandId::generate().to_string(),
         argv,
         cwd: run.cwd.clone(),
-        env: config.image_env.clone().into_iter().chain(env).collect(),
+        env: trust::ENVIRONMENT
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into_iter()
+            .chain(config.image_env.clone())
+            .collect(),
         user: config.user.clone(),
         stdin: StdinMode::Null,
         timeout_ms: Some(u64::try_from(host.config.source_timeout.as_millis()).unwrap_or(u64::MAX)),
@@ -99,7 +96,7 @@ pub(crate) async fn put_in(
     let limit = host.config.source_timeout + Duration::from_secs(20);
     let outcome = tokio::time::timeout(limit, run_command(&agent, spawn)).await;
     let (code, timed_out, words) = outcome.map_err(|_| ProviderError::internal(&*what, "no answer"))??;
-    launch::put_policy(host, slot, &config.network);
+    launch::put_policy(host, slot, run, &config.network);
     if timed_out {
         let limit = dormouse_types::format_duration(host.config.source_timeout);
         return Err(ProviderError::Invalid(format!("{what}: it took longer than {limit}")));
@@ -108,6 +105,28 @@ pub(crate) async fn put_in(
         return Err(ProviderError::Invalid(format!("{what}: {}", words.trim())));
     }
     Ok(())
+}
+
+/// The policy with the credentials of the source as one more rule for its host. They
+/// win over what the policy sets there.
+fn with_credentials(policy: &NetworkPolicy, source: &Source) -> NetworkPolicy {
+    let Source::Git(GitSource { url, credentials: Some((user, password)), .. }) = source else {
+        return policy.clone();
+    };
+    let pair = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    let headers = BTreeMap::from([("authorization".to_owned(), Some(format!("Basic {pair}")))]);
+    let rule = Rule { matches: None, action: Action::SetHeaders(headers) };
+    let host = url.strip_prefix("https://").unwrap_or(url).split(['/', ':']).next().unwrap_or_default();
+    let mut custom = match policy {
+        NetworkPolicy::Custom(custom) => custom.clone(),
+        NetworkPolicy::AllowAll | NetworkPolicy::DenyAll => CustomPolicy::default(),
+    };
+    let host = host.to_ascii_lowercase();
+    match custom.domains.iter_mut().find(|domain| domain.domain.eq_ignore_ascii_case(&host)) {
+        Some(domain) => domain.rules.push(rule),
+        None => custom.domains.push(DomainPolicy { domain: host, rules: vec![rule] }),
+    }
+    NetworkPolicy::Custom(custom)
 }
 
 /// Runs a command to its end: exit code, whether its time ran out, its words.

@@ -156,6 +156,12 @@ fn rule(rule: &Rule) -> Result<wire::PolicyRule> {
             }
             wire.transform = Some(vec![wire::Transform { headers: set }]);
         }
+        Action::Swap(_) => {
+            return Err(ProviderError::Invalid(
+                "networkPolicy: placeholders of secrets are swapped on this server's own hosts only"
+                    .to_owned(),
+            ));
+        }
         Action::Forward(url) => wire.forward_url = Some(url.clone()),
         Action::Respond(response) => wire.response = Some(json(serde_json::to_value(response))?),
     }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use dormouse_vault::Vault;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, SqlitePool};
@@ -94,12 +95,14 @@ pub struct Db {
     pool: Arc<Pool>,
     counters: Arc<Counters>,
     pace: Option<Arc<dyn Pace>>,
+    pub(crate) vault: Option<Arc<Vault>>,
 }
 
 /// A write transaction; dropped without [`Tx::commit`] it changes nothing.
 #[derive(Debug)]
 pub struct Tx {
     pub(crate) inner: Transaction,
+    pub(crate) vault: Option<Arc<Vault>>,
     // Dropped last.
     _hold: Option<Hold>,
 }
@@ -121,7 +124,7 @@ impl Db {
             Address::Sqlite(path) => open_sqlite(path).await?,
             Address::Postgres(address) => open_postgres(address).await?,
         };
-        Ok(Self { pool: Arc::new(pool), counters: Arc::default(), pace: None })
+        Ok(Self { pool: Arc::new(pool), counters: Arc::default(), pace: None, vault: None })
     }
 
     /// [`Db::open`] of a SQLite file.
@@ -130,6 +133,25 @@ impl Db {
     /// Those of [`Db::open`].
     pub async fn open_file(path: &Path) -> Result<Self> {
         Self::open(&Address::Sqlite(path.to_owned())).await
+    }
+
+    /// Seals what is secret in it with this key, which is the database's from now on.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherKey`] for a database that has another.
+    pub async fn sealed_by(self, vault: Arc<Vault>) -> Result<Self> {
+        let failed = |_| StoreError::OtherKey;
+        let id = vault.id().map_err(failed)?;
+        let known = self.sql("read the id of the secret key", "SELECT id FROM secret_key");
+        match known.one(|row| row.of("secret_key", "").get::<String>("id")).await? {
+            Some(known) if known != id => return Err(StoreError::OtherKey),
+            Some(_) => {}
+            None => {
+                let insert = self.change("record the secret key", "INSERT INTO secret_key (id) VALUES ($1)");
+                insert.bind(id).execute().await?;
+            }
+        }
+        Ok(Self { vault: Some(vault), ..self })
     }
 
     /// In the hands of a simulation, or of whoever tries what a death in the middle of
@@ -209,7 +231,7 @@ impl Db {
             },
             Pool::Postgres(pool) => pool.begin_with("BEGIN").await.map(Transaction::Postgres),
         };
-        begun.map(|inner| Tx { inner, _hold: hold }).map_err(failed)
+        begun.map(|inner| Tx { vault: self.vault.clone(), inner, _hold: hold }).map_err(failed)
     }
 
     /// Returns once everything committed so far survives the death of the

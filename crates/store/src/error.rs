@@ -17,6 +17,20 @@ pub enum StoreError {
         /// Column.
         column: &'static str,
     },
+    /// A text was sealed with another key than this server has.
+    #[error("{column} in {table} is sealed with another secret key than this server has")]
+    Sealed {
+        /// Table.
+        table: &'static str,
+        /// Column.
+        column: &'static str,
+    },
+    /// The database was sealed with another key.
+    #[error(
+        "this database was sealed with another secret key: give the server the one it had \
+         (DORMOUSE_SECRET_KEY, or secret.key in its data directory)"
+    )]
+    OtherKey,
     /// The address of the database is none.
     #[error("{0:?} is not the address of a database: postgres://USER@HOST/NAME, or sqlite:PATH")]
     Address(String),

@@ -113,7 +113,7 @@ fn read(row: &Row) -> Result<SandboxRow> {
         name: row.get("name")?,
         persistent: row.get("persistent")?,
         image_id: row.get("image_id")?,
-        config: row.get("config")?,
+        config: row.secret("config")?,
         current_run: row.get("current_run")?,
         current_snapshot: row.get("current_snapshot")?,
         volume_id: row.get("volume_id")?,
@@ -222,7 +222,7 @@ impl Db {
         .bind(&sandbox.name)
         .bind(sandbox.persistent)
         .bind(&sandbox.image_id)
-        .bind(&sandbox.config)
+        .bind_secret("sandboxes", "config", &sandbox.config)
         .bind(&sandbox.current_run)
         .bind(&sandbox.current_snapshot)
         .bind(&sandbox.volume_id)
@@ -257,7 +257,7 @@ impl Db {
             "UPDATE sandboxes SET persistent = $1, config = $2, updated_at = $3 WHERE id = $4",
         )
         .bind(sandbox.persistent)
-        .bind(&sandbox.config)
+        .bind_secret("sandboxes", "config", &sandbox.config)
         .bind(sandbox.updated_at)
         .bind(&sandbox.id)
         .execute()

@@ -2,6 +2,9 @@
 //! that SQLite and Postgres share, and is bound, run and read by whichever the
 //! connection is to. What they do not share is here and nowhere else.
 
+use std::sync::Arc;
+
+use dormouse_vault::{Vault, is_sealed};
 use sqlx::postgres::{PgArguments, PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use sqlx::{Arguments as _, AssertSqlSafe, Decode, Encode, Row as _, Type};
@@ -31,9 +34,15 @@ impl<T> Column for T where
 {
 }
 
-/// A row of either database.
+/// A row of either database, and what opens its sealed columns.
 #[derive(Debug)]
-pub(crate) enum Row {
+pub(crate) struct Row {
+    of: RowOf,
+    vault: Option<Arc<Vault>>,
+}
+
+#[derive(Debug)]
+enum RowOf {
     Sqlite(SqliteRow),
     Postgres(PgRow),
 }
@@ -47,9 +56,9 @@ impl Row {
 
     /// A column by its place.
     pub(crate) fn at<T: Column>(&self, index: usize, table: &'static str, column: &'static str) -> Result<T> {
-        let read = match self {
-            Self::Sqlite(row) => row.try_get(index),
-            Self::Postgres(row) => row.try_get(index),
+        let read = match &self.of {
+            RowOf::Sqlite(row) => row.try_get(index),
+            RowOf::Postgres(row) => row.try_get(index),
         };
         read.map_err(|_| StoreError::Corrupt { table, column })
     }
@@ -74,11 +83,23 @@ impl Reader<'_> {
             place = prefixed.as_str();
             place
         };
-        let read = match self.row {
-            Row::Sqlite(row) => row.try_get(name),
-            Row::Postgres(row) => row.try_get(name),
+        let read = match &self.row.of {
+            RowOf::Sqlite(row) => row.try_get(name),
+            RowOf::Postgres(row) => row.try_get(name),
         };
         read.map_err(|_| self.corrupt(column))
+    }
+
+    /// A text that [`Sql::bind_secret`] wrote. One from before there was a key is read
+    /// as it is.
+    pub(crate) fn secret(&self, column: &'static str) -> Result<String> {
+        let text = self.get::<String>(column)?;
+        if !is_sealed(&text) {
+            return Ok(text);
+        }
+        let sealed = || StoreError::Sealed { table: self.table, column };
+        let vault = self.row.vault.as_ref().ok_or_else(sealed)?;
+        vault.open(&purpose(self.table, column), &text).map_err(|_| sealed())
     }
 
     /// A number that a narrower type holds.
@@ -136,6 +157,12 @@ pub(crate) struct Sql<'t> {
     arguments: Arguments,
     /// The first value that could not be bound.
     unbound: Option<sqlx::Error>,
+    vault: Option<Arc<Vault>>,
+}
+
+/// What a sealed text is for: it opens in its own column only.
+fn purpose(table: &str, column: &str) -> String {
+    format!("{table}.{column}")
 }
 
 impl Tx {
@@ -145,8 +172,9 @@ impl Tx {
             Transaction::Sqlite(_) => Arguments::Sqlite(SqliteArguments::default()),
             Transaction::Postgres(_) => Arguments::Postgres(PgArguments::default()),
         };
+        let vault = self.vault.clone();
         let target = Target::Transaction(&mut self.inner);
-        Sql { target, operation: operation.into(), text: text.into(), arguments, unbound: None }
+        Sql { target, operation: operation.into(), text: text.into(), arguments, unbound: None, vault }
     }
 
     /// What a `SELECT` ends with whose rows nobody else may change before this
@@ -185,14 +213,14 @@ impl Db {
             Pool::Sqlite { .. } => Arguments::Sqlite(SqliteArguments::default()),
             Pool::Postgres(_) => Arguments::Postgres(PgArguments::default()),
         };
-        Sql { target, operation, text, arguments, unbound: None }
+        Sql { target, operation, text, arguments, unbound: None, vault: self.vault.clone() }
     }
 }
 
 /// Runs a query by one of its methods on whichever connection it is for.
 macro_rules! run {
     ($sql:expr, $method:ident) => {{
-        let Sql { target, operation, text, arguments, unbound } = $sql;
+        let Sql { target, operation, text, arguments, unbound, vault: _ } = $sql;
         let text = AssertSqlSafe(text);
         let ran = match (unbound, target, arguments) {
             (Some(error), _, _) => Err(error),
@@ -261,6 +289,22 @@ impl Sql<'_> {
         self
     }
 
+    /// [`Sql::bind`] of a text that is for `table.column` and is sealed there, where
+    /// the database has a vault.
+    pub(crate) fn bind_secret(mut self, table: &str, column: &str, text: &str) -> Self {
+        let sealed = match &self.vault {
+            None => Ok(text.to_owned()),
+            Some(vault) => vault.seal(&purpose(table, column), text),
+        };
+        match sealed {
+            Ok(text) => self.bind(text),
+            Err(error) => {
+                self.unbound.get_or_insert(sqlx::Error::Encode(Box::new(error)));
+                self
+            }
+        }
+    }
+
     /// Runs it; how many rows it changed.
     pub(crate) async fn execute(self) -> Result<u64> {
         Ok(match run!(self, execute)? {
@@ -270,17 +314,21 @@ impl Sql<'_> {
     }
 
     pub(crate) async fn fetch_all(self) -> Result<Vec<Row>> {
+        let vault = self.vault.clone();
+        let row = |of| Row { of, vault: vault.clone() };
         Ok(match run!(self, fetch_all)? {
-            Either::Sqlite(rows) => rows.into_iter().map(Row::Sqlite).collect(),
-            Either::Postgres(rows) => rows.into_iter().map(Row::Postgres).collect(),
+            Either::Sqlite(rows) => rows.into_iter().map(RowOf::Sqlite).map(row).collect(),
+            Either::Postgres(rows) => rows.into_iter().map(RowOf::Postgres).map(row).collect(),
         })
     }
 
     pub(crate) async fn fetch_optional(self) -> Result<Option<Row>> {
-        Ok(match run!(self, fetch_optional)? {
-            Either::Sqlite(row) => row.map(Row::Sqlite),
-            Either::Postgres(row) => row.map(Row::Postgres),
-        })
+        let vault = self.vault.clone();
+        let of = match run!(self, fetch_optional)? {
+            Either::Sqlite(row) => row.map(RowOf::Sqlite),
+            Either::Postgres(row) => row.map(RowOf::Postgres),
+        };
+        Ok(of.map(|of| Row { of, vault }))
     }
 
     /// The rows, each read by `read`.

@@ -65,7 +65,7 @@ fn read_hook(row: &Row) -> Result<WebhookRow> {
         id: row.get("id")?,
         org_id: row.get("org_id")?,
         url: row.get("url")?,
-        secret: row.get("secret")?,
+        secret: row.secret("secret")?,
         failures: row.number("failures")?,
         retry_at: row.get("retry_at")?,
         created_at: row.get("created_at")?,
@@ -150,7 +150,7 @@ impl Db {
         .bind(&hook.id)
         .bind(&hook.org_id)
         .bind(&hook.url)
-        .bind(&hook.secret)
+        .bind_secret("webhooks", "secret", &hook.secret)
         .bind(hook.created_at)
         .execute()
         .await

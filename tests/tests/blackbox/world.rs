@@ -490,7 +490,7 @@ pub(crate) struct Footprint {
     cgroups: usize,
     links: usize,
     agents: usize,
-    tables: usize,
+    routers: usize,
     namespaced: Vec<String>,
     files: usize,
 }
@@ -512,19 +512,21 @@ impl Footprint {
     pub(crate) fn look(instance: u8) -> Self {
         let count = |text: String, word: &str| text.lines().filter(|line| line.contains(word)).count();
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let tables =
-            Command::new("nft").args(["list", "tables"]).output().map(|o| o.stdout).unwrap_or_default();
+        // The router, which every link of a sandbox ends in.
+        let router = format!("dormouse{instance}");
+        let list = ["-n", &router, "-o", "link"];
+        let links = Command::new("ip").args(list).output().map(|o| o.stdout).unwrap_or_default();
         Self {
             mounts: count(read("/proc/self/mounts"), &format!("dormouse-test-{instance}-")),
             cgroups: cgroups(instance).len(),
-            links: count(read("/proc/net/dev"), &format!("dm{instance}x")),
+            links: count(String::from_utf8_lossy(&links).into_owned(), &format!("dm{instance}x")),
             agents: agents(instance),
             namespaced: namespaced(),
             files: names("/tmp")
                 .iter()
                 .filter(|name| name.starts_with(&format!("dormouse-test-{instance}-")))
                 .count(),
-            tables: count(String::from_utf8_lossy(&tables).into_owned(), &format!("dormouse{instance}")),
+            routers: usize::from(Path::new("/run/netns").join(router).exists()),
         }
     }
 

@@ -1,11 +1,13 @@
 //! `dormouse serve` and `dormouse evacuate`.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use dormouse_control::Control;
+use dormouse_egress::Signer;
 use dormouse_http::{JwtVerifier, Parts};
 use dormouse_jobs::{Clock, Jobs};
 use dormouse_node::{Node, NodeError, host_id, lock_data_dir};
@@ -15,6 +17,7 @@ use dormouse_remote::HttpRemote;
 use dormouse_sessions::{GitToken, Sessions};
 use dormouse_store::{Db, HostRow};
 use dormouse_types::HostId;
+use dormouse_vault::Vault;
 use dormouse_webhooks::Webhooks;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,9 +43,9 @@ fn log_to_stderr() {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-async fn open(config: &Config) -> anyhow::Result<Db> {
-    prepare_data_dir(&config.data_dir)?;
+async fn open(config: &Config, vault: Arc<Vault>) -> anyhow::Result<Db> {
     let db = Db::open(&config.database()?).await.context("open the database")?;
+    let db = db.sealed_by(vault).await?;
     #[cfg(debug_assertions)]
     if let Some(order) = std::env::var_os("TEST_DIE_BY") {
         return Ok(db.paced(Arc::new(super::mortal::Mortal::new(order.into()))));
@@ -50,8 +53,14 @@ async fn open(config: &Config) -> anyhow::Result<Db> {
     Ok(db)
 }
 
-async fn start(config: &Config, host: &HostId, db: &Db) -> anyhow::Result<Node> {
-    let node = Node::start(config.node(host.clone())?, db.clone(), Clock::system()).await;
+async fn start(
+    config: &Config,
+    host: &HostId,
+    vault: &Vault,
+    signer: Option<Arc<Signer>>,
+    db: &Db,
+) -> anyhow::Result<Node> {
+    let node = Node::start(config.node(host.clone(), vault, signer)?, db.clone(), Clock::system()).await;
     let node = node.map_err(|error| {
         let advice = match error {
             NodeError::Locked(_) => {
@@ -72,6 +81,23 @@ async fn start(config: &Config, host: &HostId, db: &Db) -> anyhow::Result<Node> 
     Ok(node)
 }
 
+/// Signs what sandboxes' requests are forwarded with. Its key is this server's own,
+/// published below its `public_url`.
+fn signer(config: &Config, address: SocketAddr) -> anyhow::Result<Signer> {
+    let path = config.data_dir.join("identity.key");
+    let key = match std::fs::read(&path) {
+        Ok(key) => key,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = Signer::generate()?;
+            dormouse_node::write_secret(&path, &key).with_context(|| format!("write {}", path.display()))?;
+            key
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let issuer = format!("{}/oidc", config.public_url(address).trim_end_matches('/'));
+    Ok(Signer::new(issuer, &key)?)
+}
+
 /// What runs sandboxes here, if this server does.
 struct Engine {
     node: Arc<Node>,
@@ -83,14 +109,17 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args)?;
     let listener =
         TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
-    let db = open(&config).await?;
+    prepare_data_dir(&config.data_dir)?;
+    let vault = Arc::new(config.vault()?);
+    let db = open(&config, vault.clone()).await?;
     let (clock, host) = (Clock::system(), host_id(&config.data_dir)?);
     let address = listener.local_addr()?;
+    let signer = Arc::new(signer(&config, address)?);
     // Without an engine nothing else keeps a second server off the directory.
     let mut _lock = None;
     let (engine, provider): (_, Arc<dyn SandboxProvider>) = match config.provider {
         ProviderKind::Engine => {
-            let node = Arc::new(start(&config, &host, &db).await?);
+            let node = Arc::new(start(&config, &host, &vault, Some(signer.clone()), &db).await?);
             let control =
                 Control::new(db.clone(), clock.clone(), node.clone(), config.control(host.clone())?);
             (Some(Engine { node, control: control.clone() }), Arc::new(control))
@@ -202,8 +231,10 @@ async fn save(db: Db) {
 pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&args)?;
-    let db = open(&config).await?;
-    let node = start(&config, &host_id(&config.data_dir)?, &db).await?;
+    prepare_data_dir(&config.data_dir)?;
+    let vault = Arc::new(config.vault()?);
+    let db = open(&config, vault.clone()).await?;
+    let node = start(&config, &host_id(&config.data_dir)?, &vault, None, &db).await?;
     node.evacuate().await?;
     db.close().await;
     Ok(ExitCode::SUCCESS)

@@ -345,7 +345,12 @@ impl Talk {
             ("vercel-forwarded-path", path),
         ];
         if let Some(signer) = &self.proxy.signer {
-            let token = signer.sign(&self.member().sandbox, &self.member().account, url.as_str());
+            let token = signer.sign(
+                &self.member().sandbox,
+                &self.member().account,
+                &self.member().project,
+                url.as_str(),
+            );
             said.push(("vercel-sandbox-oidc-token", token.map_err(|error| failed(&error))?));
         }
         for (name, value) in said {

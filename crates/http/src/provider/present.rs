@@ -41,6 +41,12 @@ pub(crate) fn policy(policy: NetworkPolicy) -> wire::NetworkPolicy {
                     header_names: Some(headers.keys().cloned().collect()),
                     matches,
                 }),
+                Action::Swap(swap) => injection.push(wire::InjectionRule {
+                    domain: domain.domain.clone(),
+                    headers: None,
+                    header_names: Some(vec![swap.header.clone()]),
+                    matches,
+                }),
                 Action::Forward(url) => forward.push(wire::ForwardRule {
                     domain: domain.domain.clone(),
                     forward_url: url.clone(),

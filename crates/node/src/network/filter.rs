@@ -1,14 +1,15 @@
-//! The packet filter: one static nftables table per instance, loaded once.
+//! The packet filter of the router: one static nftables table, loaded once.
 //!
-//! From a sandbox: DNS (whatever server it names) and TCP go to our listeners;
-//! private, link-local and host addresses, UDP, ICMP, IPv6 and everything else
-//! go nowhere. The host's own traffic is not touched: every rule names our
-//! links or our listener's address.
+//! From a sandbox: the first packet of a TCP connection and everything that is no
+//! TCP goes to the gate, as much of it as one sandbox may send; the rest of TCP goes
+//! to the sockets that the listener accepted. Whatever is forged goes nowhere. No
+//! rule tracks connections, so no packet of a sandbox costs the host an entry.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
+use super::router::{GATE, TO_GATE, TO_LISTENER};
 use super::{Numbering, SLOTS};
 
 /// The packet filter could not be loaded.
@@ -22,59 +23,51 @@ pub enum FilterError {
     Refused(String),
 }
 
-/// Addresses that are never reached from a sandbox: this host, private
-/// networks, metadata services, multicast (RFC 6890 and successors).
-pub(crate) const NEVER: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
-    172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, \
-    198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/4, 240.0.0.0/4";
-
-/// Loads the instance's table in one transaction, over an older one too.
-pub(super) fn load(numbering: Numbering, dns: u16, tcp: u16) -> Result<(), FilterError> {
-    run(&rules(numbering, dns, tcp))
+/// Loads the instance's table in one transaction, over an older one too, in this
+/// thread's network namespace.
+pub(super) fn load(numbering: Numbering, port: u16) -> Result<(), FilterError> {
+    run(&rules(numbering, port))
 }
 
-/// Removes the instance's table.
-pub(super) fn unload(numbering: Numbering) -> Result<(), FilterError> {
-    let table = numbering.table();
-    run(&format!("add table inet {table}\ndelete table inet {table}\n"))
-}
-
-fn rules(numbering: Numbering, dns: u16, tcp: u16) -> String {
+fn rules(numbering: Numbering, port: u16) -> String {
     let (table, links) = (numbering.table(), format!("{}*", numbering.link_prefix()));
-    let (listener, mirror) = (numbering.listener(), numbering.mirror());
     let mut slots = String::new();
     for slot in 0..SLOTS {
         // Writing to a String cannot fail.
         let _ = write!(slots, "\"{}\" . {}, ", numbering.link(slot), numbering.address(slot));
     }
+    // Connections: 10,000 short ones in a few seconds are a busy build, more is an
+    // attack on who shares the gate. Other packets are questions, and what is refused.
     format!(
         r#"add table inet {table}
 delete table inet {table}
 table inet {table} {{
   set slots {{ type ifname . ipv4_addr; elements = {{ {slots} }} }}
-  set never {{ type ipv4_addr; flags interval; elements = {{ {NEVER} }} }}
-  chain from_sandbox {{ type filter hook prerouting priority raw; policy accept;
-    iifname "{links}" meta nfproto ipv6 drop
-    iifname "{links}" iifname . ip saddr != @slots drop
+  set connections {{ type ifname; size {SLOTS}; flags dynamic,timeout; timeout 1m; }}
+  set packets {{ type ifname; size {SLOTS}; flags dynamic,timeout; timeout 1m; }}
+  chain arriving {{ type filter hook prerouting priority mangle; policy drop;
+    iifname "lo" accept
+    iifname "{GATE}" tcp flags & (syn | ack) == syn tproxy ip to :{port} meta mark set {TO_LISTENER} accept
+    iifname "{GATE}" accept
+    meta nfproto ipv6 drop
+    iifname . ip saddr != @slots drop
+    tcp flags & (syn | ack) == syn goto connection
+    meta l4proto tcp tproxy ip to :{port} meta mark set {TO_LISTENER} accept
+    meta l4proto tcp drop
+    update @packets {{ iifname limit rate over 500/second burst 1000 packets }} drop
+    meta mark set {TO_GATE} accept
   }}
-  chain to_listeners {{ type nat hook prerouting priority dstnat; policy accept;
-    iifname "{links}" udp dport 53 dnat ip to {listener}:{dns}
-    iifname "{links}" tcp dport 53 dnat ip to {listener}:{dns}
-    iifname "{links}" ip daddr {mirror} meta l4proto tcp dnat ip to {listener}:{tcp}
-    iifname "{links}" ip daddr @never return
-    iifname "{links}" meta l4proto tcp dnat ip to {listener}:{tcp}
+  chain connection {{
+    update @connections {{ iifname limit rate over 2000/second burst 4000 packets }} drop
+    meta mark set {TO_GATE} accept
   }}
-  chain to_host {{ type filter hook input priority filter; policy accept;
-    iifname "{links}" ct state established,related accept
-    iifname "{links}" ip daddr {listener} ct status dnat accept
-    iifname "{links}" meta l4proto tcp reject with tcp reset
-    iifname "{links}" drop
-    iifname != "lo" iifname != "{links}" ip daddr {listener} drop
+  chain for_router {{ type filter hook input priority filter; policy accept;
+    iifname "{links}" meta mark != {TO_LISTENER} meta l4proto tcp reject with tcp reset
+    iifname "{links}" meta mark != {TO_LISTENER} reject with icmpx type admin-prohibited
   }}
-  chain routed {{ type filter hook forward priority filter; policy accept;
-    iifname "{links}" meta l4proto tcp reject with tcp reset
-    iifname "{links}" drop
-    oifname "{links}" drop
+  chain passing {{ type filter hook forward priority filter; policy drop;
+    iifname "{links}" oifname "{GATE}" accept
+    iifname "{GATE}" oifname "{links}" accept
   }}
 }}
 "#

@@ -6,18 +6,22 @@
 //! filter knows every slot from the start, and nothing about it changes when a
 //! sandbox comes or goes.
 //!
-//! Nobody but the engine's descriptors and the sandbox's processes holds a
+//! The other end of each pair is in the instance's router ([`router`]), where the
+//! packet filter is. Nobody but the engine's descriptors and the sandbox's processes holds a
 //! namespace, so the kernel removes it, with its links, when the last of them
 //! is gone, also after a crash at any line.
 
 mod filter;
 mod netlink;
 mod pool;
+mod router;
 
 use std::net::Ipv4Addr;
 
 pub use filter::FilterError;
 pub(crate) use pool::{Network, PreparedNet};
+pub(crate) use router::Router;
+pub use router::RouterError;
 
 /// Sandboxes that one instance can run at once.
 pub const SLOTS: u32 = 4096;
@@ -42,7 +46,7 @@ impl Numbering {
         u32::from(Ipv4Addr::new(10, 200 + self.instance, 0, 0))
     }
 
-    /// Host's end of a slot's link.
+    /// Router's end of a slot's link.
     #[must_use]
     pub fn gateway(self, slot: u32) -> Ipv4Addr {
         Ipv4Addr::from(self.network() + 4 * slot + 1)
@@ -54,29 +58,24 @@ impl Numbering {
         Ipv4Addr::from(self.network() + 4 * slot + 2)
     }
 
-    /// Where the DNS and TCP listeners are bound; no sandbox can name it.
+    /// The name server of sandboxes, and in whose name packets are refused. No host
+    /// has this address.
     #[must_use]
     pub fn listener(self) -> Ipv4Addr {
         Ipv4Addr::from(self.network() + 0xfffe)
     }
 
-    /// What mirrored hosts resolve to inside.
-    #[must_use]
-    pub fn mirror(self) -> Ipv4Addr {
-        Ipv4Addr::from(self.network() + 0xfffd)
-    }
-
-    /// Start of the names of host-side links.
+    /// Start of the names of the links in the router.
     pub(crate) fn link_prefix(self) -> String {
         format!("dm{}x", self.instance)
     }
 
-    /// Host-side link of a slot.
+    /// A slot's link in the router.
     pub(crate) fn link(self, slot: u32) -> String {
         format!("{}{slot}", self.link_prefix())
     }
 
-    /// The instance's table in the packet filter.
+    /// Name of the router and of its table in the packet filter.
     pub(crate) fn table(self) -> String {
         format!("dormouse{}", self.instance)
     }
@@ -110,6 +109,6 @@ mod tests {
         }
         let ids: HashSet<u32> = (0..SLOTS).map(|slot| numbering.uid_base(slot)).collect();
         assert_eq!(ids.len(), SLOTS as usize);
-        assert!(!seen.contains(&numbering.listener()) && !seen.contains(&numbering.mirror()));
+        assert!(!seen.contains(&numbering.listener()));
     }
 }

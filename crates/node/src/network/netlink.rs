@@ -1,5 +1,5 @@
 //! The few routing-netlink messages that a sandbox's network takes
-//! (`rtnetlink(7)`), batched: one send and one round of answers for the host's
+//! (`rtnetlink(7)`), batched: one send and one round of answers for the router's
 //! side, one for the inside.
 
 use std::io;
@@ -116,8 +116,8 @@ fn add_address(batch: &mut Batch, index: i32, address: Ipv4Addr, prefix: u8, fla
     batch.attribute(2, &address.octets());
 }
 
-/// Host's side: a veth pair whose other end, `eth0`, lies in `inside`; the
-/// address; up. `index` must be free on the host.
+/// Router's side: a veth pair whose other end, `eth0`, lies in `inside`; the
+/// address; up. `index` must be free in the router.
 pub(super) fn add_link(
     socket: &OwnedFd,
     name: &str,
@@ -158,18 +158,40 @@ pub(super) fn set_up_inside(socket: &OwnedFd, address: Ipv4Addr, gateway: Ipv4Ad
     batch.run(socket)
 }
 
-/// Gives the host's loopback one more address; having it already is fine.
-pub(super) fn add_loopback_address(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
-    let mut batch = Batch::default();
-    add_address(&mut batch, 1, address, 32, CREATE_REPLACE);
-    batch.run(socket)
-}
+const NEW_RULE: u16 = 32;
 
-/// Takes that address away again.
-pub(super) fn remove_loopback_address(socket: &OwnedFd, address: Ipv4Addr) -> io::Result<()> {
+/// The router: loopback and gate up, with room for `queue` packets; of each mark's
+/// table, the first leads to ourselves, the second to the gate. What is there
+/// already stays.
+pub(super) fn set_up_router(
+    socket: &OwnedFd,
+    gate: i32,
+    queue: u32,
+    [(listener_mark, listener_table), (gate_mark, gate_table)]: [(u32, u8); 2],
+) -> io::Result<()> {
     let mut batch = Batch::default();
-    batch.begin(21, 0, &address_header(32, 1));
-    batch.attribute(1, &address.octets());
-    batch.attribute(2, &address.octets());
-    batch.run(socket)
+    batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
+    batch.begin(NEW_LINK, 0, &link_header(gate, UP, UP));
+    batch.attribute(13, &queue.to_ne_bytes());
+    // struct rtmsg: protocol static (4); scope host (254) and type local (2), scope
+    // link (253) and type unicast (1).
+    let inet = libc::AF_INET as u8;
+    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, listener_table, 4, 254, 2, 0, 0, 0, 0]);
+    batch.attribute(4, &1_i32.to_ne_bytes());
+    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, gate_table, 4, 253, 1, 0, 0, 0, 0]);
+    batch.attribute(4, &gate.to_ne_bytes());
+    batch.run(socket)?;
+    for (mark, table) in [(listener_mark, listener_table), (gate_mark, gate_table)] {
+        let mut batch = Batch::default();
+        // struct fib_rule_hdr: action "to table" (1).
+        batch.begin(NEW_RULE, CREATE_EXCLUSIVE, &[inet, 0, 0, 0, table, 0, 0, 1, 0, 0, 0, 0]);
+        batch.attribute(6, &u32::from(table).to_ne_bytes());
+        batch.attribute(10, &mark.to_ne_bytes());
+        match batch.run(socket) {
+            // From the server before this one.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }

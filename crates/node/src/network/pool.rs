@@ -1,13 +1,12 @@
 //! The pool: one thread that makes networks ahead of need.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{FilterError, Numbering, SLOTS, filter, netlink};
+use super::{Numbering, SLOTS, netlink};
 use crate::sys;
 
 /// How long a caller waits for a network before the host counts as full.
@@ -66,7 +65,12 @@ pub(crate) struct Network {
 impl Network {
     /// Starts the pool, which keeps `wanted` networks ready and leaves the
     /// slots in `taken` alone.
-    pub(crate) fn start(numbering: Numbering, wanted: usize, taken: &BTreeSet<u32>) -> io::Result<Arc<Self>> {
+    pub(crate) fn start(
+        numbering: Numbering,
+        router: OwnedFd,
+        wanted: usize,
+        taken: &BTreeSet<u32>,
+    ) -> io::Result<Arc<Self>> {
         let free = (0..SLOTS).filter(|slot| !taken.contains(slot)).collect();
         let state = State { ready: VecDeque::new(), free, wanted, last_taken: None, closed: false };
         let network = Arc::new(Self {
@@ -76,28 +80,8 @@ impl Network {
             available: tokio::sync::Notify::new(),
         });
         let maker = network.clone();
-        std::thread::Builder::new().name("dormouse-net".to_owned()).spawn(move || maker.make())?;
+        std::thread::Builder::new().name("dormouse-net".to_owned()).spawn(move || maker.make(&router))?;
         Ok(network)
-    }
-
-    /// Gives the host the listeners' address; before they are bound.
-    pub(crate) fn prepare_host(numbering: Numbering) -> io::Result<()> {
-        netlink::add_loopback_address(&sys::netlink_socket()?, numbering.listener())
-    }
-
-    /// Loads the packet filter; after the listeners are bound, before the
-    /// first sandbox.
-    pub(crate) fn load_filter(numbering: Numbering, dns: u16, tcp: u16) -> Result<(), FilterError> {
-        filter::load(numbering, dns, tcp)
-    }
-
-    /// Takes the filter and the address away: no sandbox is left.
-    pub(crate) fn release_host(numbering: Numbering) -> Result<(), FilterError> {
-        filter::unload(numbering)?;
-        // Never there is as good as gone.
-        let _ =
-            sys::netlink_socket().and_then(|s| netlink::remove_loopback_address(&s, numbering.listener()));
-        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -137,13 +121,10 @@ impl Network {
         self.changed.notify_all();
     }
 
-    fn make(&self) {
-        let sockets = File::open("/proc/thread-self/ns/net").map(OwnedFd::from).and_then(|home| {
-            let socket = sys::netlink_socket()?;
-            Ok((home, socket))
-        });
-        let (home, socket) = match sockets {
-            Ok(sockets) => sockets,
+    /// `home`: the router, where this thread's end of each link is.
+    fn make(&self, home: &OwnedFd) {
+        let socket = match sys::setns(home).and_then(|()| sys::netlink_socket()) {
+            Ok(socket) => socket,
             Err(error) => {
                 tracing::error!(%error, "network pool cannot start");
                 return;
@@ -169,7 +150,7 @@ impl Network {
                     };
                 }
             };
-            match self.make_one(slot, &home, &socket) {
+            match self.make_one(slot, home, &socket) {
                 Ok(netns) => {
                     self.lock().ready.push_back(PreparedNet { slot, netns });
                     self.available.notify_waiters();
@@ -205,7 +186,7 @@ mod tests {
 
     #[test]
     fn fills_at_once_when_low_and_in_quiet_otherwise() {
-        let net = || PreparedNet { slot: 0, netns: File::open("/dev/null").unwrap().into() };
+        let net = || PreparedNet { slot: 0, netns: std::fs::File::open("/dev/null").unwrap().into() };
         let state = |ready: usize, last_taken: Option<Instant>| State {
             ready: (0..ready).map(|_| net()).collect(),
             free: VecDeque::from([1]),

@@ -57,10 +57,24 @@ pub(crate) fn allocate(file: &impl AsRawFd, length: u64) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn write_durably(path: &std::path::Path, text: &str) -> io::Result<()> {
+    write_whole(path, text.as_bytes(), 0o644)
+}
+
+/// [`write_durably`] for what only its owner may read.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_secret(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole(path, bytes, 0o600)
+}
+
+fn write_whole(path: &std::path::Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let partial = path.with_extension("partial");
-    let mut file = std::fs::File::create(&partial)?;
-    file.write_all(text.as_bytes())?;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&partial)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&partial, path)?;
     // The name too.
@@ -133,6 +147,63 @@ pub(crate) fn new_netns(home: &OwnedFd) -> io::Result<OwnedFd> {
     let made = std::fs::File::open("/proc/thread-self/ns/net");
     setns(home)?;
     Ok(made?.into())
+}
+
+/// A new network namespace, in which this thread stays. Only for a thread that does
+/// nothing else.
+pub(crate) fn unshare_netns() -> io::Result<OwnedFd> {
+    // SAFETY: plain integers; concerns this thread only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }.into())?;
+    Ok(std::fs::File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// A TUN device (`Documentation/networking/tuntap.rst`) for whole IP packets, in this
+/// thread's network namespace, for as long as the descriptor is open. Not blocking.
+pub(crate) fn tun(name: &str) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let device = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    // SAFETY: an all-zero ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: `request` outlives the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }.into())?;
+    Ok(device.into())
+}
+
+/// Index of an interface of this thread's network namespace.
+pub(crate) fn interface_index(name: &str) -> io::Result<i32> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: live C string.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 { Err(io::Error::last_os_error()) } else { i32::try_from(index).map_err(io::Error::other) }
+}
+
+/// A listener in this thread's network namespace that accepts connections to any
+/// address that is routed to it (`ip(7)`, `IP_TRANSPARENT`). Not blocking.
+pub(crate) fn transparent_listener() -> io::Result<std::net::TcpListener> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain integers.
+    let socket = owned(unsafe { libc::socket(libc::AF_INET, kind, 0) }.into())?;
+    let on: libc::c_int = 1;
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    let (fd, level) = (socket.as_raw_fd(), libc::SOL_IP);
+    // SAFETY: pointer and size of one integer.
+    let set = unsafe { libc::setsockopt(fd, level, libc::IP_TRANSPARENT, (&raw const on).cast(), size) };
+    check(set.into())?;
+    rustix::net::bind(&socket, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    rustix::net::listen(&socket, 4096)?;
+    Ok(socket.into())
+}
+
+/// A descriptor that the runtime waits for.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor for as long as it lives.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }?)
 }
 
 /// Moves this thread into a network namespace.

@@ -110,6 +110,16 @@ pub(crate) fn mount(
     .map(drop)
 }
 
+/// Mounts the file `what` on the file `place` too (`mount(2)`, `MS_BIND`).
+pub(crate) fn bind(what: &Path, place: &Path) -> io::Result<()> {
+    let what = CString::new(what.as_os_str().as_bytes())?;
+    let place = CString::new(place.as_os_str().as_bytes())?;
+    let null = std::ptr::null();
+    // SAFETY: live C strings; a bind mount takes neither kind nor options.
+    let done = unsafe { libc::mount(what.as_ptr(), place.as_ptr(), null, libc::MS_BIND, null.cast()) };
+    check(done.into()).map(drop)
+}
+
 /// Unmounts what is mounted on `place`. `lazily`: for nobody new at once, for
 /// good when its last user is gone.
 pub(crate) fn unmount(place: &Path, lazily: bool) -> io::Result<()> {

@@ -1,0 +1,21 @@
+-- The key that seals what is secret in this database, by its id: whoever comes with
+-- another cannot read it.
+CREATE TABLE secret_key (
+  id TEXT PRIMARY KEY
+);
+
+-- Secrets of organizations, which are put on requests outside of sandboxes.
+CREATE TABLE secrets (
+  org_id TEXT NOT NULL REFERENCES organizations (id),
+  name TEXT NOT NULL,
+  -- Names of hosts, as JSON, and the header in which the secret goes there.
+  hosts TEXT NOT NULL,
+  header TEXT NOT NULL,
+  -- What stands for it inside.
+  placeholder TEXT NOT NULL,
+  -- Sealed.
+  value TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  updated_at BIGINT NOT NULL,
+  PRIMARY KEY (org_id, name)
+);
