@@ -1,6 +1,7 @@
 //! Configuration: defaults, then a TOML file, then `DORMOUSE_…` (a double
 //! underscore goes one level down), then flags. Unknown keys are refused.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use dormouse_control::{ControlConfig, Limits};
 use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Mirror, Signer};
 use dormouse_node::{INSTANCES, NodeConfig, Recipe, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
+use dormouse_remote::{Credential, Credentials};
+use dormouse_sessions::GitToken;
 use dormouse_store::Address;
 use dormouse_types::{Cidr, HostId, format_duration, parse_duration};
 use dormouse_vault::Vault;
@@ -58,6 +61,7 @@ pub(crate) struct Config {
     pub(crate) ports: Ports,
     pub(crate) api: Api,
     pub(crate) git: Git,
+    pub(crate) github: Github,
     pub(crate) org_snapshots: OrgSnapshots,
     pub(crate) images: Images,
     /// Foreign tokens; absent: none are accepted.
@@ -254,23 +258,72 @@ impl Default for Api {
     }
 }
 
-#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Git {
     /// URL prefixes that stand for others.
     pub(crate) mirrors: Vec<MirrorEntry>,
-    /// GitHub token of the service, for repositories that an organization of
-    /// the caller claims. It is set on requests by the provider's network
-    /// policy and never enters a sandbox. Better given as
-    /// `DORMOUSE_GIT__TOKEN`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<String>,
 }
 
-impl std::fmt::Debug for Git {
+/// The service's credentials at GitHub, for repositories that an organization of the
+/// caller claims. They are set on requests by the network policy and never enter a
+/// sandbox.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Github {
+    /// The token. Better given as `DORMOUSE_GITHUB__TOKEN`, or in a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    /// File of the token, such as a credential of systemd's (`%d/github-token`). It is
+    /// read whenever it is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Id of a GitHub App.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) app_id: Option<String>,
+    /// PEM file of that app's private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) app_key_file: Option<PathBuf>,
+    /// The same by owner on GitHub, where one has credentials of its own.
+    pub(crate) organizations: BTreeMap<String, GithubCredential>,
+}
+
+/// One credential: a token, the file of one, or an app, as in [`Github`].
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct GithubCredential {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) app_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) app_key_file: Option<PathBuf>,
+}
+
+impl GithubCredential {
+    fn read(&self, key: &str) -> anyhow::Result<Option<Credential>> {
+        Ok(match self.clone() {
+            Self { token: None, token_file: None, app_id: None, app_key_file: None } => None,
+            Self { token: Some(token), token_file: None, app_id: None, app_key_file: None } => {
+                Some(Credential::Text(GitToken::new(token)))
+            }
+            Self { token: None, token_file: Some(path), app_id: None, app_key_file: None } => {
+                Some(Credential::File(path))
+            }
+            Self { token: None, token_file: None, app_id: Some(id), app_key_file: Some(key) } => {
+                Some(Credential::App { id, key })
+            }
+            _ => anyhow::bail!("{key}: give one of token, token_file, and app_id with app_key_file"),
+        })
+    }
+}
+
+impl std::fmt::Debug for Github {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The token stays out.
-        f.debug_struct("Git").field("mirrors", &self.mirrors).finish_non_exhaustive()
+        // The tokens stay out.
+        f.debug_struct("Github").finish_non_exhaustive()
     }
 }
 
@@ -361,6 +414,7 @@ impl Default for Config {
             ports: Ports::default(),
             api: Api::default(),
             git: Git::default(),
+            github: Github::default(),
             org_snapshots: OrgSnapshots::default(),
             images: Images::default(),
             jwt: None,
@@ -461,6 +515,7 @@ impl Config {
             mirror.check()?;
         }
         self.proxy()?;
+        self.github()?;
         match self.provider {
             ProviderKind::Engine => {}
             ProviderKind::Vercel => {
@@ -476,6 +531,20 @@ impl Config {
 
     pub(crate) fn mirrors(&self) -> Vec<Mirror> {
         self.git.mirrors.iter().map(|m| Mirror { from: m.from.clone(), to: m.to.clone() }).collect()
+    }
+
+    /// The service's credentials at GitHub, if it has some.
+    pub(crate) fn github(&self) -> anyhow::Result<Option<Credentials>> {
+        let Github { token, token_file, app_id, app_key_file, organizations } = self.github.clone();
+        let default = GithubCredential { token, token_file, app_id, app_key_file }.read("github")?;
+        let mut owners = BTreeMap::new();
+        for (owner, credential) in &organizations {
+            let key = format!("github.organizations.{owner}");
+            let credential = credential.read(&key)?.with_context(|| format!("{key}: names no credential"))?;
+            owners.insert(owner.to_ascii_lowercase(), credential);
+        }
+        let credentials = Credentials { default, owners };
+        Ok((credentials.default.is_some() || !credentials.owners.is_empty()).then_some(credentials))
     }
 
     /// The URL of `network.proxy`.

@@ -122,7 +122,9 @@ impl Signer {
     }
 }
 
-fn pem(pkcs8: &[u8]) -> String {
+/// A private key in PEM (RFC 7468).
+#[must_use]
+pub fn pem(pkcs8: &[u8]) -> String {
     let text = base64::prelude::BASE64_STANDARD.encode(pkcs8);
     let mut pem = "-----BEGIN PRIVATE KEY-----\n".to_owned();
     for line in text.as_bytes().chunks(64) {

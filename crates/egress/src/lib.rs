@@ -52,7 +52,7 @@ use url::Url;
 
 pub use authority::AuthoritySecret;
 pub use ground::Ground;
-pub use identity::{Signer, SignerError};
+pub use identity::{Signer, SignerError, pem};
 pub use ledger::{Access, Sums, Way};
 pub use mirror::{Mirror, MirrorError, mirrored};
 pub use policy::Ruleset;

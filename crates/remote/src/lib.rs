@@ -6,6 +6,7 @@
 //! sandboxes only.
 
 mod pkt;
+mod tokens;
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use dormouse_sessions::{Remote, RemoteError, Tip};
 use dormouse_types::GithubRepo;
 use reqwest::header::{self, HeaderName};
 use reqwest::{Response, StatusCode, Url};
+
+pub use tokens::{Credential, Credentials, GithubTokens};
 
 /// How long an answer may take. A clone is given more: whoever does not answer
 /// here may still be slow there.
@@ -84,11 +87,7 @@ impl HttpRemote {
 impl Remote for HttpRemote {
     async fn tip(&self, repo: &GithubRepo, authorization: Option<&str>) -> Result<Tip, RemoteError> {
         let asked = format!("{}/git-upload-pack", repo.url());
-        let (url, authorization) = match mirrored(&self.mirrors, &asked) {
-            // A mirror is not GitHub: the token is not for it.
-            Some(url) => (url, None),
-            None => (asked, authorization),
-        };
+        let url = mirrored(&self.mirrors, &asked).unwrap_or(asked);
         let url = Url::parse(&url).map_err(|error| RemoteError::Silent(error.to_string()))?;
         let mut answer = self.ask(url, authorization).await?;
         match answer.status() {
@@ -145,7 +144,7 @@ mod tests {
         tokio::spawn(async move { axum::serve(away, trap).await });
         let answer = move |uri: Uri, headers: HeaderMap, body: Bytes| async move {
             assert_eq!(headers["git-protocol"], "version=2");
-            assert_eq!(headers.get(header::AUTHORIZATION), None);
+            assert_eq!(headers[header::AUTHORIZATION], "Basic c2VjcmV0");
             assert!(body.starts_with(b"0013command=ls-refs"), "{body:?}");
             let line = format!("{COMMIT} HEAD symref-target:refs/heads/trunk\n");
             match uri.path() {

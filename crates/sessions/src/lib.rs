@@ -31,7 +31,7 @@ use dormouse_store::{Db, SessionRow};
 use dormouse_types::{AccountId, HostId, SandboxName, SessionId, Timestamp};
 pub use dormouse_types::{LifecycleState, SessionStatus};
 
-pub use credentials::GitToken;
+pub use credentials::{GitToken, TokenError, TokenSource};
 pub use dormouse_provider::checkout::Branch;
 pub use error::{Result, SessionError};
 pub use org_snapshots::OrgSnapshotConfig;
@@ -60,7 +60,7 @@ pub struct Sessions {
     provider: Arc<dyn SandboxProvider>,
     clock: Clock,
     config: LifecycleConfig,
-    git_token: Option<GitToken>,
+    tokens: Option<Arc<dyn TokenSource>>,
     org_snapshots: Option<org_snapshots::OrgSnapshots>,
     locks: Locks,
     attempts: Attempts,
@@ -95,7 +95,7 @@ impl Sessions {
             provider,
             clock,
             config,
-            git_token: None,
+            tokens: None,
             org_snapshots: None,
             locks,
             attempts,
@@ -106,11 +106,10 @@ impl Sessions {
         }
     }
 
-    /// With a token for repositories that an organization of the caller claims.
-    /// The provider must be able to set it on requests.
+    /// With tokens for repositories that an organization of the caller claims.
     #[must_use]
-    pub fn with_git_token(self, token: GitToken) -> Self {
-        Self { git_token: Some(token), ..self }
+    pub fn with_tokens(self, tokens: Arc<dyn TokenSource>) -> Self {
+        Self { tokens: Some(tokens), ..self }
     }
 
     /// How long a sandbox that nobody uses stays awake.

@@ -253,7 +253,7 @@ impl Sessions {
         let branch = branch.as_ref();
         let identity = self.identity(account).await?;
         let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
-        request.network = self.policy_of(reader.access);
+        self.let_out(&mut request, account, repo, reader.access).await?;
         if let Some(warm) = self.start_warm(attempt, &request, &reader, branch, &identity).await? {
             return Ok((warm.made.run.expires_at(), warm.checkout));
         }

@@ -248,6 +248,22 @@ impl Db {
         Ok(due)
     }
 
+    /// Sessions with a sandbox that runs on a host, after the one with the id `after`,
+    /// at most `limit`.
+    pub async fn active_sessions(
+        &self,
+        host: Option<&HostId>,
+        after: Option<&SessionId>,
+        limit: i64,
+    ) -> Result<Vec<SessionRow>> {
+        let text = format!(
+            "SELECT {COLUMNS} FROM sessions WHERE lifecycle_state = 'active' AND host_id = $1 AND id > $2
+             ORDER BY id LIMIT $3"
+        );
+        let after = after.map(SessionId::as_str).unwrap_or_default().to_owned();
+        self.sql("read active sessions", text).bind(host_column(host)).bind(after).bind(limit).all(read).await
+    }
+
     /// Sessions of a host that have a sandbox which is not in this database, after
     /// the one with the id `after`, at most `limit`. It looks at every session.
     pub async fn sessions_without_their_sandbox(

@@ -399,7 +399,7 @@ pub(crate) fn set_up(w: &World) -> anyhow::Result<()> {
         w.ok(&script, "cat made ~/home who; git status --porcelain | sort")?
             == "made\nhome\nubuntu\n?? env\n?? made\n?? who"
     );
-    ensure!(w.ok(&script, "grep -ci -e token -e dormouse -e authorization env || :")? == "0");
+    ensure!(w.ok(&script, "grep -ci -e token -e DORMOUSE_ -e authorization env || :")? == "0");
     let (container, _) = w.checked_out("container")?;
     ensure!(w.ok(&container, "cat two; ls one")? == "two\none");
     let (fails, _) = w.checked_out("fails")?;

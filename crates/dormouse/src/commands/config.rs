@@ -27,7 +27,14 @@ pub(crate) fn run(action: ConfigAction, output: &Output) -> anyhow::Result<ExitC
                     mirror.to = format!("{scheme}://…@{host}");
                 }
             }
-            for secret in [&mut config.git.token, &mut config.vercel.token].into_iter().flatten() {
+            if let Some(proxy) = &mut config.network.proxy
+                && let Some((_, host)) = proxy.split_once('@')
+            {
+                *proxy = format!("http://…@{host}");
+            }
+            let owners = config.github.organizations.values_mut().map(|credential| &mut credential.token);
+            let others = [&mut config.github.token, &mut config.vercel.token];
+            for secret in owners.chain(others).flatten() {
                 "…".clone_into(secret);
             }
             output.data(&serde_json::to_value(&config)?, &toml::to_string_pretty(&config)?);

@@ -13,8 +13,8 @@ use dormouse_jobs::{Clock, Jobs};
 use dormouse_node::{Node, NodeError, host_id, lock_data_dir};
 use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
 use dormouse_provider_vercel::Vercel;
-use dormouse_remote::HttpRemote;
-use dormouse_sessions::{GitToken, Sessions};
+use dormouse_remote::{GithubTokens, HttpRemote};
+use dormouse_sessions::Sessions;
 use dormouse_store::{Db, HostRow};
 use dormouse_types::HostId;
 use dormouse_vault::Vault;
@@ -136,8 +136,8 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let here = engine.is_some();
     let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
     let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
-    let sessions = match &config.git.token {
-        Some(token) => sessions.with_git_token(GitToken::new(token.clone())),
+    let sessions = match config.github()? {
+        Some(github) => sessions.with_tokens(Arc::new(GithubTokens::new(github, config.mirrors())?)),
         None => sessions,
     };
     let sessions = Arc::new(match config.org_snapshots()? {
@@ -151,6 +151,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let jwt = config.jwt_config()?.map(JwtVerifier::new).transpose()?.map(Arc::new);
     let mut background = vec![tokio::spawn(sessions.clone().run_lifecycle()), tokio::spawn(save(db.clone()))];
     background.push(tokio::spawn(sessions.clone().run_org_snapshots()));
+    background.push(tokio::spawn(sessions.clone().run_credentials()));
     background.push(tokio::spawn(webhooks.clone().run()));
     let prune = housekeeping::Prune {
         webhooks,

@@ -242,7 +242,8 @@ impl Sessions {
         let mut request = CreateSandbox::new(key.clone());
         (request.persistent, request.ephemeral) = (false, true);
         request.timeout = Some(self.longest_build());
-        request.network = self.policy_of(reader.access);
+        let network = self.builder_policy(&reader.repo, reader.access).await;
+        request.network = network.map_err(|error| failed(&reader.repo, "get a token for", &error))?;
         if let Plan::Newer(row, _) = &plan {
             request.source = Some(Source::Snapshot(row.snapshot_id.clone()));
         }

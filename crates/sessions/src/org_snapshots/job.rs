@@ -79,11 +79,11 @@ impl Sessions {
             Ok(current) => current,
             Err(error) => return Outcome::Failed(error.to_string()),
         };
-        let tip = match org
-            .tips
-            .ask(&reader.repo, reader.access, self.authorization(reader.access).as_deref())
-            .await
-        {
+        let authorization = match self.authorization(&reader.repo, reader.access).await {
+            Ok(authorization) => authorization,
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        let tip = match org.tips.ask(&reader.repo, reader.access, authorization.as_deref()).await {
             Ok(tip) => tip,
             // Nobody starts from it: there is nothing to be newer than.
             Err(RemoteError::Unreadable | RemoteError::NoBranch) => return Outcome::Done,

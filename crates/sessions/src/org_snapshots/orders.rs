@@ -50,7 +50,8 @@ impl Sessions {
             return Ok(Some(access));
         }
         let Some(org) = &self.org_snapshots else { return Ok(None) };
-        match org.tips.ask(repo, access, self.authorization(access).as_deref()).await {
+        let authorization = self.authorization(repo, access).await?;
+        match org.tips.ask(repo, access, authorization.as_deref()).await {
             Ok(_) | Err(RemoteError::NoBranch) => Ok(Some(access)),
             Err(RemoteError::Unreadable) => Ok(None),
             Err(error @ RemoteError::Silent(_)) => Err(SessionError::Remote { repo: repo.clone(), error }),
@@ -63,7 +64,8 @@ impl Sessions {
         let org = self.org_snapshots.as_ref().filter(|org| org.covers(repo));
         let org = org.ok_or_else(|| SessionError::NoOrgSnapshots(repo.clone()))?;
         let reader = Reader { repo: repo.clone(), access: self.access(account, repo).await? };
-        match org.tips.ask(repo, reader.access, self.authorization(reader.access).as_deref()).await {
+        let authorization = self.authorization(repo, reader.access).await?;
+        match org.tips.ask(repo, reader.access, authorization.as_deref()).await {
             Ok(_) => {}
             Err(error) => return Err(SessionError::Remote { repo: repo.clone(), error }),
         }

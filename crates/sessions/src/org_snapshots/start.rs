@@ -38,7 +38,7 @@ impl Sessions {
         let Some(org) = self.org_snapshots.as_ref().filter(|org| org.covers(&reader.repo)) else {
             return Ok(None);
         };
-        let authorization = self.authorization(reader.access);
+        let authorization = self.authorization(&reader.repo, reader.access).await?;
         let ask = org.tips.ask(&reader.repo, reader.access, authorization.as_deref());
         let tip = match self.unless_called_off(attempt, async { Ok(ask.await) }).await? {
             Ok(tip) => tip,

@@ -146,7 +146,7 @@ impl Bench {
         let remote = Arc::new(Gate(forge.clone()));
         let sessions = server_with(&db, &fake, &clock, "host_one", |sessions| {
             sessions
-                .with_git_token(GitToken::new("t0ken".to_owned()))
+                .with_tokens(Arc::new(GitToken::new("t0ken".to_owned())))
                 .with_org_snapshots(remote, jobs, config)
         });
         let work = AbortOnDropHandle::new(tokio::spawn(sessions.clone().run_org_snapshots()));
