@@ -1,7 +1,8 @@
 //! A git smart-HTTP server over `git http-backend`, on loopback, for tests and
 //! the demo: `git-http ROOT [PORT]` serves `ROOT/owner/repo.git` as
 //! `/owner/repo` and prints its address. What `hangs` owns is never answered,
-//! and what `slow` owns comes at 4 MB a second. Objects of Git LFS are files below
+//! what `slow` owns comes at 4 MB a second, and what `private` owns is for whoever has
+//! the token in `GIT_HTTP_TOKEN`. Objects of Git LFS are files below
 //! `repo.git/lfs`, by their names.
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use base64::Engine as _;
 use futures::TryStreamExt as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio_util::io::{ReaderStream, StreamReader};
@@ -85,6 +87,17 @@ async fn run(root: PathBuf, request: Request) -> anyhow::Result<Response<Body>> 
         return std::future::pending().await;
     }
     let pause = Duration::from_millis(u64::from(owner == "slow"));
+    if owner == "private" {
+        let token = std::env::var("GIT_HTTP_TOKEN").unwrap_or_default();
+        let pair = base64::prelude::BASE64_STANDARD.encode(format!("x-access-token:{token}"));
+        if token.is_empty() || header("authorization") != format!("Basic {pair}") {
+            let mut response = Response::new(Body::from("Bad credentials\n"));
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            let realm = HeaderValue::from_static("Basic realm=\"GitHub\"");
+            response.headers_mut().insert(axum::http::header::WWW_AUTHENTICATE, realm);
+            return Ok(response);
+        }
+    }
     let repo = repo.trim_end_matches(".git");
     if let Some(rest) = rest.strip_prefix("info/lfs/objects/") {
         let objects = root.join(owner).join(format!("{repo}.git/lfs"));

@@ -12,8 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, NetworkPolicy, PortError, PortStream,
-    Result, SnapshotRequest, Source, StopReason, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, NetworkPolicy, NetworkUse, PortError,
+    PortStream, Result, SnapshotRequest, Source, StopReason, TerminalOutput, TerminalSize, TerminalStream,
+    UpdateSandbox,
 };
 use dormouse_store::{ImageRow, RouteRow, RunRow, SandboxRow, SnapshotRow, VolumeState};
 use dormouse_types::{CommandId, RunId, SandboxId, VolumeId};
@@ -134,6 +135,9 @@ pub trait LiveRun: Send + Sync + std::fmt::Debug {
 
     /// Whose boot it is.
     fn sandbox(&self) -> &SandboxId;
+
+    /// See [`dormouse_provider::SandboxProvider::network_use`].
+    fn network_use(&self) -> NetworkUse;
 
     /// See [`dormouse_provider::SandboxProvider::start`].
     async fn start(self: Arc<Self>, id: CommandId, spec: CommandSpec) -> Result<Command>;

@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
     BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, ListOf,
-    ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, ProviderError, Result, Route, Run,
-    RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, SandboxView, Snapshot, SnapshotRequest,
-    SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
+    ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, NetworkUse, ProviderError, Result,
+    Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, SandboxView, Snapshot,
+    SnapshotRequest, SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream,
+    UpdateSandbox,
 };
 use dormouse_types::{CommandId, SandboxId, SnapshotId};
 
@@ -119,6 +120,11 @@ impl SandboxProvider for Control {
             view.sandbox.disk = self.disk_use(&id, &view.sandbox).await?;
         }
         Ok(view)
+    }
+
+    async fn network_use(&self, key: &SandboxKey) -> Result<Option<NetworkUse>> {
+        let found = self.find_here(key).await?;
+        Ok(self.runner.live(&found.run.id).map(|live| live.network_use()))
     }
 
     async fn resume(&self, key: &SandboxKey) -> Result<SandboxView> {

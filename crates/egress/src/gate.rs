@@ -233,9 +233,10 @@ impl Gate {
         if target.port() == DNS {
             return Decision::LetIn(Plan::Dns);
         }
-        if is_stand_in(*target.ip()) && self.dialer.ground.check(*target.ip()).is_err() {
-            let name = member.names_of(*target.ip()).into_iter().next();
-            return match name {
+        let stand_ins = self.dialer.by_name_only() || !self.mirrors.hosts().is_empty();
+        let name = || member.names_of(*target.ip()).into_iter().next();
+        if is_stand_in(*target.ip()) && (stand_ins || name().is_some()) {
+            return match name() {
                 Some(name) => match policy.host(&name) {
                     None => Decision::Refuse(Reason::NotAllowed),
                     Some(_) if by_name && (self.mirrors.covers(&name) || policy.answers_for(&name)) => {
@@ -246,7 +247,7 @@ impl Gate {
                     Some(_) if policy.any_question() => Decision::DialName(name),
                     Some(_) => Decision::Refuse(Reason::NotAllowed),
                 },
-                // A program has kept it longer than we have: what it says decides.
+                // A program has kept it longer than this server: what it says decides.
                 None if by_name => Decision::DialForName(None),
                 None => Decision::Refuse(Reason::NoAddress),
             };
@@ -269,9 +270,12 @@ impl Gate {
     }
 
     fn syn(self: Arc<Self>, member: Arc<Member>, flow: Flow, packet: &[u8]) {
-        if self.waiting().contains_key(&flow) {
-            // Sent again, since nobody has answered yet.
-            return;
+        // Sent again, since nobody has answered yet.
+        match self.waiting().get(&flow) {
+            Some(Waiting::Dialling) => return,
+            // The one that was written back was lost.
+            Some(Waiting::Admitted(..)) => return self.write(packet),
+            None => {}
         }
         let line = move || Access::now(Way::Direct).address(flow.target);
         let decision = self.decide(&member, flow.target);

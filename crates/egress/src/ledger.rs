@@ -18,8 +18,7 @@ const KEPT: usize = 200;
 const LOGGED: u32 = 10;
 
 /// How something reached the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// A question to our resolver.
     Dns,
@@ -33,28 +32,36 @@ pub enum Way {
     Packet,
 }
 
+impl Way {
+    /// The word for logs and the API.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Direct => "direct",
+            Self::Spliced => "spliced",
+            Self::Http => "http",
+            Self::Packet => "packet",
+        }
+    }
+}
+
 /// One line of the access log.
-#[derive(Debug, Clone, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone)]
 pub struct Access {
     /// When it began, in milliseconds since 1970.
     pub at: u64,
     /// How.
     pub way: Way,
     /// Host that was named.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
     /// Address that the sandbox dialled.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<SocketAddrV4>,
     /// Method of a request.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// Status of the response.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// Why it was denied, or failed; absent: it was allowed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub denied: Option<Reason>,
     /// Bytes that left the sandbox.
     pub sent: u64,
@@ -97,8 +104,7 @@ impl Access {
 }
 
 /// Sums of a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sums {
     /// Bytes that left the sandbox, in connections that were allowed.
     pub sent: u64,
@@ -108,19 +114,6 @@ pub struct Sums {
     pub allowed: u64,
     /// Those that were denied.
     pub denied: u64,
-}
-
-impl std::ops::Add for Sums {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            sent: self.sent + other.sent,
-            received: self.received + other.received,
-            allowed: self.allowed + other.allowed,
-            denied: self.denied + other.denied,
-        }
-    }
 }
 
 /// The ledger of a run.
@@ -176,12 +169,12 @@ impl Ledger {
         if recent.second.elapsed() >= Duration::from_secs(1) {
             (recent.second, recent.logged) = (Instant::now(), 0);
         }
-        recent.logged += 1;
+        recent.logged += u32::from(line.denied.is_some());
         match line.denied {
             // What everybody asks all the time.
             Some(reason) if recent.logged <= LOGGED => tracing::info!(
                 target: "access",
-                sandbox = self.sandbox, way = ?line.way, rule = %reason,
+                sandbox = self.sandbox, way = line.way.word(), rule = %reason,
                 host = line.host.as_ref().map(tracing::field::display),
                 address = line.address.as_ref().map(tracing::field::display),
                 method = line.method, "denied"
@@ -189,7 +182,7 @@ impl Ledger {
             Some(_) => {}
             None => tracing::debug!(
                 target: "access",
-                sandbox = self.sandbox, way = ?line.way,
+                sandbox = self.sandbox, way = line.way.word(),
                 host = line.host.as_ref().map(tracing::field::display),
                 address = line.address.as_ref().map(tracing::field::display),
                 method = line.method, status = line.status, sent = line.sent, received = line.received,

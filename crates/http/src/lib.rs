@@ -60,6 +60,17 @@ pub struct Parts {
     pub clock: Clock,
     /// Foreign tokens, when configured.
     pub jwt: Option<Arc<JwtVerifier>>,
+    /// What identifies sandboxes to others.
+    pub identity: Identity,
+}
+
+/// Who signs tokens of sandboxes, and with which keys they are checked.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The issuer's URL.
+    pub issuer: String,
+    /// Its public keys (RFC 7517).
+    pub keys: serde_json::Value,
 }
 
 /// What every handler can reach.
@@ -75,11 +86,13 @@ pub(crate) struct App {
     jwt: Option<Arc<JwtVerifier>>,
     noted: activity::Noted,
     rates: rates::Rates,
+    identity: Arc<Identity>,
 }
 
 /// The whole service.
 pub fn router(parts: Parts) -> Router {
-    let Parts { db, sessions, provider, gateway, health, elsewhere, ports, rates, clock, jwt } = parts;
+    let Parts { db, sessions, provider, gateway, health, elsewhere, ports, rates, clock, jwt, identity } =
+        parts;
     let app = App {
         db,
         sessions,
@@ -91,6 +104,7 @@ pub fn router(parts: Parts) -> Router {
         jwt,
         noted: activity::Noted::default(),
         rates: rates::Rates::new(rates),
+        identity: Arc::new(identity),
     };
     let (session_routes, _) = session::router().split_for_parts();
     // Whoever calls is asked who they are before anything else is looked at.

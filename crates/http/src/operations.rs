@@ -13,6 +13,8 @@ use crate::App;
 pub(crate) fn router() -> Router<App> {
     Router::new()
         .route("/healthz", get(health))
+        .route("/oidc/.well-known/jwks", get(keys))
+        .route("/oidc/.well-known/openid-configuration", get(issuer))
         .route("/openapi.json", get(session_document))
         .route("/openapi/provider.json", get(provider_document))
 }
@@ -40,6 +42,23 @@ async fn health(State(app): State<App>) -> (StatusCode, Json<Value>) {
         })
         .collect();
     (code, Json(json!({"status": state.as_str(), "checks": shown})))
+}
+
+/// Keys with which the tokens of forwarded requests are checked.
+async fn keys(State(app): State<App>) -> Json<Value> {
+    Json(app.identity.keys.clone())
+}
+
+/// Where they are (OpenID Connect Discovery 1.0, section 3).
+async fn issuer(State(app): State<App>) -> Json<Value> {
+    let issuer = &app.identity.issuer;
+    Json(json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}/.well-known/jwks"),
+        "id_token_signing_alg_values_supported": ["RS256"],
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+    }))
 }
 
 async fn session_document() -> Json<OpenApi> {

@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_agent_protocol::{CommandStatus, Frame, MAX_DATA, Reply, Request, Spawn, StdinMode};
 use dormouse_control::order::LiveRun;
+use dormouse_egress::{Access, Sums};
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, PortError, PortStream, ProviderError,
-    Result, StdinSource, TerminalOutput, TerminalSize, TerminalStream,
+    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, NetworkAccess, NetworkUse, PortError,
+    PortStream, ProviderError, Result, StdinSource, TerminalOutput, TerminalSize, TerminalStream,
 };
 use dormouse_types::{CommandId, SandboxId, Timestamp};
 use futures::StreamExt as _;
@@ -33,6 +34,13 @@ impl LiveRun for Live {
 
     fn sandbox(&self) -> &SandboxId {
         &self.sandbox
+    }
+
+    fn network_use(&self) -> NetworkUse {
+        let sums = self.sandboxes.sums(self.address).unwrap_or_default();
+        let recent = self.sandboxes.recent(self.address).into_iter().map(access).collect();
+        let Sums { sent, received, allowed, denied } = sums;
+        NetworkUse { sent, received, allowed, denied, recent }
     }
 
     async fn start(self: Arc<Self>, id: CommandId, spec: CommandSpec) -> Result<Command> {
@@ -232,6 +240,20 @@ fn events(
             Some((Ok(event), Some(dialogue)))
         }
     }))
+}
+
+fn access(line: Access) -> NetworkAccess {
+    NetworkAccess {
+        at: Timestamp(i64::try_from(line.at).unwrap_or(i64::MAX)),
+        way: line.way.word().to_owned(),
+        host: line.host.map(|host| host.to_string()),
+        address: line.address.map(|address| address.to_string()),
+        method: line.method,
+        status: line.status,
+        denied: line.denied.map(|reason| reason.word().to_owned()),
+        sent: line.sent,
+        received: line.received,
+    }
 }
 
 pub(crate) fn start_request(

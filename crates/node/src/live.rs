@@ -1,10 +1,12 @@
 //! What a sandbox's task is asked for, and what it publishes of a live run.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_control::SandboxConfig;
 use dormouse_control::order::{CopyTo, Creation, Recorded};
+use dormouse_egress::Sandboxes;
 use dormouse_provider::{NetworkPolicy, Result, SnapshotRequest, StopReason, UpdateSandbox};
 use dormouse_store::{RunRow, VolumeState};
 use dormouse_types::{Namespace, RunId, SandboxId};
@@ -78,6 +80,9 @@ pub(crate) struct Live {
     /// cannot be.
     pub(crate) cwd: String,
     pub(crate) agent: Agent,
+    /// Its address, and who knows what happens there.
+    pub(crate) address: Ipv4Addr,
+    pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) cgroups: Arc<Cgroups>,
     /// Ends what outlives no run: connections to its ports.
     pub(crate) ended: CancellationToken,

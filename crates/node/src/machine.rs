@@ -414,6 +414,8 @@ impl Machine {
             config,
             cwd: row.cwd.clone(),
             agent: Agent::in_dir(&self.host.socket_dir(row.id.as_str())),
+            address: self.host.numbering.address(process.slot),
+            sandboxes: self.host.sandboxes.clone(),
             ended: CancellationToken::new(),
         });
         let expires_at = row.expires_at.unwrap_or_else(|| self.host.clock.now());

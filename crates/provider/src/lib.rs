@@ -12,6 +12,7 @@ mod error;
 pub mod fake;
 mod health;
 mod model;
+mod network;
 mod policy;
 mod ports;
 
@@ -26,6 +27,7 @@ pub use model::{
     SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput, TerminalSize,
     UpdateSandbox, shown_url,
 };
+pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{
     Action, CustomPolicy, DirectResponse, DomainPattern, DomainPolicy, HostName, KeyValueMatcher, Matcher,
     NetworkPolicy, RequestMatch, Rule, Swap, expression,
@@ -152,6 +154,12 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
 
     /// Changes what may leave the live run, and its sandbox's later ones.
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run>;
+
+    /// What the sandbox's live run did on the network; `None`: nothing runs, or the
+    /// provider does not tell.
+    async fn network_use(&self, _key: &SandboxKey) -> Result<Option<NetworkUse>> {
+        Ok(None)
+    }
 
     /// Starts a command on a terminal of its own. It gets SIGHUP when the input
     /// ends.

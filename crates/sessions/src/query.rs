@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus, SandboxKey, StopReason};
+use dormouse_provider::{
+    CommandSpec, LogEvent, NetworkUse, ProviderError, RunRef, RunStatus, SandboxKey, StopReason,
+};
 use dormouse_store::{Cause, SessionFilter, SessionRow};
 use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
 use futures::StreamExt as _;
@@ -242,6 +244,14 @@ impl Sessions {
             self.wake.notify_one();
         }
         Ok(status)
+    }
+
+    /// What the session's sandbox did on the network; `None`: it sleeps.
+    pub async fn network_use(&self, account: &AccountId, id: &SessionId) -> Result<Option<NetworkUse>> {
+        let row = self.owned(account, id).await?;
+        let Some(name) = row.sandbox_name else { return Ok(None) };
+        let key = SandboxKey { namespace: Self::namespace(&row.account_id), name };
+        Ok(self.provider.network_use(&key).await?)
     }
 
     /// Asks the sandbox itself, without waking it.

@@ -5,6 +5,7 @@
 //! Here a run is called a session, as on the wire, and nowhere else.
 
 mod command;
+mod network;
 mod policy;
 mod reply;
 mod requests;
@@ -15,6 +16,7 @@ mod terminal;
 pub mod v1;
 
 pub use command::{Command, CommandList, CommandReply, CommandRequest, KillRequest, LogLine, PathRequest};
+pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{
     AllowedDomains, ForwardRule, InjectionRule, NetworkPolicy, NetworkPolicyRequest, PolicyRule, Subnets,
     Transform,

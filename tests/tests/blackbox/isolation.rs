@@ -236,7 +236,7 @@ pub(crate) fn network(w: &World) -> anyhow::Result<()> {
     w.delete(&other)
 }
 
-fn previous(address: &str) -> anyhow::Result<String> {
+pub(crate) fn previous(address: &str) -> anyhow::Result<String> {
     let (head, last) = address.trim().rsplit_once('.').context("address")?;
     Ok(format!("{head}.{}", last.trim().parse::<u8>()? - 1))
 }

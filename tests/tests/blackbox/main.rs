@@ -20,6 +20,8 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod load;
+mod network;
+mod outside;
 mod provider;
 mod public;
 mod room;
@@ -177,6 +179,17 @@ const CLIENTS: &[Scenario] = &[
     ("vercel::credentials_are_brokered", vercel::credentials_are_brokered),
 ];
 
+/// Scenarios of a world with an outside of its own ([`outside`]).
+const OUTSIDE: &[Scenario] = &[
+    ("network::addresses", network::addresses),
+    ("network::connections", network::connections),
+    ("network::policies_change", network::policies_change),
+    ("network::names", network::names),
+    ("network::resolver", network::resolver),
+    ("network::requests", network::requests),
+    ("network::credentials", network::credentials),
+];
+
 /// Scenarios of a world on a disk of 4 GiB, on which a sandbox may have more.
 const CRAMPED: &[Scenario] = &[
     ("room::one_fills_the_disk", room::one_fills_the_disk),
@@ -200,6 +213,9 @@ const UNRELIABLE: &[Scenario] = &[("crash::power_cuts", crash::power_cuts)];
 /// Configuration of the first world.
 const SMALL: &str = "org_snapshots.tip_interval = \"1s\"\n[sandbox]\nmemory_mib = 1024\ndisk_mib = 256\n";
 
+/// Instance of the world with an outside of its own.
+pub(crate) const NETWORK: u8 = 6;
+
 /// Instance of the world whose rows are in Postgres.
 const ON_POSTGRES: u8 = 15;
 
@@ -220,6 +236,7 @@ fn main() -> ExitCode {
         (10, "[sandbox]\ndisk_mib = 16384\n", Disk::Small(4096), CRAMPED),
         (11, "[sandbox]\ndisk_mib = 16384\n", Disk::Device(2048), OTHER_POOLS),
         (12, "[sandbox]\ndisk_mib = 16384\n", Disk::Mounted(2048), OTHER_POOLS),
+        (NETWORK, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Host, OUTSIDE),
         (7, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Unreliable(6144), UNRELIABLE),
         (ON_POSTGRES, "[sandbox]\nstop_grace = \"200ms\"\n", Disk::Host, POSTGRES),
     ];
@@ -237,6 +254,21 @@ fn main() -> ExitCode {
         if instance == ON_POSTGRES {
             let database = dormouse_store::testing::Postgres::shared().database();
             config = format!("database_url = \"{database}\"\n{config}");
+        }
+        // It lasts as long as the world.
+        let mut _outside = None;
+        if instance == NETWORK {
+            match network::start_outside() {
+                Ok(started) => {
+                    config = format!("{config}{}", started.config());
+                    _outside = Some(started);
+                }
+                Err(error) => {
+                    eprintln!("the outside does not start: {error:#}");
+                    failed += scenarios.len();
+                    continue;
+                }
+            }
         }
         let world = match World::start(instance, &config, disk) {
             Ok(world) => world,

@@ -11,6 +11,9 @@ use anyhow::{Context as _, bail, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+/// The token that opens what `private` owns on the git server.
+pub(crate) const SERVICE_TOKEN: &str = "ghp_plantedServiceToken0123456789abcdef";
+
 /// The repository that scenarios clone.
 pub(crate) const REPO: &str = "https://github.com/acme/widgets";
 
@@ -141,11 +144,15 @@ impl World {
                cd ..
              done
              git clone -q --bare work-main git/acme/widgets.git
+             mkdir git/private
+             git clone -q --bare work-main git/private/gadgets.git
+             git clone -q --bare work-main git/private/others.git
              git clone -q --bare work-trunk git/acme/trunk.git",
             &dir,
         )?;
         let mut git = Command::new(binary("git-http"))
             .arg(dir.join("git"))
+            .env("GIT_HTTP_TOKEN", SERVICE_TOKEN)
             .stdout(fs::File::create(dir.join("git.url"))?)
             .spawn()
             .context("start git-http (make build)")?;
@@ -156,7 +163,12 @@ impl World {
             url = fs::read_to_string(dir.join("git.url"))?;
         }
         let listen = format!("127.0.0.1:{}", 7700 + u16::from(instance));
-        let mirror = format!("[[git.mirrors]]\nfrom = \"https://github.com/\"\nto = \"{}\"\n", url.trim());
+        let mut mirror =
+            format!("[[git.mirrors]]\nfrom = \"https://github.com/\"\nto = \"{}\"\n", url.trim());
+        if instance == crate::NETWORK {
+            // There GitHub is where it says.
+            mirror.clear();
+        }
         let head = format!("listen = \"{listen}\"\ninstance = {instance}\nstorage.pool_gib = 8\n");
         fs::write(dir.join("config.toml"), format!("{head}{storage}{config}{mirror}"))?;
         let mut world = Self {

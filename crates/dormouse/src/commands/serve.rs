@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dormouse_control::Control;
 use dormouse_egress::Signer;
-use dormouse_http::{JwtVerifier, Parts};
+use dormouse_http::{Identity, JwtVerifier, Parts};
 use dormouse_jobs::{Clock, Jobs};
 use dormouse_node::{Node, NodeError, host_id, lock_data_dir};
 use dormouse_provider::{HealthSource, PortGateway, SandboxProvider};
@@ -176,6 +176,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         rates: config.rates(),
         clock,
         jwt,
+        identity: Identity { issuer: signer.issuer().to_owned(), keys: signer.keys() },
     };
     tracing::info!(listen = %address, data_dir = %config.data_dir.display(), "ready");
 

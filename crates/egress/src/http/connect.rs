@@ -49,7 +49,7 @@ impl Route {
         let (scheme, authority) = match self {
             Self::Host { host, secure } => (if *secure { "https" } else { "http" }, host.to_string()),
             Self::Address(target) => ("http", target.to_string()),
-            Self::Forward { host, port } => ("https", format!("{host}:{port}")),
+            Self::Forward { .. } => ("https", self.shown_authority()),
             Self::Mirror(url) => return url.as_str().parse().map_err(http::Error::from),
         };
         let path = url.map_or(path, Url::path);

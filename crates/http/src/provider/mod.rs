@@ -13,7 +13,7 @@ mod error;
 mod files;
 mod pages;
 mod platform;
-mod present;
+pub(crate) mod present;
 mod requests;
 mod runs;
 mod sandboxes;
@@ -57,6 +57,7 @@ fn version() -> OpenApiRouter<App> {
         .routes(routes!(sandboxes::list::list, sandboxes::create::create))
         .routes(routes!(sandboxes::get::get, sandboxes::update::update, sandboxes::delete::delete))
         .routes(routes!(sandboxes::fork::fork))
+        .routes(routes!(sandboxes::network::network))
         .routes(routes!(runs::list::list))
         .routes(routes!(runs::get::get))
         .routes(routes!(runs::stop::stop))

@@ -1,8 +1,8 @@
 //! From domain types to the wire.
 
 use dormouse_provider::{
-    Action, Command, CustomPolicy, Expiration, KeepLast, NetworkPolicy, Retention, Route, Run, RunStatus,
-    Sandbox, SandboxView, Snapshot, SnapshotNode,
+    Action, Command, CustomPolicy, Expiration, KeepLast, NetworkPolicy, NetworkUse, Retention, Route, Run,
+    RunStatus, Sandbox, SandboxView, Snapshot, SnapshotNode,
 };
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
@@ -18,6 +18,26 @@ const INTERACTIVE_PORT: u16 = 22;
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a run did on the network.
+pub(crate) fn network_use(found: NetworkUse) -> wire::NetworkUse {
+    let NetworkUse { sent, received, allowed, denied, recent } = found;
+    let recent = recent
+        .into_iter()
+        .map(|line| wire::NetworkAccess {
+            at: line.at.0,
+            way: line.way,
+            host: line.host,
+            address: line.address,
+            method: line.method,
+            status: line.status,
+            denied: line.denied,
+            sent: line.sent,
+            received: line.received,
+        })
+        .collect();
+    wire::NetworkUse { sent, received, allowed, denied, recent }
 }
 
 /// A policy as it is enforced, without the values of headers.

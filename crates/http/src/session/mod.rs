@@ -21,6 +21,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(sandbox::status::status))
         .routes(routes!(sandbox::reconnect::reconnect))
         .routes(routes!(sandbox::events::events))
+        .routes(routes!(sandbox::network::network))
         .routes(routes!(sandbox::activity::activity))
         .routes(routes!(sandbox::extend::extend))
         .routes(routes!(sandbox::pause::pause, sandbox::resume::resume))

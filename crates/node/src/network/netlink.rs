@@ -180,6 +180,11 @@ pub(super) fn set_up_router(
     batch.attribute(4, &1_i32.to_ne_bytes());
     batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, gate_table, 4, 253, 1, 0, 0, 0, 0]);
     batch.attribute(4, &gate.to_ne_bytes());
+    // Without the gate, to the filter, which refuses at once: where there is no route
+    // the kernel answers once a second.
+    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, gate_table, 4, 254, 2, 0, 0, 0, 0]);
+    batch.attribute(4, &1_i32.to_ne_bytes());
+    batch.attribute(6, &1000_u32.to_ne_bytes());
     batch.run(socket)?;
     for (mark, table) in [(listener_mark, listener_table), (gate_mark, gate_table)] {
         let mut batch = Batch::default();

@@ -5,6 +5,7 @@ pub(crate) mod delete;
 pub(crate) mod fork;
 pub(crate) mod get;
 pub(crate) mod list;
+pub(crate) mod network;
 pub(crate) mod update;
 
 use axum::body::{Body, Bytes};

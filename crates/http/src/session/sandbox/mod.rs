@@ -4,6 +4,7 @@ pub(crate) mod activity;
 pub(crate) mod create;
 pub(crate) mod events;
 pub(crate) mod extend;
+pub(crate) mod network;
 pub(crate) mod pause;
 pub(crate) mod reconnect;
 pub(crate) mod resume;
