@@ -661,7 +661,6 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
     }
     outside.requests();
     for raw in [
-        "POST /headers HTTP/1.1\\r\\nHost: api.test\\r\\nContent-Length: 5\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /smuggled HTTP/1.1\\r\\nHost: api.test\\r\\n\\r\\n",
         "POST /headers HTTP/1.1\\r\\nHost: api.test\\r\\nContent-Length: 5\\r\\nContent-Length: 6\\r\\n\\r\\nhello",
         "POST /headers HTTP/1.1\\r\\nHost: api.test\\r\\nTransfer-Encoding: chunked\\r\\nTransfer-Encoding: identity\\r\\n\\r\\n0\\r\\n\\r\\n",
         "POST /headers HTTP/1.1\\r\\nHost: api.test\\r\\nTransfer-Encoding: xchunked\\r\\n\\r\\n0\\r\\n\\r\\n",
@@ -676,6 +675,16 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
         let arrived = outside.requests();
         ensure!(arrived.iter().all(|request| request.path != "/smuggled"), "{raw}: {arrived:?}");
     }
+    // Framed twice, chunks count and nothing comes after (RFC 9112, section 6.3); what is
+    // sent on is framed once.
+    let twice = "POST /headers HTTP/1.1\\r\\nHost: api.test\\r\\nContent-Length: 5\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /smuggled HTTP/1.1\\r\\nHost: evil.test\\r\\n\\r\\n";
+    let said = tls_says(w, "net-req", twice)?;
+    let arrived = outside.requests();
+    ensure!(
+        arrived.len() <= 1 && arrived.iter().all(|request| request.header("content-length").is_empty()),
+        "{arrived:?}"
+    );
+    ensure!(said.matches("HTTP/1.1 ").count() == 1, "{said}");
     // A second request of the same connection is judged by itself.
     let two = "GET /headers HTTP/1.1\\r\\nHost: api.test\\r\\n\\r\\nGET /headers HTTP/1.1\\r\\nHost: other.test\\r\\nConnection: close\\r\\n\\r\\n";
     let said = tls_says(w, "net-req", two)?;

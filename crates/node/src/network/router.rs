@@ -41,8 +41,11 @@ const GATE_QUEUE: u32 = 4096;
 
 /// What a namespace of the router is set to. No packet is judged by where it came
 /// from but by the rules of [`filter`], which know every link.
-const SYSCTLS: [(&str, &str); 7] = [
+const SYSCTLS: [(&str, &str); 8] = [
     ("ipv4/ip_forward", "1"),
+    // A SYN for a connection that was there a moment ago would be taken for a packet of
+    // its old socket, and not be forwarded to the gate.
+    ("ipv4/ip_early_demux", "0"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
     ("ipv4/conf/all/send_redirects", "0"),
