@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
@@ -24,6 +24,8 @@ use rcgen::{
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::wall_clock;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -112,7 +114,7 @@ impl Authority {
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, Failure> {
         let key = KeyPair::try_from(derive(secret, sandbox)?)?;
-        let now = SystemTime::now();
+        let now = wall_clock::now();
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.distinguished_name.push(DnType::OrganizationName, "Dormouse");
         params.distinguished_name.push(DnType::CommonName, format!("Dormouse network of {sandbox}"));
@@ -138,7 +140,7 @@ impl Authority {
         {
             return Ok(config.clone());
         }
-        let now = SystemTime::now();
+        let now = wall_clock::now();
         let mut params = CertificateParams::new(vec![host.to_string()])?;
         params.distinguished_name.push(DnType::OrganizationName, "Dormouse");
         params.not_before = (now - LATE).into();

@@ -2,8 +2,6 @@
 //! receiver checks with the keys that this server publishes (RFC 7517), as Vercel's
 //! does (provider contract, section 6).
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::KeyPair as _;
@@ -11,6 +9,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::Serialize;
+
+use crate::wall_clock;
 
 /// How long a token is good for, in seconds.
 const LIFE: u64 = 300;
@@ -91,7 +91,7 @@ impl Signer {
         project_id: &str,
         url: &str,
     ) -> Result<String, SignerError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = wall_clock::since_epoch().as_secs();
         let claims = Claims {
             iss: &self.issuer,
             aud: url.trim_end_matches('/'),

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use dormouse_provider::HostName;
 
 use crate::reason::Reason;
+use crate::wall_clock;
 
 /// Lines that are kept of each run.
 const KEPT: usize = 200;
@@ -72,8 +73,7 @@ pub struct Access {
 impl Access {
     /// A line that begins now.
     pub(crate) fn now(way: Way) -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let at = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let at = u64::try_from(wall_clock::since_epoch().as_millis()).unwrap_or(u64::MAX);
         Self {
             at,
             way,

@@ -36,6 +36,7 @@ mod reason;
 mod relay;
 mod sandboxes;
 mod splice;
+mod wall_clock;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;

@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_egress::{Mirror, mirrored};
+use dormouse_jobs::Clock;
 use dormouse_sessions::{GitToken, TokenError, TokenSource};
-use dormouse_types::GithubRepo;
+use dormouse_types::{GithubRepo, Timestamp};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -72,7 +73,8 @@ pub struct GithubTokens {
     credentials: Credentials,
     client: reqwest::Client,
     mirrors: Vec<Mirror>,
-    minted: Mutex<HashMap<String, (SystemTime, GitToken)>>,
+    minted: Mutex<HashMap<String, (Timestamp, GitToken)>>,
+    clock: Clock,
 }
 
 #[derive(Serialize)]
@@ -99,14 +101,14 @@ impl GithubTokens {
     ///
     /// # Errors
     /// When the TLS library cannot be set up.
-    pub fn new(credentials: Credentials, mirrors: Vec<Mirror>) -> Result<Self, reqwest::Error> {
+    pub fn new(credentials: Credentials, mirrors: Vec<Mirror>, clock: Clock) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(PATIENCE)
             .no_proxy()
             .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { credentials, client, mirrors, minted: Mutex::default() })
+        Ok(Self { credentials, client, mirrors, minted: Mutex::default(), clock })
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(
@@ -134,12 +136,12 @@ impl GithubTokens {
         let name = repo.to_string().to_ascii_lowercase();
         let mut minted = self.minted.lock().await;
         if let Some((at, token)) = minted.get(&name)
-            && at.elapsed().is_ok_and(|age| age < USED_FOR)
+            && self.clock.now().since(*at) < USED_FOR
         {
             return Ok(token.clone());
         }
         let pem = tokio::fs::read(key).await?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let now = u64::try_from(self.clock.now().0 / 1000)?;
         // GitHub's clock may be behind.
         let claims = Claims { iss: id, iat: now - 60, exp: now + 540 };
         let jwt =
@@ -153,7 +155,7 @@ impl GithubTokens {
             minted.clear();
         }
         let token = GitToken::new(token);
-        minted.insert(name, (SystemTime::now(), token.clone()));
+        minted.insert(name, (self.clock.now(), token.clone()));
         Ok(token)
     }
 
@@ -210,7 +212,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         let owners = BTreeMap::from([("acme".to_owned(), Credential::File(path.clone()))]);
-        let tokens = GithubTokens::new(Credentials { default: None, owners }, Vec::new()).unwrap();
+        let tokens =
+            GithubTokens::new(Credentials { default: None, owners }, Vec::new(), Clock::system()).unwrap();
         assert!(tokens.covers(&repo("Acme/widgets")) && !tokens.covers(&repo("other/widgets")));
         assert!(tokens.token(&repo("acme/widgets")).await.is_err());
         for text in ["one", "two"] {
@@ -229,6 +232,7 @@ mod tests {
         let key = dir.path().join("key.pem");
         let der = dormouse_egress::Signer::generate().unwrap();
         std::fs::write(&key, dormouse_egress::pem(&der)).unwrap();
+        let clock = Clock::fixed(Timestamp(1_800_000_000_000));
         let asked = Arc::new(AtomicU32::new(0));
         let count = asked.clone();
         let answer = move |method: axum::http::Method, uri: Uri, headers: HeaderMap, body: String| async move {
@@ -250,11 +254,15 @@ mod tests {
         tokio::spawn(async move { axum::serve(listener, app).await });
         let mirrors = vec![Mirror { from: "https://api.github.com/".to_owned(), to }];
         let default = Some(Credential::App { id: "7".to_owned(), key });
-        let tokens = GithubTokens::new(Credentials { default, owners: BTreeMap::new() }, mirrors).unwrap();
+        let tokens =
+            GithubTokens::new(Credentials { default, owners: BTreeMap::new() }, mirrors, clock.clone())
+                .unwrap();
         let token = tokens.token(&repo("acme/widgets")).await.unwrap();
         assert_eq!(token, GitToken::new("ghs_1".to_owned()));
         assert_eq!(tokens.token(&repo("Acme/Widgets")).await.unwrap(), token, "minted twice");
         assert!(tokens.token(&repo("acme/other")).await.is_err());
         assert_eq!(asked.load(Ordering::SeqCst), 3);
+        clock.advance(USED_FOR);
+        assert_ne!(tokens.token(&repo("acme/widgets")).await.unwrap(), token, "an old one");
     }
 }

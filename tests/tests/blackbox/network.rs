@@ -699,7 +699,7 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
     );
     // A redirect is a new request (88), and brings no cookie.
     outside.requests();
-    let said = get("--location --include https://other.test/redirect/evil.test/")?;
+    let said = get("--insecure --location --include https://other.test/redirect/evil.test/")?;
     ensure!(said.contains("exit") || said.contains("Could not resolve"), "{said}");
     ensure!(outside.requests().len() == 1);
     // Without TLS no secret goes out (92), and over other ports neither (93).

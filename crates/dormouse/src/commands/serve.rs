@@ -137,7 +137,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
     let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
     let sessions = match config.github()? {
-        Some(github) => sessions.with_tokens(Arc::new(GithubTokens::new(github, config.mirrors())?)),
+        Some(github) => {
+            sessions.with_tokens(Arc::new(GithubTokens::new(github, config.mirrors(), clock.clone())?))
+        }
         None => sessions,
     };
     let sessions = Arc::new(match config.org_snapshots()? {

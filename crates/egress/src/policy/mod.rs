@@ -87,7 +87,7 @@ impl Ruleset {
             .iter()
             .map(|domain| Ok(Domain { pattern: domain.domain.parse()?, rules: Rules::new(&domain.rules)? }))
             .collect::<Result<Vec<_>, String>>()?;
-        domains.sort_by(|a, b| b.pattern.precision().cmp(&a.pattern.precision()));
+        domains.sort_by_key(|domain| std::cmp::Reverse(domain.pattern.precision()));
         let everything = domains.iter().any(|domain| domain.pattern.is_everything());
         Ok(Self {
             default: if everything { Default::Allow } else { Default::Deny },

@@ -128,7 +128,8 @@ impl Router {
     /// Removes the router: no sandbox is left. Harmless where there is none.
     pub(crate) fn remove(numbering: Numbering) -> io::Result<()> {
         let name = name(numbering);
-        match sys::mount::unmount(&name, false) {
+        // Whoever still holds it open lets go in a moment.
+        match sys::mount::unmount(&name, true) {
             // It was no mount, or never there.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
             done => done?,
