@@ -52,6 +52,7 @@ async fn run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Account { action } => commands::accounts::account(action, output).await,
         Command::Key { action } => commands::accounts::key(action, output).await,
         Command::Org { action } => commands::accounts::org(action, output).await,
+        Command::Secret { action } => commands::secret::secret(action, output).await,
         Command::Webhook { action } => commands::webhook::webhook(action, output).await,
         Command::Session { action } => commands::accounts::session(action, output).await,
         Command::Image { action } => commands::image::run(action, output).await,

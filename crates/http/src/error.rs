@@ -147,7 +147,9 @@ impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         let message = error.to_string();
         let status = match error {
-            SessionError::NotFound | SessionError::NoSuchOrgSnapshot => StatusCode::NOT_FOUND,
+            SessionError::NotFound | SessionError::NoSuchOrgSnapshot | SessionError::NoSuchOrganization => {
+                StatusCode::NOT_FOUND
+            }
             SessionError::Forbidden | SessionError::NotClaimed(_) => StatusCode::FORBIDDEN,
             SessionError::OtherRepository { .. }
             | SessionError::Archived
@@ -156,7 +158,9 @@ impl From<SessionError> for ApiError {
             | SessionError::CalledOff
             | SessionError::Reserved(_) => StatusCode::CONFLICT,
             SessionError::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) => StatusCode::BAD_REQUEST,
+            SessionError::NotInitialized | SessionError::NoOrgSnapshots(_) | SessionError::Secret(_) => {
+                StatusCode::BAD_REQUEST
+            }
             SessionError::NeverInitialized | SessionError::SandboxGone => StatusCode::NOT_FOUND,
             SessionError::Remote { error: RemoteError::Unreadable, .. } => StatusCode::NOT_FOUND,
             SessionError::Remote { error: RemoteError::NoBranch, .. } => StatusCode::CONFLICT,

@@ -8,6 +8,7 @@ mod cors;
 mod error;
 mod jwt;
 mod linger;
+mod listen;
 mod openapi;
 mod operations;
 mod ports;
@@ -29,6 +30,7 @@ use dormouse_store::Db;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use jwt::{JwtConfig, JwtVerifier};
+pub use listen::serve;
 pub use openapi::{provider_document, session_document};
 pub use ports::PortsConfig;
 pub use rates::RatesConfig;

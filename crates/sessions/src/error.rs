@@ -79,6 +79,12 @@ pub enum SessionError {
     /// None of the caller's organizations claims the repository.
     #[error("only members of an organization that claims {0} may do this")]
     NotClaimed(GithubRepo),
+    /// The caller is no member of such an organization.
+    #[error("Organization not found")]
+    NoSuchOrganization,
+    /// A secret cannot be so.
+    #[error("{0}")]
+    Secret(String),
     /// The provider failed.
     #[error("Failed to provision sandbox")]
     Provider(#[from] ProviderError),

@@ -20,6 +20,7 @@ mod outside;
 mod provision;
 mod query;
 mod remote;
+mod secrets;
 mod repeated;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use dormouse_store::{Db, SessionRow};
 use dormouse_types::{AccountId, HostId, SandboxName, SessionId, Timestamp};
 pub use dormouse_types::{LifecycleState, SessionStatus};
 
+pub use secrets::NewSecret;
 pub use credentials::{GitToken, TokenError, TokenSource};
 pub use dormouse_provider::checkout::Branch;
 pub use error::{Result, SessionError};

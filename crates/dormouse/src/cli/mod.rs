@@ -69,6 +69,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: WebhookAction,
     },
+    /// Secrets of organizations, which are put on requests outside of sandboxes.
+    Secret {
+        #[command(subcommand)]
+        action: SecretAction,
+    },
     /// Agent sessions.
     Session {
         #[command(subcommand)]
@@ -282,6 +287,44 @@ pub(crate) enum WebhookAction {
         /// How many.
         #[arg(long, default_value_t = 20)]
         limit: u16,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretAction {
+    /// Set a secret; its value comes from standard input. Sandboxes with a repository
+    /// that the organization claims have a placeholder in DORMOUSE_SECRET_NAME, which is
+    /// swapped for the value in one header of requests to those hosts.
+    Set {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+        /// Name: capital letters, digits and underscores.
+        name: String,
+        /// Host that it is for, as often as needed; `*.` at the beginning stands for any
+        /// subdomain.
+        #[arg(long = "host", required = true)]
+        hosts: Vec<String>,
+        /// Header in which it goes there.
+        #[arg(long, default_value = "authorization")]
+        header: String,
+    },
+    /// List an organization's secrets, without their values.
+    List {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+    },
+    /// Delete a secret.
+    Delete {
+        #[command(flatten)]
+        data: DataArgs,
+        /// Organization id.
+        org: String,
+        /// Name of the secret.
+        name: String,
     },
 }
 

@@ -17,7 +17,8 @@ use crate::output::{Output, hint};
 pub(super) async fn open(data: &DataArgs) -> anyhow::Result<Db> {
     let config = Config::load_data(data)?;
     prepare_data_dir(&config.data_dir)?;
-    Ok(Db::open(&config.database()?).await?)
+    let vault = std::sync::Arc::new(config.vault()?);
+    Ok(Db::open(&config.database()?).await?.sealed_by(vault).await?)
 }
 
 async fn existing_account(db: &Db, id: &str) -> anyhow::Result<AccountId> {

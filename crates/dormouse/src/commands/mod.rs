@@ -9,6 +9,7 @@ pub(crate) mod image;
 mod mortal;
 pub(crate) mod org_snapshot;
 pub(crate) mod sandbox;
+pub(crate) mod secret;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod webhook;

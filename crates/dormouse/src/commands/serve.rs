@@ -185,18 +185,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = Arc::new(tokio::sync::Notify::new());
     let (told, following) = (stopping.clone(), sessions.clone());
-    // An answer in several parts (events, logs) must not wait for the caller's
-    // delayed acknowledgement of the first.
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "set TCP_NODELAY");
-        }
-    });
-    let serve = axum::serve(
-        listener,
-        dormouse_http::router(parts).into_make_service_with_connect_info::<std::net::SocketAddr>(),
-    )
-    .with_graceful_shutdown(async move {
+    let serve = dormouse_http::serve(listener, dormouse_http::router(parts), async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
@@ -209,7 +198,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
-        served = serve => served.context("serve")?,
+        () = serve => {}
         () = deadline => tracing::warn!("some requests did not end in time"),
     }
     background.iter().for_each(tokio::task::JoinHandle::abort);

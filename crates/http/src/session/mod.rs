@@ -1,9 +1,11 @@
 //! The session API: `/api/sandbox…`, `/api/sessions…`, `/api/org-snapshots…`,
-//! `/api/keys`. One file holds one operation.
+//! `/api/keys`,
+//! `/api/organizations/…/secrets`. One file holds one operation.
 
 mod keys;
 mod org_snapshots;
 mod sandbox;
+mod secrets;
 mod sessions;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -30,6 +32,8 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(org_snapshots::list::list, org_snapshots::build::build))
         .routes(routes!(org_snapshots::builds::builds))
         .routes(routes!(org_snapshots::delete::delete))
+        .routes(routes!(secrets::list::list))
+        .routes(routes!(secrets::set::set, secrets::delete::delete))
         .routes(routes!(keys::list::list, keys::create::create, keys::delete::delete))
 }
 

@@ -1,0 +1,210 @@
+//! The listener: connections with time limits. A head, a body and an idle connection
+//! each have so long and no longer; what has begun and goes on may take its time.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{ConnectInfo, Request};
+use hyper::body::{Frame, SizeHint};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, Sleep};
+
+/// How long something may take.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// The head of a request; and a connection is kept so long for the next one.
+    head: Duration,
+    /// What is missing of a body may stand still.
+    body: Duration,
+}
+
+/// Longer than clients keep their connections.
+const LIMITS: Limits = Limits { head: Duration::from_secs(75), body: Duration::from_secs(120) };
+
+/// How long the other side of HTTP/2 may be silent, when it is asked whether it is there.
+const PING: Duration = Duration::from_secs(60);
+const PONG: Duration = Duration::from_secs(20);
+
+/// Pause after an error that would come again at once.
+const RESPITE: Duration = Duration::from_millis(50);
+
+/// Serves until `stop`, and then what is under way until that has ended.
+pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+    serve_within(LIMITS, listener, router, stop).await;
+}
+
+async fn serve_within(
+    limits: Limits,
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()>,
+) {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
+    let graceful = GracefulShutdown::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a connection that was reset in the queue.
+                tracing::warn!(%error, "accept a connection");
+                tokio::time::sleep(RESPITE).await;
+                continue;
+            }
+        };
+        // An answer in several parts (events, logs) must not wait for the caller's
+        // delayed acknowledgement of the first.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "set TCP_NODELAY");
+        }
+        let (router, begun) = (router.clone(), Arc::new(AtomicBool::new(false)));
+        let asked = begun.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            // The input of a command is as slow as who types it; only a caller with a key
+            // gets so far.
+            let typed = request.uri().path().ends_with("/stdin");
+            let mut request = request.map(|body| if typed { Body::new(body) } else { patient(body, limits.body) });
+            request.extensions_mut().insert(ConnectInfo(peer));
+            asked.store(true, Ordering::Relaxed);
+            let mut router = router.clone();
+            // A router is always ready.
+            async move { Ok::<_, Infallible>(call(&mut router, request).await) }
+        });
+        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection.into_owned());
+        tokio::spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            // The library waits for ever to see which HTTP it is.
+            let ended = match tokio::time::timeout(limits.head, &mut connection).await {
+                Ok(ended) => ended,
+                Err(_) if begun.load(Ordering::Relaxed) => connection.await,
+                Err(_) => return,
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%peer, error, "connection");
+            }
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+async fn call(router: &mut Router, request: Request) -> axum::response::Response {
+    use tower_service::Service as _;
+    match router.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+fn patient(body: hyper::body::Incoming, most: Duration) -> Body {
+    if body.is_end_stream() {
+        return Body::empty();
+    }
+    Body::new(Patient { body, most, limit: Box::pin(tokio::time::sleep(most)) })
+}
+
+/// A body that fails when nothing of it comes for too long while somebody waits.
+struct Patient {
+    body: hyper::body::Incoming,
+    most: Duration,
+    limit: Pin<Box<Sleep>>,
+}
+
+/// Nothing came for too long.
+#[derive(Debug, thiserror::Error)]
+#[error("the body of the request stands still")]
+struct StandsStill;
+
+impl HttpBody for Patient {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(frame) => {
+                let next = Instant::now() + self.most;
+                self.limit.as_mut().reset(next);
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Poll::Pending => match self.limit.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(Some(Err(StandsStill.into()))),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::post;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// What is half said ends, and who is being answered is answered.
+    #[tokio::test]
+    async fn nothing_stays_open_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let read = |body: Body| async move {
+            match axum::body::to_bytes(body, 100).await {
+                Ok(bytes) => format!("{}", bytes.len()),
+                Err(_) => "stands still".to_owned(),
+            }
+        };
+        let router = Router::new().route("/", post(read));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let limits = Limits { head: Duration::from_millis(300), body: Duration::from_millis(300) };
+        let serving = tokio::spawn(serve_within(limits, listener, router, async move {
+            let _ = stopped.await;
+        }));
+        let talk = |said: &'static str| async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let reading = stream.read_to_string(&mut answer);
+            let ended = tokio::time::timeout(Duration::from_secs(20), reading).await;
+            assert!(ended.is_ok(), "{said:?} is still open");
+            answer
+        };
+        for said in ["", "POST / HTTP/1.1\r\nHost: x\r\n"] {
+            let answer = talk(said).await;
+            assert!(!answer.contains("200"), "{said:?}: {answer}");
+        }
+        let answer = talk("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab").await;
+        assert!(answer.ends_with("stands still"), "{answer}");
+        let answer = talk("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").await;
+        assert!(answer.ends_with('5'), "{answer}");
+        stop.send(()).unwrap();
+        serving.await.unwrap();
+    }
+}
