@@ -368,7 +368,11 @@ test("network policies", async () => {
   assert.equal(await output(sandbox, dns), "down");
   await sandbox.stop();
   assert.equal(await output(sandbox, dns), "down", "and of every later session");
-  for (const refused of [{ allow: ["example.com"] }, { allow: { "example.com": [{ transform: [{ headers: { a: "b" } }] }] } }]) {
+  const rules = { allow: { "a.test": [{ transform: [{ headers: { authorization: "Bearer s3cret" } }] }], "b.test": [] } };
+  const shown = JSON.stringify(await sandbox.updateNetworkPolicy(rules));
+  assert.match(shown, /"a\.test".*authorization/);
+  assert.match(JSON.stringify((await Sandbox.get({ ...credentials, name: sandbox.name })).networkPolicy), /"a\.test".*authorization.*redacted/);
+  for (const refused of [{ allow: ["no domain"] }, { allow: { "a.test": [{ transform: [{ headers: { host: "b" } }] }] } }]) {
     await assert.rejects(sandbox.updateNetworkPolicy(refused), status(400, "bad_request"));
   }
 });

@@ -42,12 +42,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     serve_within(LIMITS, listener, router, stop).await;
 }
 
-async fn serve_within(
-    limits: Limits,
-    listener: TcpListener,
-    router: Router,
-    stop: impl Future<Output = ()>,
-) {
+async fn serve_within(limits: Limits, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
@@ -79,7 +74,8 @@ async fn serve_within(
             // The input of a command is as slow as who types it; only a caller with a key
             // gets so far.
             let typed = request.uri().path().ends_with("/stdin");
-            let mut request = request.map(|body| if typed { Body::new(body) } else { patient(body, limits.body) });
+            let mut request =
+                request.map(|body| if typed { Body::new(body) } else { patient(body, limits.body) });
             request.extensions_mut().insert(ConnectInfo(peer));
             asked.store(true, Ordering::Relaxed);
             let mut router = router.clone();
@@ -202,7 +198,8 @@ mod tests {
         }
         let answer = talk("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab").await;
         assert!(answer.ends_with("stands still"), "{answer}");
-        let answer = talk("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").await;
+        let answer =
+            talk("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").await;
         assert!(answer.ends_with('5'), "{answer}");
         stop.send(()).unwrap();
         serving.await.unwrap();

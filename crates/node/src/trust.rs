@@ -21,12 +21,13 @@ const BUNDLES: [&str; 3] =
 const BUNDLE: &str = "/etc/dormouse/ca-bundle.crt";
 
 /// Variables of every command, which an image or a sandbox may set otherwise. OpenSSL,
-/// Go, Rust, Python's requests with pip, and the AWS tools are told of every authority
+/// Go, Rust, Python's requests with pip, the AWS tools and gRPC are told of every authority
 /// to believe in; Node and Bun add the one to their own list; Deno takes the system's.
-pub(crate) const ENVIRONMENT: [(&str, &str); 5] = [
+pub(crate) const ENVIRONMENT: [(&str, &str); 6] = [
     ("SSL_CERT_FILE", BUNDLE),
     ("REQUESTS_CA_BUNDLE", BUNDLE),
     ("AWS_CA_BUNDLE", BUNDLE),
+    ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", BUNDLE),
     ("NODE_EXTRA_CA_CERTS", AUTHORITY),
     ("DENO_TLS_CA_STORE", "system,mozilla"),
 ];

@@ -20,8 +20,8 @@ mod outside;
 mod provision;
 mod query;
 mod remote;
-mod secrets;
 mod repeated;
+mod secrets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,6 @@ use dormouse_store::{Db, SessionRow};
 use dormouse_types::{AccountId, HostId, SandboxName, SessionId, Timestamp};
 pub use dormouse_types::{LifecycleState, SessionStatus};
 
-pub use secrets::NewSecret;
 pub use credentials::{GitToken, TokenError, TokenSource};
 pub use dormouse_provider::checkout::Branch;
 pub use error::{Result, SessionError};
@@ -40,6 +39,7 @@ pub use org_snapshots::OrgSnapshotConfig;
 pub use provision::{Provisioned, Wanted};
 pub use query::{NewSession, Probe, SessionPatch, Status};
 pub use remote::{Remote, RemoteError, Tip};
+pub use secrets::NewSecret;
 
 use attempts::Attempts;
 use locks::{Lock, Locks};

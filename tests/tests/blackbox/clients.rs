@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-use crate::world::World;
+use crate::world::{SERVICE_TOKEN, World};
 
 /// Runs the tests of one file in `tests/clients`; its output is the message of
 /// a failure.
@@ -19,6 +19,7 @@ fn node(w: &World, file: &str) -> anyhow::Result<()> {
         .env("DORMOUSE_KEY", &w.key)
         .env("DORMOUSE_OTHER_KEY", &w.other_key)
         .env("DORMOUSE_TEAM", &w.account)
+        .env("DORMOUSE_PRIVATE_TOKEN", SERVICE_TOKEN)
         .env("FORCE_COLOR", "0")
         .stdin(Stdio::null())
         .output()
@@ -35,6 +36,10 @@ pub(crate) fn sdk(w: &World) -> anyhow::Result<()> {
 
 pub(crate) fn older_sdk(w: &World) -> anyhow::Result<()> {
     node(w, "beta.test.mjs")
+}
+
+pub(crate) fn policies(w: &World) -> anyhow::Result<()> {
+    node(w, "policy.test.mjs")
 }
 
 pub(crate) fn command_line(w: &World) -> anyhow::Result<()> {

@@ -158,6 +158,7 @@ const CLIENTS: &[Scenario] = &[
     ("images::runtimes", images::runtimes),
     ("clients::sdk", clients::sdk),
     ("clients::older_sdk", clients::older_sdk),
+    ("clients::policies", clients::policies),
     ("clients::command_line", clients::command_line),
     ("clients::computesdk", clients::computesdk),
     ("clients::documentation", clients::documentation),
@@ -188,6 +189,8 @@ const OUTSIDE: &[Scenario] = &[
     ("network::resolver", network::resolver),
     ("network::requests", network::requests),
     ("network::credentials", network::credentials),
+    ("network::secrets", network::secrets),
+    ("network::programs", network::programs),
 ];
 
 /// Scenarios of a world on a disk of 4 GiB, on which a sandbox may have more.

@@ -117,7 +117,6 @@ pub(crate) fn addresses(w: &World) -> anyhow::Result<()> {
         "100.64.0.1",
         "192.0.2.77",
         "198.18.0.1",
-        "203.0.113.77",
         "192.88.99.1",
         "240.0.0.1",
         "198.51.100.99",
@@ -781,10 +780,6 @@ print(frame[2:].decode())"
 /// Attacks 91 to 100: credentials that never enter.
 pub(crate) fn credentials(w: &World) -> anyhow::Result<()> {
     let outside = outside(w)?;
-    let token_file = w.dir.join("github-token");
-    std::fs::write(&token_file, format!("{SERVICE_TOKEN}\n"))?;
-    w.end_server("-TERM")?;
-    w.serve_with(&[("DORMOUSE_GITHUB__TOKEN_FILE", &token_file.to_string_lossy())])?;
     let org = w.id(&["org", "create", "guild"])?;
     w.cli(&["org", "add-member", &org, &w.account])?;
     w.cli(&["org", "claim", &org, "private/gadgets"])?;
@@ -841,7 +836,7 @@ pub(crate) fn credentials(w: &World) -> anyhow::Result<()> {
     // Kept through sleep, resume, a probe and a restart of the server.
     w.stop(&name)?;
     w.end_server("-KILL")?;
-    w.serve_with(&[("DORMOUSE_GITHUB__TOKEN_FILE", &token_file.to_string_lossy())])?;
+    w.serve()?;
     w.good(Method::GET, &format!("/api/sandbox/reconnect?sessionId={session}"), None)?;
     w.good(Method::POST, "/api/sandbox", Some(body))?;
     w.ok(&name, "git fetch origin")?;
@@ -852,9 +847,7 @@ pub(crate) fn credentials(w: &World) -> anyhow::Result<()> {
     everywhere(w, &name)?;
     everywhere(w, "forked")?;
     w.delete("forked")?;
-    w.delete(&name)?;
-    w.end_server("-TERM")?;
-    w.serve()
+    w.delete(&name)
 }
 
 /// Searches for the service's token, in all encodings that matter, where it must not be.
@@ -878,7 +871,7 @@ fn everywhere(w: &World, name: &str) -> anyhow::Result<()> {
     // The host: database, log, volumes and snapshots of the pool, but for the file that
     // it was given in.
     let mut grep = std::process::Command::new("grep");
-    grep.args(["-rlaF", "--exclude=github-token"]).args(needles.iter().flat_map(|needle| ["-e", needle]));
+    grep.args(["-rlaF"]).args(needles.iter().flat_map(|needle| ["-e", needle]));
     let found = grep.args([w.dir.join("data"), w.dir.join("server.log")]).output()?;
     ensure!(found.status.code() == Some(1), "on the host: {}", String::from_utf8_lossy(&found.stdout));
     for path in [format!("{SANDBOXES}/{name}"), SANDBOXES.to_owned(), "/api/sandbox/status".to_owned()] {
@@ -886,4 +879,163 @@ fn everywhere(w: &World, name: &str) -> anyhow::Result<()> {
         ensure!(needles.iter().all(|needle| !reply.to_string().contains(needle)), "{path}: {reply}");
     }
     Ok(())
+}
+
+/// Attacks 94, 96, 99 and 100: secrets of an organization, and what stands for them.
+pub(crate) fn secrets(w: &World) -> anyhow::Result<()> {
+    const VALUE: &str = "sk-live-0123456789abcdef";
+    let outside = outside(w)?;
+    let org = w.id(&["org", "create", "keepers"])?;
+    w.cli(&["org", "add-member", &org, &w.account])?;
+    w.cli(&["org", "claim", &org, "acme/widgets"])?;
+    let path = format!("/api/organizations/{org}/secrets");
+    let body = json!({"value": VALUE, "hosts": ["api.test"]});
+    // Members only, and what cannot be is refused by name.
+    let stranger = w.call(Method::PUT, &format!("{path}/API_KEY"), Some(&w.other_key), Some(body.clone()))?;
+    ensure!(stranger.0 == StatusCode::NOT_FOUND, "{stranger:?}");
+    let bad = w.call(Method::PUT, &format!("{path}/api-key"), Some(&w.key), Some(body.clone()))?;
+    ensure!(bad.0 == StatusCode::BAD_REQUEST && bad.1.to_string().contains("name"), "{bad:?}");
+    w.good(Method::PUT, &format!("{path}/API_KEY"), Some(body))?;
+    let listed = w.good(Method::GET, &path, None)?;
+    ensure!(listed["secrets"][0]["name"] == "API_KEY" && !listed.to_string().contains(VALUE), "{listed}");
+
+    let (_, name) = w.sandbox()?;
+    let placeholder = w.ok(&name, "echo $DORMOUSE_SECRET_API_KEY")?;
+    ensure!(placeholder.starts_with("dm_placeholder_"), "{placeholder:?}");
+    // What its clone asked.
+    outside.requests();
+    let bearer = "-H \"authorization: Bearer $DORMOUSE_SECRET_API_KEY\"";
+    // Where it belongs it is swapped, in basic authentication too; the answer that
+    // repeats it is scrubbed.
+    let said = curl(w, &name, &format!("--include {bearer} https://api.test/headers"))?;
+    ensure!(!said.contains(VALUE) && said.contains("********"), "{said}");
+    curl(w, &name, "-u \"me:$DORMOUSE_SECRET_API_KEY\" https://api.test/headers")?;
+    let arrived = outside.requests();
+    ensure!(arrived[0].header("authorization") == format!("Bearer {VALUE}"), "{arrived:?}");
+    use base64::Engine as _;
+    let basic = base64::prelude::BASE64_STANDARD.encode(format!("me:{VALUE}"));
+    ensure!(arrived[1].header("authorization") == format!("Basic {basic}"), "{arrived:?}");
+    // Nowhere else: another host, another header, a URL, a body, another port, no TLS.
+    for args in [
+        format!("-k {bearer} https://other.test/headers"),
+        "-H \"x-key: $DORMOUSE_SECRET_API_KEY\" https://api.test/headers".to_owned(),
+        "\"https://api.test/headers?key=$DORMOUSE_SECRET_API_KEY\"".to_owned(),
+        "-d \"key=$DORMOUSE_SECRET_API_KEY\" https://api.test/headers".to_owned(),
+        format!("{bearer} http://api.test/headers"),
+        format!("{bearer} -k --http2 -H 'Host: other.test' https://api.test/headers"),
+    ] {
+        curl(w, &name, &args)?;
+    }
+    let arrived = outside.requests();
+    ensure!(arrived.len() == 5, "{arrived:?}");
+    ensure!(!format!("{arrived:?}").contains(VALUE), "{arrived:?}");
+    // Another sandbox does not get it by what stands for it (100), nor believes in the
+    // first one's authority (99).
+    let run = make(w, "net-thief", json!({"mode": "allow-all"}))?;
+    curl(w, "net-thief", &format!("-k -H 'authorization: Bearer {placeholder}' https://api.test/headers"))?;
+    ensure!(!format!("{:?}", outside.requests()).contains(VALUE));
+    ensure!(w.ok(&name, "cat /etc/dormouse/ca.crt")? != w.ok("net-thief", "cat /etc/dormouse/ca.crt")?);
+    let keys =
+        w.root_shell(&name, "grep -rls 'PRIVATE KEY' /etc/dormouse /usr/local/share/ca-certificates /run")?;
+    ensure!(keys.1.trim().is_empty(), "a key is inside: {}", keys.1);
+    let _ = run;
+    // A new value is used at the next wake; a deleted one never again.
+    w.good(
+        Method::PUT,
+        &format!("{path}/API_KEY"),
+        Some(json!({"value": "sk-live-another-one", "hosts": ["api.test"]})),
+    )?;
+    let session = name.trim_start_matches("session-").to_owned();
+    w.stop(&name)?;
+    w.post(&session)?;
+    outside.requests();
+    ensure!(w.ok(&name, "echo $DORMOUSE_SECRET_API_KEY")? == placeholder, "what stands for it changed");
+    curl(w, &name, &format!("{bearer} https://api.test/headers"))?;
+    ensure!(outside.requests()[0].header("authorization") == "Bearer sk-live-another-one");
+    w.good(Method::DELETE, &format!("{path}/API_KEY"), None)?;
+    w.stop(&name)?;
+    w.post(&session)?;
+    outside.requests();
+    curl(w, &name, &format!("-k {bearer} https://api.test/headers"))?;
+    ensure!(outside.requests()[0].header("authorization") == format!("Bearer {placeholder}"));
+    // It is sealed in the database.
+    let found = std::process::Command::new("grep")
+        .args(["-claF", "sk-live-"])
+        .arg(w.dir.join("data/dormouse.db"))
+        .output()?;
+    ensure!(found.status.code() == Some(1), "the database holds it");
+    w.delete("net-thief")?;
+    w.delete(&name)
+}
+
+/// Real programs: package managers through an allow list, and refused without; gRPC;
+/// a GiB each way.
+pub(crate) fn programs(w: &World) -> anyhow::Result<()> {
+    let outside = outside(w)?;
+    let run = make(w, "net-prog", json!({"mode": "allow-all"}))?;
+    // Which hosts they ask, in their own words.
+    let asks = "npm config get registry
+        python3 -c 'from pip._internal.models.index import PyPI; print(PyPI.url); print(\"https://\" + PyPI.file_storage_domain)'
+        grep -rhoE 'https?://[^ /]+' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | sort -u";
+    let hosts: Vec<String> = w
+        .ok("net-prog", asks)?
+        .lines()
+        .filter_map(|url| Some(url.split_once("://")?.1.split(['/', ':']).next()?.to_owned()))
+        .collect();
+    ensure!(hosts.len() >= 4, "{hosts:?}");
+    let npm = "cd /tmp && rm -rf n && mkdir n && cd n && npm install --no-audit --no-fund --fetch-retries=0 is-odd 2>&1 && node -e 'require(\"is-odd\")'";
+    let pip =
+        "rm -rf /tmp/g && python3 -m pip install --quiet --no-input --retries 0 --target /tmp/g grpcio 2>&1";
+    let apt = "apt-get update -qq -o Acquire::Retries=0 -o APT::Update::Error-Mode=any 2>&1 && cd /tmp && apt-get download -qq hello 2>&1 && ls hello_*.deb";
+    // A header of the policy, so that TLS ends at the proxy, which verifies the registry
+    // with the authorities of the host.
+    let rule = json!([{"transform": [{"headers": {"x-through": "the proxy"}}]}]);
+    let mut allow = serde_json::Map::new();
+    for host in &hosts {
+        allow.insert(host.clone(), rule.clone());
+    }
+    for host in ["api.test", "other.test"] {
+        allow.insert(host.to_owned(), if host == "api.test" { rule.clone() } else { json!([]) });
+    }
+    set_policy(w, &run, json!({ "allow": allow }))?;
+    for (name, sudo, script) in [("npm", false, npm), ("pip", false, pip), ("apt", true, apt)] {
+        let (code, out, err) =
+            if sudo { w.root_shell("net-prog", script)? } else { w.shell("net-prog", script)? };
+        ensure!(code == 0, "{name} through the proxy: {code} {out}{err}");
+    }
+    // gRPC over HTTP/2, with its status in trailers.
+    let grpc = "import sys; sys.path.insert(0, '/tmp/g')
+import grpc
+channel = grpc.secure_channel('api.test:443', grpc.ssl_channel_credentials())
+say = channel.unary_unary('/test.Echo/Say', request_serializer=lambda b: b, response_deserializer=lambda b: b)
+print(say(b'hello', timeout=20).decode())";
+    ensure!(python(w, "net-prog", grpc)? == "hello");
+    // A GiB each way, spliced and request by request.
+    const GIB: &str = "1073741824";
+    for host in ["other.test", "api.test"] {
+        for (what, script) in [
+            ("down", format!("curl -sSk https://{host}/bytes/{GIB} | wc -c")),
+            ("up", format!("head -c {GIB} /dev/zero | curl -sSkT - https://{host}/count")),
+        ] {
+            let began = Instant::now();
+            ensure!(w.ok("net-prog", &script)? == GIB, "{host} {what}");
+            eprintln!("      1 GiB {what}, {host}: {:.1} s", began.elapsed().as_secs_f32());
+        }
+    }
+    let counted = access(w, "net-prog")?;
+    let counts = |name: &str| counted[name].as_u64().unwrap_or(0);
+    ensure!(counts("sent") > 2 << 30 && counts("received") > 2 << 30, "{}", counts("sent"));
+    // Without the list nothing is installed, and that is said at once.
+    set_policy(w, &run, json!({"allow": ["api.test"]}))?;
+    for (name, sudo, script) in [("npm", false, npm), ("pip", false, pip), ("apt", true, apt)] {
+        let began = Instant::now();
+        let cached = script.replace("npm install", "npm install --prefer-online --cache /tmp/none");
+        let cached = cached.replace("pip install", "pip install --no-cache-dir");
+        let (code, out, _) =
+            if sudo { w.root_shell("net-prog", &cached)? } else { w.shell("net-prog", &cached)? };
+        ensure!(code != 0, "{name} without the list: {out}");
+        ensure!(began.elapsed() < Duration::from_secs(60), "{name} took {:?} to fail", began.elapsed());
+    }
+    let _ = outside;
+    w.delete("net-prog")
 }

@@ -23,6 +23,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::world::SERVICE_TOKEN;
+
 const NAMESPACE: &str = "dormouse-test-outside";
 const LINK: &str = "dm-test-out";
 
@@ -108,6 +110,7 @@ impl Outside {
         let _ = ip(&format!("netns del {NAMESPACE}"));
         let _ = ip(&format!("link del {LINK}"));
         std::fs::create_dir_all(dir)?;
+        std::fs::write(dir.join("github-token"), format!("{SERVICE_TOKEN}\n"))?;
         ip(&format!("netns add {NAMESPACE}"))?;
         ip(&format!("link add {LINK} type veth peer name inside netns {NAMESPACE}"))?;
         ip(&format!("addr add 169.254.78.1/30 dev {LINK}"))?;
@@ -170,8 +173,10 @@ impl Outside {
     /// Configuration of a server whose world this is.
     pub(crate) fn config(&self) -> String {
         format!(
-            "[network]\ndns = \"{RESOLVER}\"\nallow_private = [\"198.51.100.0/24\"]\ndeny = [\"198.51.100.99/32\"]\nca_file = \"{}\"\n",
-            self.dir.join("ca.crt").display()
+            "[network]\ndns = \"{RESOLVER}\"\nallow_private = [\"198.51.100.0/24\", \"203.0.113.0/24\"]\ndeny = [\"198.51.100.99/32\"]\nca_file = \"{}\"\n\
+             [github]\ntoken_file = \"{}\"\n",
+            self.dir.join("ca.crt").display(),
+            self.dir.join("github-token").display()
         )
     }
 
@@ -465,6 +470,13 @@ fn zone() -> HashMap<&'static str, Vec<Ipv4Addr>> {
     ])
 }
 
+fn host_resolves(name: &str) -> Vec<Ipv4Addr> {
+    let found = std::net::ToSocketAddrs::to_socket_addrs(&(name, 0)).into_iter().flatten();
+    found
+        .filter_map(|address| if let SocketAddr::V4(address) = address { Some(*address.ip()) } else { None })
+        .collect()
+}
+
 fn resolve(records: &Records, question: &[u8], udp: bool) -> Option<Vec<u8>> {
     let message = Message::from_vec(question).ok()?;
     let query = message.queries.first()?.clone();
@@ -491,7 +503,11 @@ fn resolve(records: &Records, question: &[u8], udp: bool) -> Option<Vec<u8>> {
             return answer.to_vec().ok();
         }
         name if name.ends_with(".wild.test") => vec![API],
-        name => zone().get(name).cloned().unwrap_or_default(),
+        name if !name.contains('.') || name.ends_with(".test") || zone().contains_key(name) => {
+            zone().get(name).cloned().unwrap_or_default()
+        }
+        // Package registries are where the host finds them.
+        name => tokio::task::block_in_place(|| host_resolves(name)),
     };
     match query.query_type() {
         RecordType::A => {

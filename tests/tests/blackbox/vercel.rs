@@ -314,7 +314,7 @@ pub(crate) fn credentials_are_brokered(w: &World) -> anyhow::Result<()> {
     let backend = format!("http://{}/api", listener.local_addr()?);
     let app = Router::new().fallback(record).with_state(seen.clone());
     let fake = w.spawn(async move { axum::serve(listener, app).await });
-    let token = [("DORMOUSE_GIT__TOKEN", "ghs_s3cret")];
+    let token = [("DORMOUSE_GITHUB__TOKEN", "ghs_s3cret")];
     let front = Front::start(w, "broker", 7791, &backend, "t0ken", &token)?;
     let asked = || seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let session = front.session()?;
