@@ -223,7 +223,9 @@ async fn save(db: Db) {
 
 pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
-    let config = Config::load(&args)?;
+    let mut config = Config::load(&args)?;
+    // Nothing leaves a sandbox any more: a file that is gone must not keep them here.
+    config.network.ca_file = None;
     prepare_data_dir(&config.data_dir)?;
     let vault = Arc::new(config.vault()?);
     let db = open(&config, vault.clone()).await?;
