@@ -68,7 +68,7 @@ demo: setup
 	DORMOUSE_IMAGES__CACHE=$(CACHE) scripts/demo
 
 bench:
-	@scripts/setup runc=runc podman=podman node=nodejs npm=npm
+	@scripts/setup runc=runc podman=podman haproxy=haproxy openssl=openssl node=nodejs npm=npm
 	cd tests/clients && npm ci --no-audit --no-fund
 	cargo build --release --locked --package dormouse --package dormouse-bench --package dormouse-tests
 	DORMOUSE_IMAGES__CACHE=$(CACHE) target/release/dormouse-bench

@@ -8,6 +8,7 @@
 
 mod api;
 mod files;
+mod network;
 mod peers;
 mod rows;
 mod timing;
@@ -48,8 +49,8 @@ const IDLE: usize = 200;
 
 /// What is measured, in this order; `peers` are others in the sections `engine`
 /// and `operations`.
-const SECTIONS: [&str; 10] =
-    ["rows", "warm", "peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
+const SECTIONS: [&str; 11] =
+    ["rows", "network", "warm", "peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
 
 /// Sections that were asked for; all where none was.
 struct Chosen(Vec<String>);
@@ -96,6 +97,7 @@ async fn run() -> anyhow::Result<()> {
     let url_file = dir.join("git.url");
     let mut git = Command::new(exe.with_file_name("git-http"))
         .arg(dir.join("git"))
+        .env("GIT_HTTP_TOKEN", dormouse_tests::outside::SERVICE_TOKEN)
         .stdout(std::fs::File::create(&url_file)?)
         .spawn()
         .context("start git-http")?;
@@ -103,6 +105,20 @@ async fn run() -> anyhow::Result<()> {
     while url.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         url = std::fs::read_to_string(&url_file)?;
+    }
+    if chosen.has("network") {
+        timing::head();
+        let private = dir.join("git/private");
+        std::fs::create_dir_all(&private)?;
+        std::os::unix::fs::symlink(&bare, private.join("dormouse.git"))?;
+        let measured = network::measure(&dir, url.trim()).await;
+        if chosen.is_only("network") {
+            git.kill()?;
+            git.wait()?;
+            std::fs::remove_dir_all(&dir)?;
+            return measured;
+        }
+        measured?;
     }
     let launches = Launches::default();
     let filter = tracing_subscriber::filter::Targets::new()

@@ -233,3 +233,94 @@ fn code(error: Unresolved) -> ResponseCode {
         Unresolved::Failed => ResponseCode::ServFail,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use dormouse_provider::{CustomPolicy, DomainPolicy, NetworkPolicy};
+    use hickory_proto::op::Query;
+    use hickory_proto::rr::Name;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ground::Ground;
+    use crate::names::Names;
+    use crate::policy::Ruleset;
+    use crate::sandboxes::tests::{occupant, sandboxes};
+
+    const HERE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
+
+    fn member(domains: &[&str]) -> Arc<Member> {
+        let domain = |name: &&str| DomainPolicy { domain: (*name).to_owned(), rules: Vec::new() };
+        let domains = domains.iter().map(domain).collect();
+        let policy = NetworkPolicy::Custom(CustomPolicy { domains, ..CustomPolicy::default() });
+        let sandboxes = sandboxes();
+        sandboxes.put(HERE, occupant("sbx_1"), Ruleset::new(&policy).unwrap());
+        sandboxes.at(HERE).unwrap()
+    }
+
+    /// A resolver whose own does not answer.
+    fn resolver() -> Resolver {
+        let mirrors = Mirrors::new(vec![crate::mirror::Mirror {
+            from: "https://github.com/".to_owned(),
+            to: "http://127.0.0.1:9/".to_owned(),
+        }]);
+        let names = Names::new(Some("127.0.0.1:9".parse().unwrap())).unwrap();
+        let dialer = Arc::new(Dialer { ground: Ground::default(), names, proxy: None });
+        Resolver { dialer, mirrors: Arc::new(mirrors.unwrap()) }
+    }
+
+    fn question(name: &str, kind: RecordType, edns: bool) -> Vec<u8> {
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        if edns {
+            message.edns = Some(Edns::new());
+        }
+        message.to_vec().unwrap()
+    }
+
+    async fn ask(member: &Member, name: &str, kind: RecordType) -> Message {
+        let answer = resolver().datagram(member, &question(name, kind, true)).await.unwrap();
+        Message::from_vec(&answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_denial_says_why() {
+        let member = member(&["api.test", "github.com"]);
+        let refused = ask(&member, "evil.test.", RecordType::A).await;
+        assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
+        let edns = refused.edns.unwrap();
+        let Some(EdnsOption::Unknown(_, why)) = edns.option(EXTENDED_ERROR.into()) else { panic!("{edns:?}") };
+        assert!(why[..2] == BLOCKED.to_be_bytes() && String::from_utf8_lossy(&why[2..]).contains("does not allow"));
+        assert_eq!(ask(&member, "api.test.", RecordType::TXT).await.metadata.response_code, ResponseCode::Refused);
+        let empty = ask(&member, "API.test.", RecordType::AAAA).await;
+        assert_eq!((empty.metadata.response_code, empty.answers.len()), (ResponseCode::NoError, 0));
+        // Allowed, and nobody answers.
+        assert_eq!(ask(&member, "api.test.", RecordType::A).await.metadata.response_code, ResponseCode::ServFail);
+        // Mirrored: an address that stands for it.
+        assert_eq!(ask(&member, "github.com.", RecordType::A).await.answers.len(), 1);
+        assert_eq!(ask(&member, "api.github.com.", RecordType::A).await.metadata.response_code, ResponseCode::Refused);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever comes, there is one answer or none, and it fits.
+        #[test]
+        fn nothing_breaks_it(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in any::<proptest::sample::Index>(), byte in any::<u8>()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut changed = question("evil.test.", RecordType::A, true);
+            let at = at.index(changed.len());
+            changed[at] = byte;
+            runtime.block_on(async {
+                let (resolver, member) = (resolver(), member(&[]));
+                for question in [&bytes, &changed] {
+                    if let Some(answer) = resolver.datagram(&member, question).await {
+                        assert!(answer.len() <= usize::from(MAX_UDP) && answer[..2] == question[..2]);
+                    }
+                }
+            });
+        }
+    }
+}

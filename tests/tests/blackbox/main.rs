@@ -21,7 +21,6 @@ mod lifecycle;
 mod limits;
 mod load;
 mod network;
-mod outside;
 mod provider;
 mod public;
 mod room;
@@ -180,7 +179,7 @@ const CLIENTS: &[Scenario] = &[
     ("vercel::credentials_are_brokered", vercel::credentials_are_brokered),
 ];
 
-/// Scenarios of a world with an outside of its own ([`outside`]).
+/// Scenarios of a world with an outside of its own ([`dormouse_tests::outside`]).
 const OUTSIDE: &[Scenario] = &[
     ("network::addresses", network::addresses),
     ("network::connections", network::connections),

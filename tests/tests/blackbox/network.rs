@@ -1,15 +1,15 @@
 //! What leaves a sandbox: attacks from inside on every policy, each with a control
-//! that succeeds, against a world of the test's own ([`crate::outside`]).
+//! that succeeds, against a world of the test's own ([`dormouse_tests::outside`]).
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use dormouse_tests::outside::{API, Arrived, CDN, HONEYPOT, OTHER, Outside, TRAPS};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::files::inside;
-use crate::outside::{API, Arrived, CDN, HONEYPOT, OTHER, Outside, TRAPS};
 use crate::world::{SERVICE_TOKEN, World, eventually};
 
 const SANDBOXES: &str = "/api/v2/sandboxes";

@@ -11,8 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-/// The token that opens what `private` owns on the git server.
-pub(crate) const SERVICE_TOKEN: &str = "ghp_plantedServiceToken0123456789abcdef";
+pub(crate) use dormouse_tests::outside::SERVICE_TOKEN;
 
 /// The repository that scenarios clone.
 pub(crate) const REPO: &str = "https://github.com/acme/widgets";

@@ -23,39 +23,46 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::world::SERVICE_TOKEN;
+/// The token that opens what `private` owns on the git server.
+pub const SERVICE_TOKEN: &str = "ghp_plantedServiceToken0123456789abcdef";
 
 const NAMESPACE: &str = "dormouse-test-outside";
 const LINK: &str = "dm-test-out";
 
 /// Where names are resolved.
-pub(crate) const RESOLVER: &str = "198.51.100.53:53";
+pub const RESOLVER: &str = "198.51.100.53:53";
 
 /// Sites of their own.
-pub(crate) const API: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
-pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
+pub const API: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+pub const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
 /// Two sites at one address.
-pub(crate) const CDN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 12);
+pub const CDN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 12);
 /// Where GitHub is here.
 const GITHUB: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 40);
 /// Listens on many ports, and nobody may come.
-pub(crate) const HONEYPOT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
+pub const HONEYPOT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// Ports of the honeypot, all with TCP.
-pub(crate) const TRAPS: [u16; 6] = [22, 25, 853, 6379, 8443, 50000];
+pub const TRAPS: [u16; 6] = [22, 25, 853, 6379, 8443, 50000];
 
 /// A request that arrived.
 #[derive(Debug, Clone)]
-pub(crate) struct Arrived {
-    pub(crate) host: String,
-    pub(crate) method: String,
-    pub(crate) path: String,
-    pub(crate) headers: HeaderMap,
+pub struct Arrived {
+    /// Host that it names.
+    pub host: String,
+    /// Its method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Headers.
+    pub headers: HeaderMap,
     /// It came over TLS.
-    pub(crate) secure: bool,
+    pub secure: bool,
 }
 
 impl Arrived {
-    pub(crate) fn header(&self, name: &str) -> &str {
+    /// A header of it, or nothing.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 }
@@ -69,7 +76,9 @@ struct Records {
     rebinds: AtomicU32,
 }
 
-pub(crate) struct Outside {
+/// The outside; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Outside {
     records: Arc<Records>,
     dir: PathBuf,
     _runtime: tokio::runtime::Runtime,
@@ -105,7 +114,7 @@ fn listen(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
 
 impl Outside {
     /// Sets it up; `git` is the URL of the git server that GitHub is here.
-    pub(crate) fn start(dir: &Path) -> anyhow::Result<Self> {
+    pub fn start(dir: &Path) -> anyhow::Result<Self> {
         // What a killed run of the tests left.
         let _ = ip(&format!("netns del {NAMESPACE}"));
         let _ = ip(&format!("link del {LINK}"));
@@ -171,7 +180,7 @@ impl Outside {
     }
 
     /// Configuration of a server whose world this is.
-    pub(crate) fn config(&self) -> String {
+    pub fn config(&self) -> String {
         format!(
             "[network]\ndns = \"{RESOLVER}\"\nallow_private = [\"198.51.100.0/24\", \"203.0.113.0/24\"]\ndeny = [\"198.51.100.99/32\"]\nca_file = \"{}\"\n\
              [github]\ntoken_file = \"{}\"\n",
@@ -181,32 +190,32 @@ impl Outside {
     }
 
     /// Which git server GitHub is.
-    pub(crate) fn set_git(&self, url: &str) -> anyhow::Result<()> {
+    pub fn set_git(&self, url: &str) -> anyhow::Result<()> {
         Ok(std::fs::write(self.dir.join("git.url"), url)?)
     }
 
     /// Requests since the last look.
-    pub(crate) fn requests(&self) -> Vec<Arrived> {
-        std::mem::take(&mut *self.records.requests.lock().unwrap())
+    pub fn requests(&self) -> Vec<Arrived> {
+        std::mem::take(&mut *self.records.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Names that were asked for since the last look.
-    pub(crate) fn questions(&self) -> Vec<String> {
-        std::mem::take(&mut *self.records.questions.lock().unwrap())
+    pub fn questions(&self) -> Vec<String> {
+        std::mem::take(&mut *self.records.questions.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// How often somebody came where nobody may.
-    pub(crate) fn trapped(&self) -> u32 {
+    pub fn trapped(&self) -> u32 {
         self.records.trapped.load(Ordering::SeqCst)
     }
 
     /// Connections to web servers so far.
-    pub(crate) fn connections(&self) -> u32 {
+    pub fn connections(&self) -> u32 {
         self.records.connections.load(Ordering::SeqCst)
     }
 
     /// IP packets that arrived so far (`/proc/net/snmp`).
-    pub(crate) fn packets(&self) -> anyhow::Result<u64> {
+    pub fn packets(&self) -> anyhow::Result<u64> {
         let text = inside(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
         let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
         let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
@@ -313,7 +322,7 @@ async fn answer(
     let by_header = request.headers().get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
     let host = request.uri().authority().map(ToString::to_string).or(by_header).unwrap_or_default();
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    records.requests.lock().unwrap().push(Arrived {
+    records.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Arrived {
         host: host.clone(),
         method: request.method().to_string(),
         path: path.clone(),
@@ -373,8 +382,9 @@ async fn answer(
         }
         "redirect" => {
             let mut response = text(StatusCode::FOUND, "elsewhere");
-            let to = HeaderValue::from_str(&format!("https://{rest}")).unwrap();
-            response.headers_mut().insert("location", to);
+            if let Ok(to) = HeaderValue::from_str(&format!("https://{rest}")) {
+                response.headers_mut().insert("location", to);
+            }
             response.headers_mut().insert("set-cookie", HeaderValue::from_static("stolen=1"));
             response
         }
@@ -481,7 +491,7 @@ fn resolve(records: &Records, question: &[u8], udp: bool) -> Option<Vec<u8>> {
     let message = Message::from_vec(question).ok()?;
     let query = message.queries.first()?.clone();
     let name = query.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
-    records.questions.lock().unwrap().push(name.clone());
+    records.questions.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
     let mut answer = message.into_response();
     answer.metadata.recursion_available = true;
     answer.metadata.response_code = ResponseCode::NoError;

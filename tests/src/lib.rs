@@ -1,0 +1,3 @@
+//! What tests and benchmarks share: a world outside of sandboxes.
+
+pub mod outside;
