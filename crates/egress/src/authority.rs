@@ -13,13 +13,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::agreement::{ECDH_P256, PrivateKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use dormouse_provider::HostName;
+use p256::ecdsa::signature::Signer as _;
+use p256::ecdsa::{DerSignature, SigningKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -28,10 +28,6 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::wall_clock;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// How long the authority is good for: every boot hands it out anew, and no run
-/// lives so long.
-const AUTHORITY_LIFE: Duration = Duration::from_secs(90 * 86_400);
 
 /// How long a leaf is good for, and when the next one is made.
 const LEAF_LIFE: Duration = Duration::from_secs(86_400);
@@ -64,7 +60,7 @@ impl std::fmt::Debug for AuthoritySecret {
 /// The authority of one sandbox.
 pub(crate) struct Authority {
     certificate: String,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, Root>,
     /// One key for all leafs: what matters is that nobody inside has it.
     leaf_key: KeyPair,
     provider: Arc<CryptoProvider>,
@@ -86,25 +82,46 @@ impl KeyType for Scalar {
     }
 }
 
-/// The key of the authority of `sandbox`, in PKCS #8.
-fn derive(secret: &AuthoritySecret, sandbox: &str) -> Result<Vec<u8>, Failure> {
-    let prk = Salt::new(HKDF_SHA256, b"dormouse egress authority").extract(&secret.0);
-    // One of 2^32 texts gives no scalar of the curve; the next one does.
-    for attempt in 0..4_u8 {
-        let mut scalar = [0; 32];
-        let info = [sandbox.as_bytes(), &[attempt]];
-        let expanded = prk.expand(&info, Scalar).and_then(|okm| okm.fill(&mut scalar));
-        expanded.map_err(|_| "derive a key")?;
-        let Ok(private) = PrivateKey::from_private_key(&ECDH_P256, &scalar) else { continue };
-        let public = private.compute_public_key().map_err(|_| "compute a public key")?;
-        let pair = EcdsaKeyPair::from_private_key_and_public_key(
-            &ECDSA_P256_SHA256_ASN1_SIGNING,
-            &scalar,
-            public.as_ref(),
-        )?;
-        return Ok(pair.to_pkcs8v1().map_err(|_| "write a key")?.as_ref().to_vec());
+/// The key of an authority. It signs the same text in the same way each time
+/// (RFC 6979): the certificate that a sandbox has does not change from run to run.
+struct Root {
+    key: SigningKey,
+    /// Not compressed (SEC 1).
+    public: Vec<u8>,
+}
+
+impl Root {
+    fn derive(secret: &AuthoritySecret, sandbox: &str) -> Result<Self, Failure> {
+        let prk = Salt::new(HKDF_SHA256, b"dormouse egress authority").extract(&secret.0);
+        // One of 2^32 texts gives no scalar of the curve; the next one does.
+        for attempt in 0..4_u8 {
+            let mut scalar = [0; 32];
+            let info = [sandbox.as_bytes(), &[attempt]];
+            let expanded = prk.expand(&info, Scalar).and_then(|okm| okm.fill(&mut scalar));
+            expanded.map_err(|_| "derive a key")?;
+            let Ok(key) = SigningKey::from_slice(&scalar) else { continue };
+            let public = key.verifying_key().to_sec1_point(false).as_bytes().to_vec();
+            return Ok(Self { key, public });
+        }
+        Err("no scalar of the curve in four attempts".into())
     }
-    Err("no scalar of the curve in four attempts".into())
+}
+
+impl PublicKeyData for Root {
+    fn der_bytes(&self) -> &[u8] {
+        &self.public
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for Root {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature: DerSignature = self.key.sign(message);
+        Ok(signature.as_bytes().to_vec())
+    }
 }
 
 impl Authority {
@@ -113,15 +130,14 @@ impl Authority {
         sandbox: &str,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, Failure> {
-        let key = KeyPair::try_from(derive(secret, sandbox)?)?;
-        let now = wall_clock::now();
+        let key = Root::derive(secret, sandbox)?;
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.distinguished_name.push(DnType::OrganizationName, "Dormouse");
         params.distinguished_name.push(DnType::CommonName, format!("Dormouse network of {sandbox}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = (now - LATE).into();
-        params.not_after = (now + AUTHORITY_LIFE).into();
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(2026, 1, 1), rcgen::date_time_ymd(2056, 1, 1));
         let certificate = params.self_signed(&key)?.pem();
         let issuer = Issuer::new(params, key);
         Ok(Self { certificate, issuer, leaf_key: KeyPair::generate()?, provider, leafs: Mutex::default() })
@@ -201,7 +217,7 @@ mod tests {
         let (one, again, other) = (authority("sbx_1"), authority("sbx_1"), authority("sbx_2"));
         let leaf = leaf(&one, "github.com");
         assert!(believes(one.certificate(), &leaf, "github.com"));
-        assert!(believes(again.certificate(), &leaf, "github.com"), "its key is another after a restart");
+        assert_eq!(again.certificate(), one.certificate(), "another after a restart");
         assert!(!believes(other.certificate(), &leaf, "github.com"));
         assert!(!believes(one.certificate(), &leaf, "api.github.com"));
     }

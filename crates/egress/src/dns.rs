@@ -291,16 +291,30 @@ mod tests {
         let refused = ask(&member, "evil.test.", RecordType::A).await;
         assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
         let edns = refused.edns.unwrap();
-        let Some(EdnsOption::Unknown(_, why)) = edns.option(EXTENDED_ERROR.into()) else { panic!("{edns:?}") };
-        assert!(why[..2] == BLOCKED.to_be_bytes() && String::from_utf8_lossy(&why[2..]).contains("does not allow"));
-        assert_eq!(ask(&member, "api.test.", RecordType::TXT).await.metadata.response_code, ResponseCode::Refused);
+        let Some(EdnsOption::Unknown(_, why)) = edns.option(EXTENDED_ERROR.into()) else {
+            panic!("{edns:?}")
+        };
+        assert!(
+            why[..2] == BLOCKED.to_be_bytes()
+                && String::from_utf8_lossy(&why[2..]).contains("does not allow")
+        );
+        assert_eq!(
+            ask(&member, "api.test.", RecordType::TXT).await.metadata.response_code,
+            ResponseCode::Refused
+        );
         let empty = ask(&member, "API.test.", RecordType::AAAA).await;
         assert_eq!((empty.metadata.response_code, empty.answers.len()), (ResponseCode::NoError, 0));
         // Allowed, and nobody answers.
-        assert_eq!(ask(&member, "api.test.", RecordType::A).await.metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(
+            ask(&member, "api.test.", RecordType::A).await.metadata.response_code,
+            ResponseCode::ServFail
+        );
         // Mirrored: an address that stands for it.
         assert_eq!(ask(&member, "github.com.", RecordType::A).await.answers.len(), 1);
-        assert_eq!(ask(&member, "api.github.com.", RecordType::A).await.metadata.response_code, ResponseCode::Refused);
+        assert_eq!(
+            ask(&member, "api.github.com.", RecordType::A).await.metadata.response_code,
+            ResponseCode::Refused
+        );
     }
 
     proptest! {

@@ -75,6 +75,12 @@ pub(crate) enum SandboxAction {
         /// Command id; the newest command when it is left out.
         command: Option<String>,
     },
+    /// Show what a sandbox did on the network since it woke: bytes, and the last accesses
+    /// with the rule that denied each.
+    Network {
+        /// Sandbox.
+        name: String,
+    },
     /// List the published ports of a sandbox, or publish others.
     Ports {
         /// Sandbox.

@@ -17,8 +17,7 @@ use crate::sandboxes::tests::{occupant, sandboxes};
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 
 fn policy(hosts: &[&str]) -> Ruleset {
-    let response =
-        DirectResponse { status: 200, headers: BTreeMap::new(), body: None, content_type: None };
+    let response = DirectResponse { status: 200, headers: BTreeMap::new(), body: None, content_type: None };
     let rules = vec![Rule { matches: None, action: Action::Respond(response) }];
     let domain = |host: &&str| DomainPolicy { domain: (*host).to_owned(), rules: rules.clone() };
     let domains = hosts.iter().map(domain).collect();
@@ -60,7 +59,10 @@ async fn streams_of_one_connection_are_judged_each() {
     };
     assert_eq!(ask("https://api.test/").await.status(), 200);
     let refused = ask("https://other.test/").await;
-    assert_eq!((refused.status().as_u16(), refused.headers()["x-dormouse-denied"].as_bytes()), (421, &b"other-name"[..]));
+    assert_eq!(
+        (refused.status().as_u16(), refused.headers()["x-dormouse-denied"].as_bytes()),
+        (421, &b"other-name"[..])
+    );
     assert_eq!(ask("https://api.test:8443/").await.status(), 421);
     assert_eq!(ask("https://API.test/").await.status(), 200);
     // A policy that is changed holds for the next request.

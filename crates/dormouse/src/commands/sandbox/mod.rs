@@ -42,6 +42,7 @@ pub(crate) async fn run(
             return shell::run(&client, &name, shell).await;
         }
         SandboxAction::Logs { name, command } => return logs(&client, &name, command).await,
+        SandboxAction::Network { name } => network(&client, &name, output).await?,
         SandboxAction::Ports { name, set, none } => ports(&client, &name, set, none, output).await?,
         SandboxAction::List => list(&client, output).await?,
         SandboxAction::Show { name } => {
@@ -190,6 +191,27 @@ async fn logs(client: &Client, name: &str, command: Option<String>) -> anyhow::R
     let ended = client.request(Method::GET, &path).query(&[("wait", true)]);
     let ended: wire::CommandReply = client.json(ended).await?;
     Ok(exit_code(ended.command.exit_code.unwrap_or(1)))
+}
+
+async fn network(client: &Client, name: &str, output: &Output) -> anyhow::Result<()> {
+    let path = format!("/{}/network", plain(name)?);
+    let found = client.json::<wire::NetworkUse>(client.request(Method::GET, &path)).await?;
+    let rows: Vec<_> = found
+        .recent
+        .iter()
+        .map(|line| {
+            let target = line.host.clone().or_else(|| line.address.clone()).unwrap_or_default();
+            let outcome = match (&line.denied, line.status) {
+                (Some(rule), _) => format!("denied: {rule}"),
+                (None, Some(status)) => status.to_string(),
+                (None, None) => "allowed".to_owned(),
+            };
+            let method = line.method.clone().unwrap_or_default();
+            vec![line.way.clone(), target, method, outcome, line.sent.to_string(), line.received.to_string()]
+        })
+        .collect();
+    output.table(&json!(found), &["WAY", "TARGET", "METHOD", "OUTCOME", "SENT", "RECEIVED"], &rows);
+    Ok(())
 }
 
 async fn ports(
