@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dormouse_provider::{
-    DiskUse, Namespace, NetworkPolicy, ProviderError, Result, Retention, Route, Run, RunStatus, Sandbox,
-    SandboxView, Snapshot, SnapshotStatus,
+    DiskUse, Namespace, NetworkPolicy, NetworkUse, ProviderError, Result, Retention, Route, Run, RunStatus,
+    Sandbox, SandboxView, Snapshot, SnapshotStatus, Transfer,
 };
 use dormouse_store::{RunRow, SandboxWithRun, SnapshotRow};
 use dormouse_types::{SandboxId, SnapshotId};
@@ -19,7 +19,12 @@ impl Control {
         run: &RunRow,
         resumed: bool,
     ) -> Result<SandboxView> {
-        let run = self::run(run);
+        let mut run = self::run(run);
+        // While it lives its host counts.
+        if let Some(live) = self.runner.live(&run.id) {
+            let NetworkUse { sent, received, .. } = live.network_use();
+            run.transfer = Some(Transfer { sent, received });
+        }
         let routes = self.routes_of(sandbox).await?;
         Ok(SandboxView { sandbox: self::sandbox(sandbox, &run), run, routes, resumed })
     }
@@ -129,6 +134,10 @@ pub(crate) fn run(row: &RunRow) -> Run {
         stop_reason: row.stop_reason.map(|reason| reason.to_string()),
         runtime: Some(row.runtime.clone()),
         network,
+        transfer: Some(Transfer {
+            sent: u64::try_from(row.sent_bytes).unwrap_or(0),
+            received: u64::try_from(row.received_bytes).unwrap_or(0),
+        }),
         warnings,
     }
 }

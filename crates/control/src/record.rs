@@ -89,6 +89,8 @@ pub fn pending_run(
         stop_reason: None,
         ending: None,
         warnings: Vec::new(),
+        sent_bytes: 0,
+        received_bytes: 0,
         updated_at: now,
     })
 }

@@ -672,6 +672,9 @@ impl Machine {
         live.row.stop_requested_at.get_or_insert(now);
         live.row.ending = Some(recorded);
         let slot = live.process.slot;
+        let sums = self.host.sandboxes.sums(self.host.numbering.address(slot)).unwrap_or_default();
+        live.row.sent_bytes = i64::try_from(sums.sent).unwrap_or(i64::MAX);
+        live.row.received_bytes = i64::try_from(sums.received).unwrap_or(i64::MAX);
         let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending).await?;
         self.let_go(&run, slot);
         refused.map_or(Ok(recorded), Err)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_provider::{
     Action, Command, CustomPolicy, DiskUse, DomainPolicy, Expiration, KeepLast, NetworkPolicy, ProviderError,
     Resources, Result, Retention, Route, Rule, Run, RunStatus, Sandbox, SandboxView, Snapshot, SnapshotKind,
-    SnapshotNode, SnapshotStatus, SnapshotTree,
+    SnapshotNode, SnapshotStatus, SnapshotTree, Transfer,
 };
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
@@ -138,6 +138,9 @@ pub(crate) fn run(session: wire::Session, of: Option<&str>) -> Result<Run> {
         stop_reason: session.stop_reason,
         runtime: session.runtime,
         network: policy(session.network_policy)?,
+        transfer: session
+            .network_transfer
+            .map(|bytes| Transfer { sent: bytes.egress, received: bytes.ingress }),
         warnings: session.warnings,
     })
 }

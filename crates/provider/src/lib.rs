@@ -25,7 +25,7 @@ pub use model::{
     ForkSandbox, GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page, ResourcesRequest,
     Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxSort, SandboxView, Snapshot, SnapshotNode,
     SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput, TerminalSize,
-    UpdateSandbox, shown_url,
+    Transfer, UpdateSandbox, shown_url,
 };
 pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{

@@ -377,9 +377,20 @@ pub struct Run {
     pub runtime: Option<String>,
     /// Policy in force.
     pub network: NetworkPolicy,
+    /// Bytes that left the sandbox and that came, where the provider tells.
+    pub transfer: Option<Transfer>,
     /// What did not go as it should and did not keep it from starting; fit to
     /// show to a caller.
     pub warnings: Vec<String>,
+}
+
+/// Bytes on the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transfer {
+    /// That left the sandbox.
+    pub sent: u64,
+    /// That came.
+    pub received: u64,
 }
 
 impl Run {

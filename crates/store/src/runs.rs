@@ -60,6 +60,10 @@ pub struct RunRow {
     pub ending: Option<String>,
     /// What did not go as it should and did not keep it from starting.
     pub warnings: Vec<String>,
+    /// Bytes that left the sandbox, once the run has ended.
+    pub sent_bytes: i64,
+    /// Bytes that came.
+    pub received_bytes: i64,
     /// When the row last changed.
     pub updated_at: Timestamp,
 }
@@ -123,6 +127,8 @@ pub(crate) const COLUMNS: &[&str] = &[
     "stop_reason",
     "ending",
     "warnings",
+    "sent_bytes",
+    "received_bytes",
     "updated_at",
 ];
 
@@ -169,6 +175,8 @@ pub(crate) fn read(row: &Row, prefix: &'static str) -> Result<RunRow> {
         stop_reason: row.get("stop_reason")?,
         ending: row.get("ending")?,
         warnings: row.json("warnings")?,
+        sent_bytes: row.get("sent_bytes")?,
+        received_bytes: row.get("received_bytes")?,
         updated_at: row.get("updated_at")?,
     })
 }
@@ -427,13 +435,15 @@ pub(crate) async fn ended(
     tx.sql(
         format!("end run {}", run.id),
         format!(
-            "UPDATE runs SET status = $1, stop_reason = $2, stopped_at = $3, updated_at = $3
-             WHERE id = $4 AND {LIVE}"
+            "UPDATE runs SET status = $1, stop_reason = $2, stopped_at = $3, updated_at = $3,
+               sent_bytes = $4, received_bytes = $5 WHERE id = $6 AND {LIVE}"
         ),
     )
     .bind(status)
     .bind(reason)
     .bind(now)
+    .bind(run.sent_bytes)
+    .bind(run.received_bytes)
     .bind(&run.id)
     .execute()
     .await?;

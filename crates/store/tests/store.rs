@@ -110,6 +110,8 @@ fn run(sandbox: &SandboxRow) -> RunRow {
         stop_reason: None,
         ending: None,
         warnings: Vec::new(),
+        sent_bytes: 0,
+        received_bytes: 0,
         updated_at: NOW,
     }
 }

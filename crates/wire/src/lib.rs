@@ -24,7 +24,7 @@ pub use policy::{
 pub use reply::{ErrorDetail, ErrorReply, Pagination};
 pub use requests::{CreateRequest, ForkRequest, Resources, Source, UpdateRequest};
 pub use sandbox::{ChangeReply, Disk, KeepLastSnapshots, Route, Sandbox, SandboxList, SandboxReply};
-pub use session::{ExtendRequest, Session, SessionList, SessionReply, StopReply};
+pub use session::{ExtendRequest, NetworkTransfer, Session, SessionList, SessionReply, StopReply};
 pub use snapshot::{
     MadeSnapshotReply, Snapshot, SnapshotList, SnapshotNode, SnapshotReply, SnapshotRequest, SnapshotTree,
 };

@@ -56,6 +56,9 @@ pub struct Session {
     /// Policy in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkPolicy>,
+    /// Bytes on the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_transfer: Option<NetworkTransfer>,
     /// Whose session it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_sandbox_name: Option<String>,
@@ -114,4 +117,14 @@ pub struct SessionReply {
     /// Published ports.
     #[serde(default)]
     pub routes: Vec<Route>,
+}
+
+/// Bytes on the network of a session.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct NetworkTransfer {
+    /// That came.
+    pub ingress: u64,
+    /// That left the sandbox.
+    pub egress: u64,
 }

@@ -143,6 +143,9 @@ pub(crate) fn session(run: Run) -> wire::Session {
         vcpus: run.resources.vcpus,
         region: REGION.to_owned(),
         runtime: run.runtime,
+        network_transfer: run
+            .transfer
+            .map(|bytes| wire::NetworkTransfer { ingress: bytes.received, egress: bytes.sent }),
         timeout: millis(run.timeout),
         status: run.status.as_str().to_owned(),
         requested_at: run.requested_at.as_millis(),

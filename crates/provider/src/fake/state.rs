@@ -256,6 +256,7 @@ impl State {
             stop_reason: None,
             runtime: Some(sandbox.image.clone()),
             network: sandbox.network.clone(),
+            transfer: None,
             warnings: Vec::new(),
         };
         let (commands, running) = (Commands::new(), Arc::default());

@@ -19,3 +19,7 @@ CREATE TABLE secrets (
   updated_at BIGINT NOT NULL,
   PRIMARY KEY (org_id, name)
 );
+
+-- Bytes that left the sandbox and came, once the run has ended.
+ALTER TABLE runs ADD COLUMN sent_bytes BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN received_bytes BIGINT NOT NULL DEFAULT 0;
