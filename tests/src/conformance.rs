@@ -2,7 +2,7 @@
 //! or a client of a server of the protocol. A third implementation is put
 //! through it the same way, by a dozen lines like these.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use dormouse_provider::{
 };
 use dormouse_provider_vercel::{Vercel, VercelConfig};
 use dormouse_store::Db;
+use dormouse_vault::Vault;
 
 /// Puts a sandbox provider through the conformance suite.
 #[derive(Debug, Parser)]
@@ -64,6 +65,13 @@ enum Provider {
         #[arg(long)]
         runtime: Option<String>,
     },
+}
+
+/// The database of a server that is not running, with that server's key.
+async fn database(data_dir: &Path) -> anyhow::Result<Db> {
+    let vault = Arc::new(Vault::open_file(&data_dir.join("secret.key"))?);
+    let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+    Ok(db.sealed_by(vault).await?)
 }
 
 async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<Node>, Control)> {
@@ -162,14 +170,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     let only = args.only.as_deref();
     let good = match args.provider {
         Provider::Engine { data_dir, instance } => {
-            let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+            let db = database(&data_dir).await?;
             let (node, control) = engine(data_dir, instance, db).await?;
             let good = suite(Arc::new(control), "acc_conformance", only).await;
             node.detach();
             good
         }
         Provider::Traffic { data_dir, instance } => {
-            let db = Db::open_file(&data_dir.join("dormouse.db")).await.context("open the database")?;
+            let db = database(&data_dir).await?;
             let (node, control) = engine(data_dir, instance, db.clone()).await?;
             let good = stop_traffic(&control, &db).await;
             node.detach();

@@ -116,10 +116,39 @@ pub struct Sums {
     pub denied: u64,
 }
 
+/// Sums of all runs since this server started.
+#[derive(Debug, Default)]
+pub struct Totals {
+    sent: AtomicU64,
+    received: AtomicU64,
+    allowed: AtomicU64,
+    denied: [AtomicU64; Reason::ALL.len()],
+}
+
+impl Totals {
+    /// What went, came and was allowed.
+    #[must_use]
+    pub fn sums(&self) -> Sums {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Sums {
+            sent: read(&self.sent),
+            received: read(&self.received),
+            allowed: read(&self.allowed),
+            denied: self.denied.iter().map(read).sum(),
+        }
+    }
+
+    /// How often each rule denied something.
+    pub fn denied(&self) -> impl Iterator<Item = (Reason, u64)> {
+        Reason::ALL.into_iter().zip(self.denied.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+}
+
 /// The ledger of a run.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     sandbox: String,
+    totals: Arc<Totals>,
     sent: AtomicU64,
     received: AtomicU64,
     allowed: AtomicU64,
@@ -135,10 +164,11 @@ struct Recent {
 }
 
 impl Ledger {
-    pub(crate) fn new(sandbox: String) -> Self {
+    pub(crate) fn new(sandbox: String, totals: Arc<Totals>) -> Self {
         let recent = Recent { lines: VecDeque::new(), second: Instant::now(), logged: 0 };
         Self {
             sandbox,
+            totals,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             allowed: AtomicU64::new(0),
@@ -165,6 +195,8 @@ impl Ledger {
     pub(crate) fn note(&self, line: Access) {
         let count = if line.denied.is_some() { &self.denied } else { &self.allowed };
         count.fetch_add(1, Ordering::Relaxed);
+        let of_all = line.denied.map_or(&self.totals.allowed, |reason| &self.totals.denied[reason as usize]);
+        of_all.fetch_add(1, Ordering::Relaxed);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.second.elapsed() >= Duration::from_secs(1) {
             (recent.second, recent.logged) = (Instant::now(), 0);
@@ -215,12 +247,14 @@ impl Underway {
     pub(crate) fn sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         self.ledger.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.ledger.totals.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes came.
     pub(crate) fn received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
         self.ledger.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.ledger.totals.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Says more about it.
@@ -247,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_stay_and_all_are_counted() {
-        let ledger = Arc::new(Ledger::new("sbx_1".to_owned()));
+        let ledger = Arc::new(Ledger::new("sbx_1".to_owned(), Arc::default()));
         for _ in 0..KEPT {
             ledger.note(Access::now(Way::Direct));
         }

@@ -54,7 +54,7 @@ use url::Url;
 pub use authority::AuthoritySecret;
 pub use ground::Ground;
 pub use identity::{Signer, SignerError, pem};
-pub use ledger::{Access, Sums, Way};
+pub use ledger::{Access, Sums, Totals, Way};
 pub use mirror::{Mirror, MirrorError, mirrored};
 pub use policy::Ruleset;
 pub use reason::Reason;

@@ -46,6 +46,28 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, each at its own place.
+    pub(crate) const ALL: [Self; 18] = [
+        Self::DenyAll,
+        Self::NotAllowed,
+        Self::DeniedNetwork,
+        Self::Private,
+        Self::Metadata,
+        Self::Host,
+        Self::NoUnicast,
+        Self::Operator,
+        Self::Protocol,
+        Self::NoName,
+        Self::OtherName,
+        Self::Ambiguous,
+        Self::Method,
+        Self::Question,
+        Self::Busy,
+        Self::NoAddress,
+        Self::Unreachable,
+        Self::Certificate,
+    ];
+
     /// The rule in a sentence, for whoever is in the sandbox.
     #[must_use]
     pub fn sentence(self) -> &'static str {
@@ -100,5 +122,17 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+
+    #[test]
+    fn each_is_at_its_own_place() {
+        for (place, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, place, "{reason}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::sync::watch;
 
 use crate::authority::{Authority, AuthoritySecret};
-use crate::ledger::{Access, Ledger, Sums};
+use crate::ledger::{Access, Ledger, Sums, Totals};
 use crate::policy::Ruleset;
 
 /// Addresses that are remembered with the names that resolved to them.
@@ -162,12 +162,13 @@ impl Member {
 #[derive(Debug)]
 pub struct Sandboxes {
     trust: Arc<Trust>,
+    totals: Arc<Totals>,
     members: RwLock<HashMap<Ipv4Addr, Arc<Member>>>,
 }
 
 impl Sandboxes {
     pub(crate) fn new(trust: Trust) -> Self {
-        Self { trust: Arc::new(trust), members: RwLock::default() }
+        Self { trust: Arc::new(trust), totals: Arc::default(), members: RwLock::default() }
     }
 
     /// Puts a policy in force for the sandbox at `address`. Connections that it
@@ -184,7 +185,7 @@ impl Sandboxes {
                     account: account.into(),
                     project: project.to_owned(),
                     policy: watch::Sender::new(policy),
-                    ledger: Arc::new(Ledger::new(sandbox.to_owned())),
+                    ledger: Arc::new(Ledger::new(sandbox.to_owned(), self.totals.clone())),
                     names: Mutex::default(),
                     questions: Mutex::new(Bucket { left: QUESTIONS_AT_ONCE, at: Instant::now() }),
                     authority: OnceLock::new(),
@@ -206,6 +207,12 @@ impl Sandboxes {
 
     pub(crate) fn at(&self, address: Ipv4Addr) -> Option<Arc<Member>> {
         self.members.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+
+    /// What all of them did since this server started.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     /// What the sandbox at `address` did since it was put there.

@@ -1,10 +1,12 @@
 //! For operators and for clients: health, and the documents of both APIs.
 
+use std::fmt::Write as _;
+
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use axum::{Json, Router};
-use dormouse_provider::{HealthCheck, HealthState};
+use dormouse_provider::{Count, HealthCheck, HealthState};
 use serde_json::{Value, json};
 use utoipa::openapi::OpenApi;
 
@@ -13,6 +15,7 @@ use crate::App;
 pub(crate) fn router() -> Router<App> {
     Router::new()
         .route("/healthz", get(health))
+        .route("/metrics", get(metrics))
         .route("/oidc/.well-known/jwks", get(keys))
         .route("/oidc/.well-known/openid-configuration", get(issuer))
         .route("/openapi.json", get(session_document))
@@ -59,6 +62,24 @@ async fn issuer(State(app): State<App>) -> Json<Value> {
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
     }))
+}
+
+/// What the server counts, in Prometheus' text format.
+async fn metrics(State(app): State<App>) -> ([(header::HeaderName, &'static str); 1], String) {
+    let mut text = String::new();
+    let mut last = "";
+    for Count { name, help, label, value } in app.health.iter().flat_map(|source| source.counts()) {
+        // Writing to a String cannot fail.
+        if name != last {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter");
+            last = name;
+        }
+        let _ = match label {
+            Some((key, label)) => writeln!(text, "{name}{{{key}=\"{label}\"}} {value}"),
+            None => writeln!(text, "{name} {value}"),
+        };
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 
 async fn session_document() -> Json<OpenApi> {

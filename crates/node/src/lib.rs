@@ -44,8 +44,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use dormouse_egress::Sums;
 use dormouse_jobs::Clock;
-use dormouse_provider::{HealthCheck, HealthSource, HealthState, ProviderError, Result};
+use dormouse_provider::{Count, HealthCheck, HealthSource, HealthState, ProviderError, Result};
 use dormouse_store::{Db, StoreError};
 use dormouse_types::{HostId, SandboxId};
 use tokio::sync::{oneshot, watch};
@@ -279,6 +280,24 @@ impl Node {
 }
 
 impl HealthSource for Node {
+    fn counts(&self) -> Vec<Count> {
+        let totals = self.host.sandboxes.totals();
+        let Sums { sent, received, allowed, .. } = totals.sums();
+        let plain = |name, help, value| Count { name, help, label: None, value };
+        let mut counts = vec![
+            plain("dormouse_network_sent_bytes_total", "Bytes that left sandboxes.", sent),
+            plain("dormouse_network_received_bytes_total", "Bytes that came to sandboxes.", received),
+            plain("dormouse_network_allowed_total", "Connections, requests and questions allowed.", allowed),
+        ];
+        counts.extend(totals.denied().map(|(reason, value)| Count {
+            name: "dormouse_network_denied_total",
+            help: "Connections, requests and questions denied, by rule.",
+            label: Some(("rule", reason.word())),
+            value,
+        }));
+        counts
+    }
+
     fn health(&self) -> Vec<HealthCheck> {
         let (state, detail) = match self.host.storage.health() {
             PoolHealth::Fine => (HealthState::Ok, None),

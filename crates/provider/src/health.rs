@@ -35,8 +35,26 @@ pub struct HealthCheck {
     pub detail: Option<String>,
 }
 
+/// Something that is counted since the server started.
+#[derive(Debug, Clone)]
+pub struct Count {
+    /// Its name, as Prometheus wants it.
+    pub name: &'static str,
+    /// What is counted.
+    pub help: &'static str,
+    /// Name and value of what tells several of the same name apart.
+    pub label: Option<(&'static str, &'static str)>,
+    /// How many.
+    pub value: u64,
+}
+
 /// Knows how something is, without asking anybody: an answer takes no time.
 pub trait HealthSource: Send + Sync + std::fmt::Debug + 'static {
     /// What it looked at last.
     fn health(&self) -> Vec<HealthCheck>;
+
+    /// What it counts.
+    fn counts(&self) -> Vec<Count> {
+        Vec::new()
+    }
 }

@@ -19,7 +19,7 @@ mod ports;
 use std::pin::Pin;
 
 pub use error::{ProviderError, Result};
-pub use health::{HealthCheck, HealthSource, HealthState};
+pub use health::{Count, HealthCheck, HealthSource, HealthState};
 pub use model::{
     CloneDirectory, Command, CommandSpec, CreateSandbox, Direction, DiskUse, Environment, Expiration,
     ForkSandbox, GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page, ResourcesRequest,

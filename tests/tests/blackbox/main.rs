@@ -190,6 +190,7 @@ const OUTSIDE: &[Scenario] = &[
     ("network::credentials", network::credentials),
     ("network::secrets", network::secrets),
     ("network::programs", network::programs),
+    ("network::proxied", network::proxied),
 ];
 
 /// Scenarios of a world on a disk of 4 GiB, on which a sandbox may have more.

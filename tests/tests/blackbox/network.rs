@@ -203,6 +203,10 @@ pub(crate) fn addresses(w: &World) -> anyhow::Result<()> {
         ensure!(reasons.contains(&reason), "{reason}: {reasons:?}");
     }
     ensure!(w.log().contains("metadata"), "the log does not say which rule");
+    let metrics = w.call(Method::GET, "/metrics", None, None)?.1;
+    let metrics = metrics.as_str().unwrap_or_default();
+    ensure!(metrics.contains("dormouse_network_denied_total{rule=\"metadata\"}"), "{metrics}");
+    ensure!(!metrics.contains("{rule=\"metadata\"} 0\n"), "{metrics}");
     for name in ["net-open", "net-names", "net-shut", "net-other"] {
         w.delete(name)?;
     }
@@ -1025,6 +1029,18 @@ print(say(b'hello', timeout=20).decode())";
     let counted = access(w, "net-prog")?;
     let counts = |name: &str| counted[name].as_u64().unwrap_or(0);
     ensure!(counts("sent") > 2 << 30 && counts("received") > 2 << 30, "{}", counts("sent"));
+    // In the protocol's words, also once the session has ended.
+    let transfer = || {
+        Ok::<_, anyhow::Error>(
+            w.good(Method::GET, &format!("{SANDBOXES}/sessions/{run}"), None)?["session"]["networkTransfer"]
+                .clone(),
+        )
+    };
+    let during = transfer()?;
+    ensure!(
+        during["egress"].as_u64() >= Some(2 << 30) && during["ingress"].as_u64() >= Some(2 << 30),
+        "{during}"
+    );
     // Without the list nothing is installed, and that is said at once.
     set_policy(w, &run, json!({"allow": ["api.test"]}))?;
     for (name, sudo, script) in [("npm", false, npm), ("pip", false, pip), ("apt", true, apt)] {
@@ -1036,6 +1052,80 @@ print(say(b'hello', timeout=20).decode())";
         ensure!(code != 0, "{name} without the list: {out}");
         ensure!(began.elapsed() < Duration::from_secs(60), "{name} took {:?} to fail", began.elapsed());
     }
-    let _ = outside;
+    w.stop("net-prog")?;
+    let after = transfer()?;
+    ensure!(after["egress"].as_u64() >= during["egress"].as_u64(), "{during} became {after}");
+    drop(outside);
     w.delete("net-prog")
+}
+
+/// With `network.proxy` everything goes through it, by name where there is one, and the
+/// same rules hold before it is asked.
+pub(crate) fn proxied(w: &World) -> anyhow::Result<()> {
+    let outside = outside(w)?;
+    let asked = Arc::new(Mutex::new(Vec::<String>::new()));
+    let listener = w.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+    let url = format!("http://me:pass@{}", listener.local_addr()?);
+    let record = asked.clone();
+    let proxy = w.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let record = record.clone();
+            tokio::spawn(async move {
+                // It is a test's: whatever fails, its client notices.
+                let _ = connect_for(stream, &record).await;
+            });
+        }
+    });
+    let asked = || std::mem::take(&mut *asked.lock().unwrap());
+    w.end_server("-TERM")?;
+    w.serve_with(&[("DORMOUSE_NETWORK__PROXY", &url)])?;
+    let run = make(w, "net-proxy", json!({"mode": "allow-all"}))?;
+    // A name that nobody resolves here.
+    outside.questions();
+    ensure!(status(w, "net-proxy", "-k https://only-there.test/")? == "200");
+    ensure!(status(w, "net-proxy", "http://only-there.test/")? == "200");
+    ensure!(status(w, "net-proxy", &format!("http://{API}/"))? == "200");
+    let seen = asked();
+    ensure!(seen == ["only-there.test:443", "only-there.test:80", &format!("{API}:80")], "{seen:?}");
+    ensure!(outside.questions().is_empty(), "names were resolved here");
+    // What is refused is refused before.
+    let private = [("tcp", "10.0.0.1".to_owned(), 80), ("tcp", "169.254.169.254".to_owned(), 80)];
+    refused(w, "net-proxy", &private, &["EHOSTUNREACH"])?;
+    // By name, and with a header.
+    let rule = json!([{"transform": [{"headers": {"authorization": "Bearer s3cret-s3cret"}}]}]);
+    set_policy(w, &run, json!({"allow": {"api.test": rule, "only-there.test": []}}))?;
+    outside.requests();
+    ensure!(status(w, "net-proxy", "https://api.test/headers")? == "200");
+    ensure!(outside.requests()[0].header("authorization") == "Bearer s3cret-s3cret");
+    ensure!(status(w, "net-proxy", "-k https://only-there.test/")? == "200");
+    asked();
+    ensure!(status(w, "net-proxy", "-k https://other.test/")?.contains("exit"));
+    ensure!(asked().is_empty(), "the proxy was asked for what is not allowed");
+    // A proxy that is gone is an error at once.
+    proxy.abort();
+    let gone = status(w, "net-proxy", "-k https://only-there.test/")?;
+    ensure!(gone.contains("exit 7"), "{gone}");
+    w.delete("net-proxy")?;
+    w.end_server("-TERM")?;
+    w.serve()
+}
+
+/// One CONNECT of an HTTP proxy; every name is at one address.
+async fn connect_for(mut stream: tokio::net::TcpStream, record: &Mutex<Vec<String>>) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    // me:pass
+    if !head.starts_with("CONNECT ") || !head.contains("Basic bWU6cGFzcw==") {
+        return stream.write_all(b"HTTP/1.1 407 no\r\n\r\n").await;
+    }
+    let port: u16 = target.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
+    record.lock().unwrap().push(target);
+    let mut there = tokio::net::TcpStream::connect((API, port)).await?;
+    stream.write_all(b"HTTP/1.1 200 ok\r\n\r\n").await?;
+    tokio::io::copy_bidirectional(&mut stream, &mut there).await.map(drop)
 }
