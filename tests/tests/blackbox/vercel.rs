@@ -278,7 +278,8 @@ async fn record(
         "startedAt": 4_000_000_000_000_i64, "cwd": "/vercel/sandbox", "updatedAt": 1,
         "networkPolicy": {"mode": "custom",
             "allowedDomains": ["*", "api.github.com", "codeload.github.com", "github.com", "uploads.github.com"],
-            "injectionRules": [{"domain": "github.com", "headerNames": ["authorization"]}]}
+            "injectionRules": [{"domain": "github.com", "headerNames": ["authorization"],
+                "match": {"path": {"regex": "^/acme/widgets"}}}]}
     });
     let name = uri.path().rsplit('/').next().unwrap_or_default().to_owned();
     let sandbox = json!({
