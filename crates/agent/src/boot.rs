@@ -9,7 +9,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::Path;
 
 use dormouse_agent_protocol::{BootFile, Placing};
@@ -157,16 +157,23 @@ fn read(path: &Path) -> io::Result<Option<String>> {
 
 /// A new file of this content; a link in its place goes.
 fn write(path: &Path, content: &str) -> io::Result<()> {
-    let plain = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() <= MAX_FILE);
+    let plain = fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_file() && found.nlink() == 1 && found.len() <= MAX_FILE);
     if plain && fs::read(path).is_ok_and(|found| found == content.as_bytes()) {
         return Ok(());
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_NOFOLLOW);
+    if plain && let Ok(file) = options.open(path) {
+        // In place: whoever knows the file by its number finds it.
+        file.write_all_at(content.as_bytes(), 0)?;
+        return file.set_len(content.len() as u64);
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    options.create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
     options.open(path)?.write_all(content.as_bytes())
 }
 

@@ -150,7 +150,7 @@ impl SandboxProvider for Control {
     }
 
     async fn run(&self, run: &RunRef) -> Result<Run> {
-        Ok(present::run(&self.find_run(run).await?))
+        Ok(self.run_with_transfer(&self.find_run(run).await?))
     }
 
     async fn routes(&self, run: &RunRef) -> Result<Vec<Route>> {

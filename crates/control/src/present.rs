@@ -19,14 +19,19 @@ impl Control {
         run: &RunRow,
         resumed: bool,
     ) -> Result<SandboxView> {
+        let run = self.run_with_transfer(run);
+        let routes = self.routes_of(sandbox).await?;
+        Ok(SandboxView { sandbox: self::sandbox(sandbox, &run), run, routes, resumed })
+    }
+
+    /// A run, with what it sent and received so far: while it lives its host counts.
+    pub(crate) fn run_with_transfer(&self, run: &RunRow) -> Run {
         let mut run = self::run(run);
-        // While it lives its host counts.
         if let Some(live) = self.runner.live(&run.id) {
             let NetworkUse { sent, received, .. } = live.network_use();
             run.transfer = Some(Transfer { sent, received });
         }
-        let routes = self.routes_of(sandbox).await?;
-        Ok(SandboxView { sandbox: self::sandbox(sandbox, &run), run, routes, resumed })
+        run
     }
 
     pub(crate) async fn view_found(&self, found: SandboxWithRun) -> Result<SandboxView> {

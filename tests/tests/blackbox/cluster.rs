@@ -36,6 +36,9 @@ impl<'w> Second<'w> {
             .replace(w.base.trim_start_matches("http://"), &listen)
             .replace(&format!("instance = {}\n", w.instance), &format!("instance = {INSTANCE}\n"));
         fs::write(dir.join("config.toml"), config)?;
+        // Servers of one database have one key. The directory is made as a server makes it.
+        fs::create_dir(dir.join("data"))?;
+        fs::copy(w.dir.join("data/secret.key"), dir.join("data/secret.key"))?;
         let mut second = Self { w, dir, base: format!("http://{listen}"), server: None };
         let built = second.command(&["image", "build"]).output()?;
         ensure!(built.status.success(), "image build: {}", String::from_utf8_lossy(&built.stderr));
