@@ -136,7 +136,7 @@ impl Dialer {
     }
 
     /// Connects to a host by its name, at none of the networks that `policy`
-    /// denies. Tells the address, where this server resolved it.
+    /// denies.
     pub(crate) async fn host(
         &self,
         host: &HostName,

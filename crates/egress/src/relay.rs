@@ -138,21 +138,17 @@ impl Relay {
             (Named::Splice | Named::Address, Some(host)) if mirrored => {
                 Some(Next::Https { host, first, upstream: None })
             }
-            (Named::Splice, Some(host)) => {
-                // It was reached before by an address that is this host's.
-                let same = expected.as_ref() == Some(&host) || member.names_of(*target.ip()).contains(&host);
+            (named, Some(host)) if named == Named::Splice || stand_in => {
+                // Reached before under this name, or at an address that it resolved to.
+                let same = match &expected {
+                    Some(expected) => *expected == host,
+                    None => member.names_of(*target.ip()).contains(&host),
+                };
                 let upstream = match upstream.filter(|_| same) {
                     Some(upstream) => Ok(upstream),
                     None => self.proxy.dialer.host(&host, target.port(), Some(&policy)).await,
                 };
-                self.dialled(member, line, upstream, first, Some(host))
-            }
-            (Named::Address, Some(host)) if stand_in => {
-                let upstream = match upstream.filter(|_| expected.as_ref() == Some(&host)) {
-                    Some(upstream) => Ok(upstream),
-                    None => self.proxy.dialer.host(&host, target.port(), Some(&policy)).await,
-                };
-                self.dialled(member, line, upstream, first, Some(host))
+                dialled(member, line, upstream, first, Some(host))
             }
             (_, host) => {
                 let upstream = match upstream {
@@ -160,25 +156,7 @@ impl Relay {
                     None if stand_in => Err(DialError::Refused(Reason::NoName)),
                     None => self.proxy.dialer.address(target).await,
                 };
-                self.dialled(member, line, upstream, first, host)
-            }
-        }
-    }
-
-    #[expect(clippy::unused_self, reason = "reads better beside its callers")]
-    fn dialled(
-        &self,
-        member: &Member,
-        line: Access,
-        upstream: Result<TcpStream, DialError>,
-        first: Vec<u8>,
-        host: Option<HostName>,
-    ) -> Option<Next> {
-        match upstream {
-            Ok(upstream) => Some(Next::Splice { upstream, first, host }),
-            Err(error) => {
-                member.ledger.note(line.denied(error.reason()));
-                None
+                dialled(member, line, upstream, first, host)
             }
         }
     }
@@ -298,6 +276,23 @@ enum Next {
         first: Vec<u8>,
         upstream: Option<TcpStream>,
     },
+}
+
+/// A connection goes on to what was dialled for it, if it was reached.
+fn dialled(
+    member: &Member,
+    line: Access,
+    upstream: Result<TcpStream, DialError>,
+    first: Vec<u8>,
+    host: Option<HostName>,
+) -> Option<Next> {
+    match upstream {
+        Ok(upstream) => Some(Next::Splice { upstream, first, host }),
+        Err(error) => {
+            member.ledger.note(line.denied(error.reason()));
+            None
+        }
+    }
 }
 
 /// Nothing at all is allowed.

@@ -1,7 +1,6 @@
 //! Calls on a live run: its agent is asked, and its answers are put into the
 //! words of the port.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -265,8 +264,7 @@ pub(crate) fn start_request(
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err(ProviderError::Invalid("command must not be empty".to_owned()));
     }
-    let mut env: BTreeMap<String, String> =
-        trust::ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut env = trust::environment();
     env.extend(live.config.image_env.clone());
     env.extend(live.config.env.clone());
     if spec.sudo {

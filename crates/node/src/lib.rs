@@ -56,7 +56,7 @@ pub use config::NodeConfig;
 pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
 pub use network::{FilterError, INSTANCES, Numbering, RouterError, SLOTS};
 pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
-pub use sys::{write_durably, write_secret};
+pub use sys::write_durably;
 
 use binaries::Binaries;
 use cgroup::Cgroups;

@@ -82,11 +82,7 @@ pub(crate) async fn put_in(
         id: CommandId::generate().to_string(),
         argv,
         cwd: run.cwd.clone(),
-        env: trust::ENVIRONMENT
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .into_iter()
-            .chain(config.image_env.clone())
-            .collect(),
+        env: trust::environment().into_iter().chain(config.image_env.clone()).collect(),
         user: config.user.clone(),
         stdin: StdinMode::Null,
         timeout_ms: Some(u64::try_from(host.config.source_timeout.as_millis()).unwrap_or(u64::MAX)),

@@ -2,6 +2,8 @@
 //! believe in, so that they believe in the one of its own network: in the system's
 //! store, as far as the image has one, and where the usual variables say.
 
+use std::collections::BTreeMap;
+
 use dormouse_agent_protocol::{BootFile, Placing};
 
 /// The certificate by itself.
@@ -23,7 +25,7 @@ const BUNDLE: &str = "/etc/dormouse/ca-bundle.crt";
 /// Variables of every command, which an image or a sandbox may set otherwise. OpenSSL,
 /// Go, Rust, Python's requests with pip, the AWS tools and gRPC are told of every authority
 /// to believe in; Node and Bun add the one to their own list; Deno takes the system's.
-pub(crate) const ENVIRONMENT: [(&str, &str); 6] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     ("SSL_CERT_FILE", BUNDLE),
     ("REQUESTS_CA_BUNDLE", BUNDLE),
     ("AWS_CA_BUNDLE", BUNDLE),
@@ -31,6 +33,11 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 6] = [
     ("NODE_EXTRA_CA_CERTS", AUTHORITY),
     ("DENO_TLS_CA_STORE", "system,mozilla"),
 ];
+
+/// [`ENVIRONMENT`], to be added to.
+pub(crate) fn environment() -> BTreeMap<String, String> {
+    ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
 
 /// Files with a certificate in PEM, for the start of a run.
 pub(crate) fn files(certificate: &str) -> Vec<BootFile> {

@@ -124,7 +124,7 @@ impl Vault {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut key = [0; KEY_LENGTH];
                 aws_lc_rs::rand::fill(&mut key).map_err(|_| VaultError::Library)?;
-                keep(path, &format!("{}\n", hex(&key))).map_err(failed)?;
+                write_secret(path, format!("{}\n", hex(&key)).as_bytes()).map_err(failed)?;
                 Self::new(key)
             }
             Err(error) => Err(failed(error)),
@@ -184,11 +184,14 @@ pub fn is_sealed(text: &str) -> bool {
 
 /// Puts a file in place, for its owner alone, whole or not at all, also where the host
 /// dies in the middle: half a key would keep the server from starting ever again.
-fn keep(path: &Path, text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// What the file system says.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&partial, path)?;
     fs::File::open(path.parent().unwrap_or(path))?.sync_all()

@@ -17,7 +17,7 @@ use dormouse_remote::{GithubTokens, HttpRemote};
 use dormouse_sessions::Sessions;
 use dormouse_store::{Db, HostRow};
 use dormouse_types::HostId;
-use dormouse_vault::Vault;
+use dormouse_vault::{Vault, write_secret};
 use dormouse_webhooks::Webhooks;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,7 +89,7 @@ fn signer(config: &Config, address: SocketAddr) -> anyhow::Result<Signer> {
         Ok(key) => key,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = Signer::generate()?;
-            dormouse_node::write_secret(&path, &key).with_context(|| format!("write {}", path.display()))?;
+            write_secret(&path, &key).with_context(|| format!("write {}", path.display()))?;
             key
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),

@@ -57,24 +57,10 @@ pub(crate) fn allocate(file: &impl AsRawFd, length: u64) -> io::Result<()> {
 /// # Errors
 /// What the file system says.
 pub fn write_durably(path: &std::path::Path, text: &str) -> io::Result<()> {
-    write_whole(path, text.as_bytes(), 0o644)
-}
-
-/// [`write_durably`] for what only its owner may read.
-///
-/// # Errors
-/// What the file system says.
-pub fn write_secret(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
-    write_whole(path, bytes, 0o600)
-}
-
-fn write_whole(path: &std::path::Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
     let partial = path.with_extension("partial");
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&partial)?;
-    file.write_all(bytes)?;
+    let mut file = std::fs::File::create(&partial)?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&partial, path)?;
     // The name too.
