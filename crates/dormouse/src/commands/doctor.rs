@@ -49,6 +49,8 @@ fn examine(config: &Config) -> Vec<Finding> {
     findings.push(tool("erofs-utils", "mkfs.erofs", "apt-get install erofs-utils"));
     findings.push(images());
     findings.push(tool("nftables", "nft", "apt-get install nftables"));
+    findings.push(tun());
+    findings.push(transparent_proxy());
     if config.storage.driver == StorageKind::Btrfs {
         let btrfs = filesystem("btrfs");
         findings.push(Finding {
@@ -134,6 +136,27 @@ fn filesystem(name: &str) -> bool {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let loaded = known.lines().any(|line| line.split_whitespace().last() == Some(name));
     loaded || command("modprobe", &["-n", name])
+}
+
+fn tun() -> Finding {
+    let ok = std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok();
+    let found = if ok { "/dev/net/tun" } else { "no /dev/net/tun" }.to_owned();
+    let remedy = "load the driver (modprobe tun): connections of sandboxes are answered through it";
+    Finding { name: "tun devices", ok, needed: true, found, remedy }
+}
+
+/// Has the kernel check rules like ours, and make none of them.
+fn transparent_proxy() -> Finding {
+    const RULES: &str = "table inet dormouse_doctor { chain c { type filter hook prerouting priority mangle; \
+         socket transparent 1 accept; meta l4proto tcp tproxy ip to :1 accept; } }";
+    let ok = command("nft", &["--check", RULES]);
+    Finding {
+        name: "transparent proxy",
+        ok,
+        needed: true,
+        found: if ok { "nftables takes such rules" } else { "nftables refuses such rules" }.to_owned(),
+        remedy: "load nft_tproxy and nft_socket, or use a kernel that has them: CONFIG_NFT_TPROXY, CONFIG_NFT_SOCKET",
+    }
 }
 
 fn loop_devices() -> Finding {

@@ -310,4 +310,28 @@ mod tests {
         assert!(matches!(policy.named(Some(&name("github.com")), dialled), Named::Terminate));
         assert!(matches!(policy.named(Some(&name("x.test")), dialled), Named::Address));
     }
+
+    /// A policy as it is stored compiles or is refused in a sentence, and a host is allowed
+    /// only where an entry says so by the plainest reading of it.
+    #[test]
+    fn nothing_breaks_the_compiler() {
+        let hosts = ["github.com", "evil-github.com", "a.github.com", "github.com.evil.test", "b.api.test"];
+        let literally = |pattern: &str, host: &str| {
+            let labels = regex::escape(pattern.trim_end_matches('.')).replace(r"\*", "[^.]*");
+            let labels =
+                labels.strip_prefix(r"[^.]*\.").map_or(labels.clone(), |rest| format!(r".+\.{rest}"));
+            pattern == "*" || regex::Regex::new(&format!("^{labels}$")).unwrap().is_match(host)
+        };
+        dormouse_fuzz::run(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/policy"), |bytes| {
+            let Ok(policy) = serde_json::from_slice::<NetworkPolicy>(bytes) else { return };
+            let compiled = Ruleset::new(&policy);
+            assert_eq!(compiled.is_ok(), policy.check().is_ok());
+            let (Ok(rules), NetworkPolicy::Custom(custom)) = (compiled, &policy) else { return };
+            for host in hosts {
+                let says_so =
+                    custom.domains.iter().any(|domain| literally(&domain.domain.to_ascii_lowercase(), host));
+                assert_eq!(rules.resolves(&name(host)).is_ok(), says_so, "{host} under {custom:?}");
+            }
+        });
+    }
 }

@@ -166,7 +166,10 @@ pub(crate) fn policy(policy: wire::NetworkPolicyRequest) -> WireResult<NetworkPo
         }
         None => {}
     }
-    domains.extend(policy.allowed_domains.unwrap_or_default().into_iter().map(|domain| (domain, Vec::new())));
+    for domain in policy.allowed_domains.unwrap_or_default() {
+        // Its rules may stand in the newer form beside it.
+        domains.entry(domain).or_default();
+    }
     for rule in policy.injection_rules.unwrap_or_default() {
         let action = set_headers(rule.headers.unwrap_or_default());
         let matches = rule.matches.map(request_match).transpose()?;
@@ -283,5 +286,38 @@ mod tests {
         ] {
             assert!(read(bad.clone()).is_err(), "{bad}");
         }
+    }
+
+    /// Whatever is asked for is refused in a sentence, or stored and read the same, and
+    /// shown without the values of headers.
+    #[test]
+    fn nothing_breaks_the_reader() {
+        dormouse_fuzz::run(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/policy"), |bytes| {
+            let Ok(asked) = serde_json::from_slice(bytes) else { return };
+            let Ok(read) = policy(asked) else { return };
+            if read.check().is_err() {
+                return;
+            }
+            let stored = serde_json::to_vec(&read).unwrap();
+            assert_eq!(serde_json::from_slice::<NetworkPolicy>(&stored).unwrap(), read);
+            let shown = super::super::present::policy(read.clone());
+            assert!(shown.injection_rules.into_iter().flatten().all(|rule| rule.headers.is_none()));
+            let NetworkPolicy::Custom(custom) = read.without_values() else { return };
+            for rule in custom.domains.into_iter().flat_map(|domain| domain.rules) {
+                if let Action::SetHeaders(headers) = rule.action {
+                    assert!(headers.values().all(Option::is_none));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn the_older_form_takes_no_rule_of_the_newer_away() {
+        let mixed = read(json!({
+            "allow": {"a.test": [{"transform": [{"headers": {"k": "v"}}]}]}, "allowedDomains": ["a.test", "b.test"]
+        }));
+        let NetworkPolicy::Custom(custom) = mixed.unwrap() else { panic!("custom") };
+        let rules: Vec<_> = custom.domains.iter().map(|domain| domain.rules.len()).collect();
+        assert_eq!(rules, [1, 0]);
     }
 }

@@ -1,7 +1,6 @@
 //! Configuration: defaults, then a TOML file, then `DORMOUSE_…` (a double
 //! underscore goes one level down), then flags. Unknown keys are refused.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -10,11 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use dormouse_control::{ControlConfig, Limits};
-use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Mirror, Signer};
+use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Signer};
 use dormouse_node::{INSTANCES, NodeConfig, Recipe, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
-use dormouse_remote::{Credential, Credentials};
-use dormouse_sessions::GitToken;
 use dormouse_store::Address;
 use dormouse_types::{Cidr, HostId, format_duration, parse_duration};
 use dormouse_vault::Vault;
@@ -23,6 +20,10 @@ use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{DataArgs, ServeArgs};
+
+mod network;
+
+use network::{Git, Github, Network};
 
 /// Variables of the command line, not of the configuration.
 const NOT_CONFIGURATION: [&str; 6] = ["server", "key", "team", "project", "log", "secret_key"];
@@ -187,30 +188,6 @@ pub(crate) struct Lifecycle {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Network {
-    /// Networks kept ready.
-    pub(crate) pool: usize,
-    /// Resolver for sandboxes' questions; absent: the host's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) dns: Option<SocketAddr>,
-    /// Private, link-local and documentation networks that sandboxes may reach. The
-    /// host, its loopback and metadata services they never reach.
-    pub(crate) allow_private: Vec<Cidr>,
-    /// Networks that they may not reach.
-    pub(crate) deny: Vec<Cidr>,
-    /// HTTP proxy through which this host reaches the internet:
-    /// `http://[USER:PASSWORD@]HOST:PORT`. It resolves names, and decides what they may
-    /// lead to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) proxy: Option<String>,
-    /// PEM file of certificate authorities to believe in beside the public ones and
-    /// the host's, where the proxy of sandboxes answers for a host.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) ca_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(crate) struct Ports {
     /// What comes after the name of a published port; absent: `localhost` and
     /// the port of `listen`.
@@ -258,75 +235,6 @@ impl Default for Api {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Git {
-    /// URL prefixes that stand for others.
-    pub(crate) mirrors: Vec<MirrorEntry>,
-}
-
-/// The service's credentials at GitHub, for repositories that an organization of the
-/// caller claims. They are set on requests by the network policy and never enter a
-/// sandbox.
-#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Github {
-    /// The token. Better given as `DORMOUSE_GITHUB__TOKEN`, or in a file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<String>,
-    /// File of the token, such as a credential of systemd's (`%d/github-token`). It is
-    /// read whenever it is used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token_file: Option<PathBuf>,
-    /// Id of a GitHub App.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) app_id: Option<String>,
-    /// PEM file of that app's private key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) app_key_file: Option<PathBuf>,
-    /// The same by owner on GitHub, where one has credentials of its own.
-    pub(crate) organizations: BTreeMap<String, GithubCredential>,
-}
-
-/// One credential: a token, the file of one, or an app, as in [`Github`].
-#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct GithubCredential {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) app_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) app_key_file: Option<PathBuf>,
-}
-
-impl GithubCredential {
-    fn read(&self, key: &str) -> anyhow::Result<Option<Credential>> {
-        Ok(match self.clone() {
-            Self { token: None, token_file: None, app_id: None, app_key_file: None } => None,
-            Self { token: Some(token), token_file: None, app_id: None, app_key_file: None } => {
-                Some(Credential::Text(GitToken::new(token)))
-            }
-            Self { token: None, token_file: Some(path), app_id: None, app_key_file: None } => {
-                Some(Credential::File(path))
-            }
-            Self { token: None, token_file: None, app_id: Some(id), app_key_file: Some(key) } => {
-                Some(Credential::App { id, key })
-            }
-            _ => anyhow::bail!("{key}: give one of token, token_file, and app_id with app_key_file"),
-        })
-    }
-}
-
-impl std::fmt::Debug for Github {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The tokens stay out.
-        f.debug_struct("Github").finish_non_exhaustive()
-    }
-}
-
 /// Snapshots with a repository in them, from which sandboxes of it start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -357,15 +265,6 @@ impl Default for OrgSnapshots {
             set_up_timeout: "10m".to_owned(),
         }
     }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MirrorEntry {
-    /// What people write.
-    pub(crate) from: String,
-    /// Where it really is.
-    pub(crate) to: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -454,12 +353,6 @@ impl Default for Lifecycle {
     }
 }
 
-impl Default for Network {
-    fn default() -> Self {
-        Self { pool: 16, dns: None, allow_private: Vec::new(), deny: Vec::new(), proxy: None, ca_file: None }
-    }
-}
-
 impl Config {
     /// Reads and checks everything.
     pub(crate) fn load(args: &ServeArgs) -> anyhow::Result<Self> {
@@ -492,7 +385,6 @@ impl Config {
         })?;
         anyhow::ensure!(self.instance < INSTANCES, "instance: must be below {INSTANCES}");
         anyhow::ensure!(self.storage.pool_gib >= 1, "storage.pool_gib: must be at least 1");
-        anyhow::ensure!((1..=64).contains(&self.network.pool), "network.pool: must be from 1 to 64");
         anyhow::ensure!(
             self.storage.device.is_none() || self.storage.driver == StorageKind::Btrfs,
             "storage.device: only the btrfs storage driver takes a device"
@@ -511,11 +403,11 @@ impl Config {
                 "public_url: {url:?} is no http or https URL"
             );
         }
-        for mirror in self.mirrors() {
+        for mirror in self.git.mirrors() {
             mirror.check()?;
         }
-        self.proxy()?;
-        self.github()?;
+        self.network.check()?;
+        self.github.credentials()?;
         match self.provider {
             ProviderKind::Engine => {}
             ProviderKind::Vercel => {
@@ -527,34 +419,6 @@ impl Config {
             }
         }
         self.jwt_config().map(drop)
-    }
-
-    pub(crate) fn mirrors(&self) -> Vec<Mirror> {
-        self.git.mirrors.iter().map(|m| Mirror { from: m.from.clone(), to: m.to.clone() }).collect()
-    }
-
-    /// The service's credentials at GitHub, if it has some.
-    pub(crate) fn github(&self) -> anyhow::Result<Option<Credentials>> {
-        let Github { token, token_file, app_id, app_key_file, organizations } = self.github.clone();
-        let default = GithubCredential { token, token_file, app_id, app_key_file }.read("github")?;
-        let mut owners = BTreeMap::new();
-        for (owner, credential) in &organizations {
-            let key = format!("github.organizations.{owner}");
-            let credential = credential.read(&key)?.with_context(|| format!("{key}: names no credential"))?;
-            owners.insert(owner.to_ascii_lowercase(), credential);
-        }
-        let credentials = Credentials { default, owners };
-        Ok((credentials.default.is_some() || !credentials.owners.is_empty()).then_some(credentials))
-    }
-
-    /// The URL of `network.proxy`.
-    fn proxy(&self) -> anyhow::Result<Option<url::Url>> {
-        let Some(text) = &self.network.proxy else { return Ok(None) };
-        // It may hold a password, which is not repeated.
-        let wrong = || anyhow::anyhow!("network.proxy: must be http://[USER:PASSWORD@]HOST:PORT");
-        let url: url::Url = text.parse().map_err(|_| wrong())?;
-        anyhow::ensure!(url.scheme() == "http" && url.has_host() && url.path() == "/", wrong());
-        Ok(Some(url))
     }
 
     /// The secret key: given as `DORMOUSE_SECRET_KEY`, or in the data directory, where it
@@ -766,12 +630,12 @@ impl Config {
             network_pool: self.network.pool,
             egress: EgressConfig {
                 upstream: self.network.dns,
-                proxy: self.proxy()?,
+                proxy: self.network.proxy()?,
                 ground: Ground {
                     allow_private: self.network.allow_private.clone(),
                     deny: self.network.deny.clone(),
                 },
-                mirrors: self.mirrors(),
+                mirrors: self.git.mirrors(),
                 extra_roots: self.network.ca_file.clone(),
                 secret: AuthoritySecret::new(vault.derive("authorities of sandboxes")?),
                 signer,

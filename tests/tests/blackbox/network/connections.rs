@@ -1,0 +1,333 @@
+//! Attacks 61 to 73: addresses, protocols and connections, and policies that change.
+
+use super::*;
+
+/// Attacks 61 to 69: addresses and protocols, as root.
+pub(crate) fn addresses(w: &World) -> anyhow::Result<()> {
+    let outside = outside(w)?;
+    make(w, "net-open", json!({"mode": "allow-all"}))?;
+    make(w, "net-names", json!({"allow": ["api.test"]}))?;
+    make(w, "net-shut", json!({"mode": "deny-all"}))?;
+    make(w, "net-other", json!({"mode": "allow-all"}))?;
+    let tcp = |host: &str, port: u16| ("tcp", host.to_owned(), port);
+    // The controls: what is allowed is reached, and by its address too.
+    let open = [tcp(&API.to_string(), 443), tcp(&API.to_string(), 2222), tcp(&HONEYPOT.to_string(), 22)];
+    for (place, (outcome, _)) in open.iter().zip(reach(w, "net-open", &open)?) {
+        ensure!(outcome == "ok", "{place:?}: {outcome}");
+    }
+    ensure!(outside.trapped() > 0, "the honeypot does not notice");
+
+    let own = w.ok("net-open", "hostname -I")?.trim().to_owned();
+    let neighbour = w.ok("net-other", "hostname -I")?.trim().to_owned();
+    let gateway = w.ok("net-open", "ip route 2>/dev/null | awk '/default/{print $3}' || true")?;
+    let gateway = if gateway.is_empty() { crate::isolation::previous(&own)? } else { gateway };
+    let server = w.ok("net-open", "awk '/nameserver/{print $2}' /etc/resolv.conf")?;
+    let own_port = 7700 + u16::from(w.instance);
+    w.ok("net-other", "(python3 -m http.server 8000 >/dev/null 2>&1 &); for i in 1 2 3 4 5 6 7 8 9; do sleep 0.3; curl -s localhost:8000 >/dev/null && break; done")?;
+
+    let never: Vec<_> = [
+        "169.254.169.254",
+        "169.254.170.2",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "10.0.0.1",
+        "10.255.255.254",
+        "172.16.0.1",
+        "172.31.255.254",
+        "192.168.1.1",
+        "100.64.0.1",
+        "192.0.2.77",
+        "198.18.0.1",
+        "192.88.99.1",
+        "240.0.0.1",
+        "198.51.100.99",
+        &gateway,
+        &server,
+        &neighbour,
+    ]
+    .iter()
+    .flat_map(|host| [80, 443, 22, 8000, own_port].map(|port| tcp(host, port)))
+    .collect();
+    let before = outside.packets()?;
+    refused(w, "net-open", &never, &["EHOSTUNREACH", "ECONNREFUSED"])?;
+    let special =
+        [tcp("255.255.255.255", 80), tcp("224.0.0.1", 80), tcp("0.0.0.0", 81), tcp("127.0.0.2", 81)];
+    refused(w, "net-open", &special, &["EHOSTUNREACH", "ECONNREFUSED", "ENETUNREACH", "EACCES"])?;
+    let six = [
+        "fd00:ec2::254",
+        "2606:4700::1111",
+        "64:ff9b::1.1.1.1",
+        "2002:0101:0101::1",
+        "fe80::1",
+        "::ffff:198.51.100.10",
+    ];
+    let six: Vec<_> = six.iter().map(|host| tcp(host, 443)).collect();
+    for (place, (outcome, ms)) in six.iter().zip(reach(w, "net-open", &six)?) {
+        // A mapped address is IPv4 by another name.
+        let mapped = place.1.starts_with("::ffff") && outcome == "ok";
+        ensure!(
+            mapped || (outcome != "ok" && outcome != "timeout" && ms < 1000),
+            "{place:?}: {outcome} in {ms} ms"
+        );
+    }
+    // Under other policies nothing of it gets out, and what is refused is at once.
+    let traps: Vec<_> = TRAPS.iter().map(|port| tcp(&HONEYPOT.to_string(), *port)).collect();
+    let trapped = outside.trapped();
+    for name in ["net-names", "net-shut"] {
+        refused(w, name, &traps, &["EHOSTUNREACH"])?;
+    }
+    refused(w, "net-shut", &[tcp(&API.to_string(), 443), tcp(&API.to_string(), 80)], &["EHOSTUNREACH"])?;
+    refused(w, "net-names", &[tcp(&API.to_string(), 2222)], &["EHOSTUNREACH"])?;
+    // Protocols.
+    let udp = |host: &str, port: u16| ("udp", host.to_owned(), port);
+    let datagrams = [
+        udp(&API.to_string(), 443),
+        udp(&HONEYPOT.to_string(), 443),
+        udp(&HONEYPOT.to_string(), 5353),
+        udp("224.0.0.251", 5353),
+    ];
+    for name in ["net-open", "net-names", "net-shut"] {
+        refused(w, name, &datagrams, &["EHOSTUNREACH", "ENETUNREACH", "sent"])?;
+        refused(w, name, &datagrams[..3], &["EHOSTUNREACH"])?;
+        refused(w, name, &[("ping", API.to_string(), 0)], &["EHOSTUNREACH", "EACCES", "EPERM"])?;
+    }
+    for (family, kind, protocol) in [(2, 3, 47), (2, 3, 4), (2, 3, 50), (2, 5, 132)] {
+        let script = format!("import socket; socket.socket({family}, {kind}, {protocol})");
+        let (code, _, err) = w.exec("net-open", &["--sudo"], &["python3", "-c", &script])?;
+        ensure!(
+            code != 0 && (err.contains("not permitted") || err.contains("not supported")),
+            "{protocol}: {err}"
+        );
+    }
+    ensure!(outside.trapped() == trapped, "the honeypot saw a sandbox");
+    // One mapped connection is all that came.
+    let came = outside.packets()? - before;
+    ensure!(came < 20, "{came} packets reached the outside");
+    // Its own network is not its to change (attack 73), nor its address (65).
+    for change in [
+        "ip link set eth0 down",
+        "ip addr add 10.99.0.1/24 dev eth0",
+        "ip route add 1.2.3.4 via 10.200.0.1",
+        "ip link set eth0 mtu 9000",
+        "ip link set eth0 address 02:00:00:00:00:01",
+        "nft list ruleset",
+        "python3 -c 'import socket,fcntl; fcntl.ioctl(socket.socket(), 0x8914, b\"eth0\" + bytes(12) + b\"\\x00\\x00\" + bytes(22))'",
+    ] {
+        let (code, out, err) = w.root_shell("net-open", change)?;
+        ensure!(code != 0, "{change}: {out}{err}");
+    }
+    // Why, for whoever runs it.
+    let seen = access(w, "net-open")?;
+    let reasons: Vec<&str> =
+        seen["recent"].as_array().into_iter().flatten().filter_map(|line| line["denied"].as_str()).collect();
+    for reason in ["metadata", "private", "protocol", "operator", "no-unicast"] {
+        ensure!(reasons.contains(&reason), "{reason}: {reasons:?}");
+    }
+    ensure!(w.log().contains("metadata"), "the log does not say which rule");
+    let metrics = w.call(Method::GET, "/metrics", None, None)?.1;
+    let metrics = metrics.as_str().unwrap_or_default();
+    ensure!(metrics.contains("dormouse_network_denied_total{rule=\"metadata\"}"), "{metrics}");
+    ensure!(!metrics.contains("{rule=\"metadata\"} 0\n"), "{metrics}");
+    for name in ["net-open", "net-names", "net-shut", "net-other"] {
+        w.delete(name)?;
+    }
+    Ok(())
+}
+
+/// The relay: connected means connected, an end is an end, a reset a reset.
+pub(crate) fn connections(w: &World) -> anyhow::Result<()> {
+    let outside = outside(w)?;
+    make(w, "net-conn", json!({"mode": "allow-all"}))?;
+    make(w, "net-conn-names", json!({"allow": ["api.test"]}))?;
+    // A closed port is closed, for a name too.
+    let closed = [("tcp", API.to_string(), 9), ("tcp", "198.51.100.200".to_owned(), 443)];
+    refused(w, "net-conn", &closed, &["ECONNREFUSED"])?;
+    let before = outside.connections();
+    let ok = reach(w, "net-conn-names", &[("tcp", API.to_string(), 443)])?;
+    ensure!(ok[0].0 == "ok", "{ok:?}");
+    ensure!(
+        outside.connections() == before,
+        "an address that nobody resolved was dialled under a policy of names"
+    );
+    // The server speaks first; half close; many turns.
+    let talk = format!(
+        "import socket
+s = socket.create_connection(('{API}', 2222), 5)
+f = s.makefile('rwb')
+print(f.readline().decode().strip())
+for i in range(100):
+    f.write(b'turn %d\\n' % i); f.flush()
+    assert f.readline() == b'turn %d\\n' % i
+f.write(b'last'); f.flush()
+s.shutdown(socket.SHUT_WR)
+print(s.recv(100).decode(), s.recv(100))"
+    );
+    ensure!(python(w, "net-conn", &talk)? == "hello\nlast b''");
+    // A download that was cut off never looks whole: by length, in chunks, direct,
+    // spliced and through the proxy.
+    let rules = json!({"allow": {"api.test": [{"transform": [{"headers": {"x-a": "b"}}]}], "other.test": [], "*": []}});
+    let run = make(w, "net-cut", rules)?;
+    for (name, url) in [
+        ("net-conn", "http://api.test/cut/length"),
+        ("net-conn", "http://api.test/cut/chunked"),
+        ("net-conn", "https://api.test/cut/length"),
+        ("net-cut", "https://other.test/cut/chunked"),
+        ("net-cut", "https://api.test/cut/length"),
+        ("net-cut", "https://api.test/cut/chunked"),
+    ] {
+        let extra = if name == "net-conn" { "--insecure" } else { "--insecure --http1.1" };
+        let (code, _, _) = w.shell(name, &format!("curl -s -m 10 {extra} -o /dev/null {url}"))?;
+        ensure!([18, 56, 92].contains(&code), "{name} {url}: curl says {code}");
+    }
+    // Many short ones, and many at once.
+    let many = format!(
+        "import socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def one(i):
+    with socket.create_connection(('{API}', 80), 20) as s:
+        s.sendall(b'GET / HTTP/1.1\\r\\nHost: api.test\\r\\nConnection: close\\r\\n\\r\\n')
+        data = b''
+        while chunk := s.recv(4096): data += chunk
+        assert b'hello' in data
+with ThreadPoolExecutor(16) as pool: print(sum(1 for _ in pool.map(one, range(10000))))"
+    );
+    let began = Instant::now();
+    ensure!(python(w, "net-conn", &many)? == "10000");
+    eprintln!("      10,000 connections in {:.1} s", began.elapsed().as_secs_f32());
+    let at_once = format!(
+        "import socket
+held = [socket.create_connection(('{API}', 2222), 20) for _ in range(1000)]
+for s in held: assert s.recv(6) == b'hello\\n'
+for i, s in enumerate(held): s.sendall(b'%d\\n' % i)
+for i, s in enumerate(held): assert s.recv(20) == b'%d\\n' % i
+print(len(held))"
+    );
+    ensure!(python(w, "net-conn", &at_once)? == "1000");
+    // More than it may have are refused, and its neighbour is not.
+    let too_many = format!(
+        "import socket
+held, failed = [], 0
+for _ in range(2600):
+    try: held.append(socket.create_connection(('{API}', 2222), 5))
+    except OSError: failed += 1
+print(len(held), failed)
+input()"
+    );
+    let mut greedy = w.command(&["sandbox", "exec", "net-conn", "-i", "--", "python3", "-c", &too_many]);
+    let mut greedy =
+        greedy.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(greedy.stdout.take().context("stdout")?),
+        &mut line,
+    )?;
+    let counts: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let healthy = w.call(Method::GET, "/healthz", None, None)?.0;
+    let neighbour = status(w, "net-cut", "http://other.test/")?;
+    drop(greedy.stdin.take());
+    greedy.wait()?;
+    ensure!(counts.len() == 2 && counts[0] >= 1000 && counts[1] > 0, "{line}");
+    ensure!(healthy == StatusCode::OK && neighbour == "200", "{healthy} {neighbour}");
+    // No datagram of a flood costs the host anything, and the next question is answered.
+    let flood = "import socket, os
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+n = 0
+for i in range(60000):
+    try: s.sendto(b'x', ('198.51.100.%d' % (i % 250 + 1), 1000 + i % 60000)); n += 1
+    except OSError: pass
+print('done')";
+    let entries =
+        || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap_or_default();
+    let before = entries().trim().parse::<i64>().unwrap_or(0);
+    ensure!(python(w, "net-conn", flood)? == "done");
+    let after = entries().trim().parse::<i64>().unwrap_or(0);
+    ensure!(after - before < 500, "{before} entries of connection tracking became {after}");
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(w.ok("net-conn", "getent ahostsv4 api.test | head -1 | cut -d' ' -f1")? == API.to_string());
+    for name in ["net-conn", "net-conn-names", "net-cut"] {
+        w.delete(name)?;
+    }
+    Ok(())
+}
+
+/// Attacks 71 and 72: a change is in force at once, in every run from its first
+/// instruction on, and without a server nothing is let out.
+pub(crate) fn policies_change(w: &World) -> anyhow::Result<()> {
+    let outside = outside(w)?;
+    let run = make(w, "net-change", json!({"allow": ["api.test", "other.test"]}))?;
+    // Two connections stay open; each says what became of it.
+    let hold = "import socket, ssl, sys, select, time
+c = ssl.create_default_context(); c.check_hostname = False; c.verify_mode = ssl.CERT_NONE
+held = {h: c.wrap_socket(socket.create_connection((h, 443), 5), server_hostname=h) for h in ('api.test', 'other.test')}
+print('open', flush=True)
+def alive(s):
+    try:
+        s.settimeout(3); s.sendall(b'GET / HTTP/1.1\\r\\nHost: x.test\\r\\n\\r\\n'); return b'200' in s.recv(4096)
+    except OSError: return False
+sys.stdin.readline()
+print({h: alive(s) for h, s in held.items()}, flush=True)";
+    let mut child = w
+        .command(&["sandbox", "exec", "net-change", "-i", "--", "python3", "-c", hold])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut output = std::io::BufReader::new(child.stdout.take().context("stdout")?);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut output, &mut line)?;
+    ensure!(line == "open\n", "{line}");
+    set_policy(w, &run, json!({"allow": ["other.test"]}))?;
+    std::thread::sleep(Duration::from_millis(300));
+    std::io::Write::write_all(child.stdin.as_mut().context("stdin")?, b"\n")?;
+    line.clear();
+    std::io::BufRead::read_line(&mut output, &mut line)?;
+    child.wait()?;
+    ensure!(line.trim() == "{'api.test': False, 'other.test': True}", "{line}");
+    ensure!(status(w, "net-change", "-k https://api.test/")?.contains("exit"), "new ones are let out");
+    ensure!(status(w, "net-change", "-k https://other.test/")? == "200");
+    // The next run has it before anything runs in it.
+    w.stop("net-change")?;
+    outside.requests();
+    ensure!(status(w, "net-change", "-k https://api.test/")?.contains("exit"));
+    ensure!(status(w, "net-change", "-k https://other.test/")? == "200");
+    ensure!(outside.requests().iter().all(|request| request.host == "other.test"));
+    // A program that tries all the time, over the death of the server.
+    let tries = format!(
+        "import socket, time
+end = time.time() + 12
+while time.time() < end:
+    try:
+        socket.create_connection(('{API}', 2222), 1).close(); print(time.time(), 'ok', flush=True)
+    except OSError: print(time.time(), 'no', flush=True)
+    time.sleep(0.05)"
+    );
+    set_policy(w, &w.run("net-change")?, json!({"mode": "allow-all"}))?;
+    let start = format!("nohup python3 -c \"{tries}\" > /tmp/tries 2>/dev/null &");
+    w.ok("net-change", &start)?;
+    std::thread::sleep(Duration::from_secs(2));
+    w.end_server("-KILL")?;
+    let seconds = || {
+        Ok::<_, anyhow::Error>(
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64(),
+        )
+    };
+    let down = seconds()?;
+    std::thread::sleep(Duration::from_secs(3));
+    let up = seconds()?;
+    w.serve()?;
+    let told = |from: f64, to: f64, word: &str, text: &str| {
+        text.lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter(|(at, said)| at.parse::<f64>().is_ok_and(|at| at > from && at < to) && *said == word)
+            .count()
+    };
+    let mut text = String::new();
+    eventually("the sandbox has its network back", Duration::from_secs(10), || {
+        text = w.ok("net-change", "cat /tmp/tries")?;
+        Ok(told(up, f64::MAX, "ok", &text) > 3)
+    })?;
+    ensure!(told(0.0, down, "ok", &text) > 3, "the control: it was let out before\n{text}");
+    ensure!(told(down + 0.2, up, "ok", &text) == 0, "let out without a server\n{text}");
+    ensure!(told(down + 0.2, up, "no", &text) > 5, "refused slowly without a server\n{text}");
+    w.delete("net-change")
+}
