@@ -54,9 +54,11 @@ sim:
 mutants:
 	scripts/mutants
 
-## Generated input against the session API's own document.
+## Generated input against the session API's own document, and changes of kept
+## inputs against parsers: FUZZ_SECONDS=600 for ten minutes each.
 fuzz: build
 	scripts/fuzz-api
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-15} cargo test --workspace --lib --locked nothing_breaks
 
 ## The main job on Debian's own kernel with cgroup v2 only, in a virtual machine.
 test-vm: build

@@ -159,3 +159,24 @@ impl Decoder {
         self.buffer.len() - self.read
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a peer sends is a frame, an error or not yet whole; what is read is the same
+    /// once it was written again.
+    #[test]
+    fn nothing_breaks_the_decoder() {
+        dormouse_fuzz::run(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/frames"), |bytes| {
+            let mut decoder = Decoder::default();
+            decoder.push(bytes);
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                let mut again = Decoder::default();
+                again.push(&frame.to_bytes());
+                assert_eq!(again.next_frame().unwrap(), Some(frame));
+            }
+            assert!(decoder.pending() <= bytes.len());
+        });
+    }
+}
