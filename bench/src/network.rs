@@ -217,6 +217,7 @@ async fn haproxy(dir: &Path) -> anyhow::Result<Peer> {
 }
 
 pub(crate) async fn measure(dir: &Path, git: &str) -> anyhow::Result<()> {
+    networks()?;
     let outside = Outside::start(&dir.join("outside"))?;
     outside.set_git(git)?;
     let _plain = Plain::make().await?;
@@ -310,6 +311,16 @@ pub(crate) async fn measure(dir: &Path, git: &str) -> anyhow::Result<()> {
     let node = std::sync::Arc::into_inner(node).context("somebody holds the node")?;
     node.evacuate().await?;
     drop(outside);
+    Ok(())
+}
+
+/// A sandbox's network, as the pool makes it.
+fn networks() -> anyhow::Result<()> {
+    // Not the instance of the other measurements.
+    let times = dormouse_node::measure_networks(13, 50).context("make networks")?;
+    let (made, gone) = times.into_iter().unzip();
+    show("network of a sandbox: made", 1, made);
+    show("network of a sandbox: gone, slot free", 1, gone);
     Ok(())
 }
 

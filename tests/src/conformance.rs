@@ -173,14 +173,14 @@ async fn main() -> anyhow::Result<ExitCode> {
             let db = database(&data_dir).await?;
             let (node, control) = engine(data_dir, instance, db).await?;
             let good = suite(Arc::new(control), "acc_conformance", only).await;
-            node.detach();
+            node.detach().await;
             good
         }
         Provider::Traffic { data_dir, instance } => {
             let db = database(&data_dir).await?;
             let (node, control) = engine(data_dir, instance, db.clone()).await?;
             let good = stop_traffic(&control, &db).await;
-            node.detach();
+            node.detach().await;
             good?
         }
         Provider::Http { base_url, token, team, project, runtime } => {

@@ -164,13 +164,14 @@ struct Recent {
 }
 
 impl Ledger {
-    pub(crate) fn new(sandbox: String, totals: Arc<Totals>) -> Self {
+    /// `before`: what a server before this one counted as sent and received.
+    pub(crate) fn new(sandbox: String, before: (u64, u64), totals: Arc<Totals>) -> Self {
         let recent = Recent { lines: VecDeque::new(), second: Instant::now(), logged: 0 };
         Self {
             sandbox,
             totals,
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
+            sent: AtomicU64::new(before.0),
+            received: AtomicU64::new(before.1),
             allowed: AtomicU64::new(0),
             denied: AtomicU64::new(0),
             recent: Mutex::new(recent),
@@ -281,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_stay_and_all_are_counted() {
-        let ledger = Arc::new(Ledger::new("sbx_1".to_owned(), Arc::default()));
+        let ledger = Arc::new(Ledger::new("sbx_1".to_owned(), (0, 0), Arc::default()));
         for _ in 0..KEPT {
             ledger.note(Access::now(Way::Direct));
         }

@@ -65,6 +65,10 @@ pub struct Occupant<'a> {
     pub account: &'a str,
     /// In which project.
     pub project: &'a str,
+    /// Bytes that left it before, under another server.
+    pub sent: u64,
+    /// Bytes that came then.
+    pub received: u64,
 }
 
 /// What authorities are made of.
@@ -174,7 +178,7 @@ impl Sandboxes {
     /// Puts a policy in force for the sandbox at `address`. Connections that it
     /// forbids are cut; others stay.
     pub fn put(&self, address: Ipv4Addr, occupant: Occupant<'_>, policy: Ruleset) {
-        let Occupant { sandbox, account, project } = occupant;
+        let Occupant { sandbox, account, project, sent, received } = occupant;
         let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
         let policy = Arc::new(policy);
         match members.get(&address).filter(|member| member.sandbox == sandbox) {
@@ -185,7 +189,7 @@ impl Sandboxes {
                     account: account.into(),
                     project: project.to_owned(),
                     policy: watch::Sender::new(policy),
-                    ledger: Arc::new(Ledger::new(sandbox.to_owned(), self.totals.clone())),
+                    ledger: Arc::new(Ledger::new(sandbox.to_owned(), (sent, received), self.totals.clone())),
                     names: Mutex::default(),
                     questions: Mutex::new(Bucket { left: QUESTIONS_AT_ONCE, at: Instant::now() }),
                     authority: OnceLock::new(),
@@ -215,7 +219,8 @@ impl Sandboxes {
         &self.totals
     }
 
-    /// What the sandbox at `address` did since it was put there.
+    /// What the sandbox at `address` did: bytes since its run began, connections and
+    /// requests since it was put there.
     #[must_use]
     pub fn sums(&self, address: Ipv4Addr) -> Option<Sums> {
         self.at(address).map(|member| member.ledger.sums())
@@ -248,7 +253,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn occupant(sandbox: &str) -> Occupant<'_> {
-        Occupant { sandbox, account: "team", project: "project" }
+        Occupant { sandbox, account: "team", project: "project", sent: 0, received: 0 }
     }
 
     const HERE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);

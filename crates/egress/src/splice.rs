@@ -109,7 +109,7 @@ mod tests {
     async fn spliced() -> (TcpStream, TcpStream, tokio::task::JoinHandle<(io::Result<()>, u64, u64)>) {
         let ((inside, mut here), (mut there, outside)) = (pair().await, pair().await);
         let task = tokio::spawn(async move {
-            let ledger = Arc::new(Ledger::new("sbx_1".to_owned(), Arc::default()));
+            let ledger = Arc::new(Ledger::new("sbx_1".to_owned(), (0, 0), Arc::default()));
             let underway = Underway::new(ledger.clone(), Access::now(Way::Direct));
             let done = both(&mut here, &mut there, b"first ", &underway).await;
             (done, ledger.sums().sent, ledger.sums().received)

@@ -200,7 +200,13 @@ pub(crate) fn put_policy(host: &Host, slot: u32, run: &RunRow, policy: &NetworkP
 /// [`put_policy`] with one that is compiled.
 pub(crate) fn put_rules(host: &Host, slot: u32, run: &RunRow, rules: Ruleset) {
     let (sandbox, account) = (run.sandbox_id.as_str(), run.namespace.owner.as_str());
-    let occupant = Occupant { sandbox, account, project: &run.namespace.project };
+    let occupant = Occupant {
+        sandbox,
+        account,
+        project: &run.namespace.project,
+        sent: u64::try_from(run.sent_bytes).unwrap_or(0),
+        received: u64::try_from(run.received_bytes).unwrap_or(0),
+    };
     host.sandboxes.put(host.numbering.address(slot), occupant, rules);
 }
 

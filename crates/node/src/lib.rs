@@ -54,7 +54,7 @@ use tokio::sync::{oneshot, watch};
 pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::NodeConfig;
 pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
-pub use network::{FilterError, INSTANCES, Numbering, RouterError, SLOTS};
+pub use network::{FilterError, INSTANCES, Numbering, RouterError, SLOTS, measure_networks};
 pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
 pub use sys::write_durably;
 
@@ -196,7 +196,8 @@ impl Node {
     }
 
     /// Lets go of the host without ending a sandbox.
-    pub fn detach(&self) {
+    pub async fn detach(&self) {
+        recovery::save_transfers(&self.host, &self.registry).await;
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.registry.close();
         // Nobody waits for the copy that one stands still for.
@@ -221,7 +222,7 @@ impl Node {
             }
         }
         recovery::settle(&self.registry).await;
-        self.detach();
+        self.detach().await;
         match std::fs::remove_dir(self.host.sockets()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, "remove the socket directory");

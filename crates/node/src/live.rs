@@ -1,7 +1,7 @@
 //! What a sandbox's task is asked for, and what it publishes of a live run.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dormouse_control::SandboxConfig;
@@ -83,7 +83,25 @@ pub(crate) struct Live {
     /// Its address, and who knows what happens there.
     pub(crate) address: Ipv4Addr,
     pub(crate) sandboxes: Arc<Sandboxes>,
+    /// Bytes sent and received, as the row has them.
+    pub(crate) saved: Mutex<(i64, i64)>,
     pub(crate) cgroups: Arc<Cgroups>,
     /// Ends what outlives no run: connections to its ports.
     pub(crate) ended: CancellationToken,
+}
+
+impl Live {
+    /// Bytes sent and received so far, as a row has them.
+    pub(crate) fn transferred(&self) -> (i64, i64) {
+        let sums = self.sandboxes.sums(self.address).unwrap_or_default();
+        let count = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        (count(sums.sent), count(sums.received))
+    }
+
+    /// The row says so now; whether it said something else before.
+    pub(crate) fn saves(&self, transferred: (i64, i64)) -> bool {
+        // Two numbers: a panic elsewhere cannot tear them.
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *saved, transferred) != transferred
+    }
 }

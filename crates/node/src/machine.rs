@@ -7,7 +7,7 @@
 //! starts a new one.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_agent_protocol::Request;
@@ -416,6 +416,7 @@ impl Machine {
             agent: Agent::in_dir(&self.host.socket_dir(row.id.as_str())),
             address: self.host.numbering.address(process.slot),
             sandboxes: self.host.sandboxes.clone(),
+            saved: Mutex::new((row.sent_bytes, row.received_bytes)),
             ended: CancellationToken::new(),
         });
         let expires_at = row.expires_at.unwrap_or_else(|| self.host.clock.now());
@@ -672,9 +673,10 @@ impl Machine {
         live.row.stop_requested_at.get_or_insert(now);
         live.row.ending = Some(recorded);
         let slot = live.process.slot;
-        let sums = self.host.sandboxes.sums(self.host.numbering.address(slot)).unwrap_or_default();
-        live.row.sent_bytes = i64::try_from(sums.sent).unwrap_or(i64::MAX);
-        live.row.received_bytes = i64::try_from(sums.received).unwrap_or(i64::MAX);
+        if let Some(sums) = self.host.sandboxes.sums(self.host.numbering.address(slot)) {
+            live.row.sent_bytes = i64::try_from(sums.sent).unwrap_or(i64::MAX);
+            live.row.received_bytes = i64::try_from(sums.received).unwrap_or(i64::MAX);
+        }
         let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending).await?;
         self.let_go(&run, slot);
         refused.map_or(Ok(recorded), Err)

@@ -230,7 +230,25 @@ pub(crate) async fn sweep(host: &Arc<Host>, registry: &Arc<Registry>) {
             launch::remove_named(host, &name).await;
         }
     }
+    save_transfers(host, registry).await;
     housekeeping(host).await;
+}
+
+/// Records how many bytes live runs sent and received, for the server after this one.
+pub(crate) async fn save_transfers(host: &Host, registry: &Registry) {
+    let mut changed = Vec::new();
+    for live in registry.all_live() {
+        let transferred = live.transferred();
+        if live.saves(transferred) {
+            changed.push((live.run.clone(), transferred));
+        }
+    }
+    if changed.is_empty() {
+        return;
+    }
+    if let Err(error) = host.db.runs_transferred(&changed).await {
+        tracing::warn!(%error, "record the bytes of runs");
+    }
 }
 
 /// Forgets images that nothing stands on, and removes files that nothing refers

@@ -34,6 +34,10 @@ impl Registry {
         self.lock().live.get(run).cloned()
     }
 
+    pub(crate) fn all_live(&self) -> Vec<Arc<Live>> {
+        self.lock().live.values().cloned().collect()
+    }
+
     pub(crate) fn live_count(&self) -> usize {
         self.lock().live.len()
     }

@@ -309,6 +309,17 @@ impl Db {
         tx.commit("start run").await
     }
 
+    /// So many bytes were sent and received by each run so far.
+    pub async fn runs_transferred(&self, runs: &[(RunId, (i64, i64))]) -> Result<()> {
+        let mut tx = self.write().await?;
+        for (run, (sent, received)) in runs {
+            let text =
+                format!("UPDATE runs SET sent_bytes = $1, received_bytes = $2 WHERE id = $3 AND {LIVE}");
+            tx.sql(format!("count bytes of {run}"), text).bind(*sent).bind(*received).bind(run).execute().await?;
+        }
+        tx.commit("count bytes of runs").await
+    }
+
     /// The run is on its way out. `ending` says how, for whoever has to finish
     /// this after a crash; the first one counts.
     pub async fn run_stopping(&self, run: &RunRow, ending: &str, now: Timestamp) -> Result<()> {

@@ -566,6 +566,25 @@ async fn what_a_run_was_to_become_is_written_once() {
 }
 
 #[tokio::test]
+async fn bytes_of_a_run_are_counted_while_it_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (_, first) = started(&db, &image, "one").await;
+        db.runs_transferred(&[(first.id.clone(), (5, 7))]).await.unwrap();
+        let counted = db.run(&first.id).await.unwrap().unwrap();
+        assert_eq!((counted.sent_bytes, counted.received_bytes), (5, 7));
+        assert_eq!(counted.updated_at, first.updated_at);
+        // The end counts for itself, and for good.
+        let last = RunRow { sent_bytes: 6, received_bytes: 8, ..first.clone() };
+        end(&db, &last, None, None, Volume::Dropped).await;
+        db.runs_transferred(&[(first.id.clone(), (9, 9))]).await.unwrap();
+        let ended = db.run(&first.id).await.unwrap().unwrap();
+        assert_eq!((ended.sent_bytes, ended.received_bytes), (6, 8));
+    }
+}
+
+#[tokio::test]
 async fn a_commit_survives_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let account = account();

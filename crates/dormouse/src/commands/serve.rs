@@ -203,7 +203,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     background.iter().for_each(tokio::task::JoinHandle::abort);
     if let Some(engine) = engine {
-        engine.node.detach();
+        engine.node.detach().await;
     }
     db.close().await;
     tracing::info!("stopped; sandboxes go on");

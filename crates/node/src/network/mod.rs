@@ -19,6 +19,7 @@ mod router;
 use std::net::Ipv4Addr;
 
 pub use filter::FilterError;
+pub use pool::measure as measure_networks;
 pub(crate) use pool::{Network, PreparedNet};
 pub(crate) use router::Router;
 pub use router::RouterError;

@@ -21,6 +21,47 @@ const QUIET: Duration = Duration::from_millis(250);
 /// what the kernel hands out.
 const FIRST_INDEX: u32 = 1_000_000;
 
+/// How long making the network of a sandbox takes, and how long after its end the slot
+/// can be used again, `count` times on an instance that nobody else uses. For
+/// measurements.
+///
+/// # Errors
+/// [`RouterError`] where the router cannot be made; whatever the kernel refuses.
+pub fn measure(instance: u8, count: usize) -> io::Result<Vec<(Duration, Duration)>> {
+    let numbering = Numbering::new(instance);
+    let other = |error: super::RouterError| io::Error::other(error);
+    // Its thread goes to another namespace and does not come back.
+    let measured = std::thread::spawn(move || {
+        let (home, _gate, _listener) = super::Router::set_up(numbering).map_err(other)?;
+        let socket = sys::netlink_socket()?;
+        let make = || make_one(numbering, 0, &home, &socket);
+        let mut times = Vec::new();
+        for _ in 0..count {
+            let began = Instant::now();
+            let made = make()?;
+            let took = began.elapsed();
+            drop(made);
+            let began = Instant::now();
+            let again = loop {
+                let tried = Instant::now();
+                match make() {
+                    Ok(again) => break (again, tried),
+                    Err(_) if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_micros(200)),
+                    Err(error) => return Err(error),
+                }
+            };
+            times.push((took, again.1.duration_since(began)));
+            drop(again);
+            // The next one begins with a slot that is free.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(times)
+    });
+    let times = measured.join().unwrap_or_else(|_| Err(io::Error::other("the measurement panicked")));
+    super::Router::remove(numbering)?;
+    times
+}
+
 /// A network that no sandbox lives in yet.
 #[derive(Debug)]
 pub(crate) struct PreparedNet {
@@ -150,7 +191,7 @@ impl Network {
                     };
                 }
             };
-            match self.make_one(slot, home, &socket) {
+            match make_one(self.numbering, slot, home, &socket) {
                 Ok(netns) => {
                     self.lock().ready.push_back(PreparedNet { slot, netns });
                     self.available.notify_waiters();
@@ -164,20 +205,19 @@ impl Network {
             }
         }
     }
+}
 
-    fn make_one(&self, slot: u32, home: &OwnedFd, socket: &OwnedFd) -> io::Result<OwnedFd> {
-        let netns = sys::new_netns(home)?;
-        let index = FIRST_INDEX + slot + (u32::from(self.numbering.instance) << 16);
-        let index = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let (gateway, address) = (self.numbering.gateway(slot), self.numbering.address(slot));
-        netlink::add_link(socket, &self.numbering.link(slot), index, &netns, gateway)?;
-        sys::setns(&netns)?;
-        let inside =
-            sys::netlink_socket().and_then(|inside| netlink::set_up_inside(&inside, address, gateway));
-        sys::setns(home)?;
-        inside?;
-        Ok(netns)
-    }
+fn make_one(numbering: Numbering, slot: u32, home: &OwnedFd, socket: &OwnedFd) -> io::Result<OwnedFd> {
+    let netns = sys::new_netns(home)?;
+    let index = FIRST_INDEX + slot + (u32::from(numbering.instance) << 16);
+    let index = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (gateway, address) = (numbering.gateway(slot), numbering.address(slot));
+    netlink::add_link(socket, &numbering.link(slot), index, &netns, gateway)?;
+    sys::setns(&netns)?;
+    let inside = sys::netlink_socket().and_then(|inside| netlink::set_up_inside(&inside, address, gateway));
+    sys::setns(home)?;
+    inside?;
+    Ok(netns)
 }
 
 #[cfg(test)]

@@ -99,7 +99,8 @@ impl Router {
         Ok(Self { namespace, entrance: Entrance { gate, listener, address: numbering.listener() } })
     }
 
-    fn set_up(numbering: Numbering) -> Result<(OwnedFd, OwnedFd, std::net::TcpListener), RouterError> {
+    /// Makes it, from a thread that stays in its namespace.
+    pub(super) fn set_up(numbering: Numbering) -> Result<(OwnedFd, OwnedFd, std::net::TcpListener), RouterError> {
         let namespace = enter(numbering).map_err(step("make the namespace"))?;
         for (key, value) in SYSCTLS {
             let path = format!("/proc/sys/net/{key}");

@@ -71,6 +71,15 @@ print(say(b'hello', timeout=20).decode())";
         during["egress"].as_u64() >= Some(2 << 30) && during["ingress"].as_u64() >= Some(2 << 30),
         "{during}"
     );
+    // A server that ends leaves what it counted to the next one.
+    w.end_server("-TERM")?;
+    w.serve()?;
+    let later = transfer()?;
+    ensure!(
+        later["egress"].as_u64() >= during["egress"].as_u64()
+            && later["ingress"].as_u64() >= during["ingress"].as_u64(),
+        "{during} became {later} with the next server"
+    );
     // Without the list nothing is installed, and that is said at once.
     set_policy(w, &run, json!({"allow": ["api.test"]}))?;
     for (name, sudo, script) in [("npm", false, npm), ("pip", false, pip), ("apt", true, apt)] {
