@@ -50,7 +50,8 @@ blackbox: tools build
 sim:
 	cargo test --locked --package dormouse-sessions --test sessions simulation -- --nocapture
 
-## The simulation finds each fence, lease check and undo step that is taken out.
+## The simulation finds each fence, lease check and undo step that is taken out, and
+## scenarios of the network each of its checks.
 mutants:
 	scripts/mutants
 

@@ -151,25 +151,27 @@ fn merged(mut domains: Vec<DomainPolicy>, more: Vec<DomainPolicy>) -> Vec<Domain
     domains
 }
 
-/// Whether sessions made this policy, and not somebody who wants another: everything
-/// is open, and rules are for GitHub or swap secrets, which no caller can ask for.
-fn is_ours(policy: &NetworkPolicy) -> bool {
+/// Whether sessions made this policy for a sandbox of `repo`, and not somebody who wants
+/// another: everything is open, and rules swap secrets, which no caller can ask for, or are
+/// the ones that [`GitToken::domains`] makes, whatever their values. A release that makes
+/// others must know these too.
+fn is_ours(policy: &NetworkPolicy, repo: &GithubRepo) -> bool {
     let custom = match policy {
         NetworkPolicy::AllowAll => return true,
         NetworkPolicy::DenyAll => return false,
         NetworkPolicy::Custom(custom) => custom,
     };
+    let made = GitToken::new(String::new()).domains(repo);
+    let made = |host: &str, rule: &Rule| {
+        let Action::SetHeaders(headers) = &rule.action else { return false };
+        made.iter().filter(|domain| domain.domain == host).flat_map(|domain| &domain.rules).any(|known| {
+            let Action::SetHeaders(known_headers) = &known.action else { return false };
+            known.matches == rule.matches && known_headers.keys().eq(headers.keys())
+        })
+    };
     let ours = |domain: &DomainPolicy| match domain.domain.as_str() {
         "*" => domain.rules.is_empty(),
-        host => domain.rules.iter().all(|rule| match &rule.action {
-            Action::Swap(_) => true,
-            // On the paths of a repository.
-            Action::SetHeaders(_) => {
-                let github = API_HOSTS.contains(&host) || host == ARCHIVE_HOST || host == GIT_HOST;
-                github && rule.matches.as_ref().is_some_and(|matches| matches.path.is_some())
-            }
-            Action::Forward(_) | Action::Respond(_) => false,
-        }),
+        host => domain.rules.iter().all(|rule| matches!(rule.action, Action::Swap(_)) || made(host, rule)),
     };
     custom.allowed_networks.is_empty()
         && custom.denied_networks.is_empty()
@@ -256,7 +258,7 @@ impl Sessions {
         account: &AccountId,
         repo: &GithubRepo,
     ) -> Result<()> {
-        if !is_ours(&found.run.network) {
+        if !is_ours(&found.run.network, repo) {
             return Ok(());
         }
         let access = self.access(account, repo).await?;
@@ -329,9 +331,11 @@ mod tests {
         for domain in &custom.domains {
             assert_eq!(domain.rules.is_empty(), domain.domain == "*");
         }
-        assert!(is_ours(&policy) && is_ours(&policy.without_values()) && is_ours(&NetworkPolicy::AllowAll));
-        assert!(!is_ours(&NetworkPolicy::DenyAll));
-        assert!(!is_ours(&NetworkPolicy::Custom(CustomPolicy::default())));
+        let ours = |policy: &NetworkPolicy| is_ours(policy, &repo());
+        assert!(ours(&policy) && ours(&policy.without_values()) && ours(&NetworkPolicy::AllowAll));
+        assert!(!ours(&NetworkPolicy::DenyAll));
+        assert!(!ours(&NetworkPolicy::Custom(CustomPolicy::default())));
+        assert!(!is_ours(&policy, &"https://github.com/acme/other".parse().unwrap()));
     }
 
     #[test]
@@ -370,12 +374,18 @@ mod tests {
     /// What the systems that serve this API send for their own sandboxes is theirs.
     #[test]
     fn a_callers_policy_is_not_ours() {
-        let headers = BTreeMap::from([("authorization".to_owned(), None)]);
-        let rules = vec![Rule { matches: None, action: Action::SetHeaders(headers) }];
-        let domains = vec![
-            DomainPolicy { domain: GIT_HOST.to_owned(), rules },
-            DomainPolicy { domain: "*".to_owned(), rules: Vec::new() },
-        ];
-        assert!(!is_ours(&NetworkPolicy::Custom(CustomPolicy { domains, ..CustomPolicy::default() })));
+        let whole = RequestMatch::default();
+        let path = Matcher::StartsWith("/acme/widgets.js".to_owned());
+        let path = RequestMatch { path: Some(path), ..RequestMatch::default() };
+        for matches in [None, Some(whole), Some(path)] {
+            let headers = BTreeMap::from([("authorization".to_owned(), None)]);
+            let rules = vec![Rule { matches, action: Action::SetHeaders(headers) }];
+            let domains = vec![
+                DomainPolicy { domain: GIT_HOST.to_owned(), rules },
+                DomainPolicy { domain: "*".to_owned(), rules: Vec::new() },
+            ];
+            let theirs = NetworkPolicy::Custom(CustomPolicy { domains, ..CustomPolicy::default() });
+            assert!(!is_ours(&theirs, &repo()), "{theirs:?}");
+        }
     }
 }

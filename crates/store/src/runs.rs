@@ -315,7 +315,12 @@ impl Db {
         for (run, (sent, received)) in runs {
             let text =
                 format!("UPDATE runs SET sent_bytes = $1, received_bytes = $2 WHERE id = $3 AND {LIVE}");
-            tx.sql(format!("count bytes of {run}"), text).bind(*sent).bind(*received).bind(run).execute().await?;
+            tx.sql(format!("count bytes of {run}"), text)
+                .bind(*sent)
+                .bind(*received)
+                .bind(run)
+                .execute()
+                .await?;
         }
         tx.commit("count bytes of runs").await
     }

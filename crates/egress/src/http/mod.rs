@@ -27,6 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_util::io::InspectReader;
 use url::Url;
 
 pub(crate) use connect::Tls;
@@ -457,17 +458,18 @@ impl Talk {
             let mut policy = member.watch();
             let passing = async {
                 let (sandbox, upstream) = tokio::try_join!(sandbox, upstream)?;
-                let (mut sandbox, mut upstream) = (TokioIo::new(sandbox), TokioIo::new(upstream));
-                let moved = tokio::io::copy_bidirectional(&mut sandbox, &mut upstream).await?;
-                Ok::<_, Failure>(moved)
+                let sent = |bytes: &[u8]| underway.sent(bytes.len());
+                let received = |bytes: &[u8]| underway.received(bytes.len());
+                let mut sandbox = InspectReader::new(TokioIo::new(sandbox), sent);
+                let mut upstream = InspectReader::new(TokioIo::new(upstream), received);
+                tokio::io::copy_bidirectional(&mut sandbox, &mut upstream).await?;
+                Ok::<_, Failure>(())
             };
             tokio::select! {
                 biased;
                 _ = policy.wait_for(|policy| host.as_ref().is_some_and(|host| policy.host(host).is_none())) => {}
-                moved = passing => if let Ok((sent, received)) = moved {
-                    underway.sent(usize::try_from(sent).unwrap_or(usize::MAX));
-                    underway.received(usize::try_from(received).unwrap_or(usize::MAX));
-                },
+                // However it ended.
+                _ = passing => {}
             }
         });
     }

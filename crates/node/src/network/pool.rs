@@ -34,26 +34,26 @@ pub fn measure(instance: u8, count: usize) -> io::Result<Vec<(Duration, Duration
     let measured = std::thread::spawn(move || {
         let (home, _gate, _listener) = super::Router::set_up(numbering).map_err(other)?;
         let socket = sys::netlink_socket()?;
-        let make = || make_one(numbering, 0, &home, &socket);
-        let mut times = Vec::new();
-        for _ in 0..count {
-            let began = Instant::now();
-            let made = make()?;
-            let took = began.elapsed();
-            drop(made);
-            let began = Instant::now();
-            let again = loop {
-                let tried = Instant::now();
-                match make() {
-                    Ok(again) => break (again, tried),
-                    Err(_) if began.elapsed() < PATIENCE => std::thread::sleep(Duration::from_micros(200)),
+        // Waits for a slot that is on its way out. The network, and when it was begun.
+        let make = || {
+            let since = Instant::now();
+            loop {
+                let began = Instant::now();
+                match make_one(numbering, 0, &home, &socket) {
+                    Ok(made) => return Ok((made, began)),
+                    Err(_) if since.elapsed() < PATIENCE => std::thread::sleep(Duration::from_micros(200)),
                     Err(error) => return Err(error),
                 }
-            };
-            times.push((took, again.1.duration_since(began)));
-            drop(again);
-            // The next one begins with a slot that is free.
-            std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        let mut times = Vec::new();
+        for _ in 0..count {
+            let (made, began) = make()?;
+            let took = began.elapsed();
+            drop(made);
+            let gone = Instant::now();
+            let (_, free) = make()?;
+            times.push((took, free.duration_since(gone)));
         }
         Ok(times)
     });

@@ -100,7 +100,9 @@ impl Router {
     }
 
     /// Makes it, from a thread that stays in its namespace.
-    pub(super) fn set_up(numbering: Numbering) -> Result<(OwnedFd, OwnedFd, std::net::TcpListener), RouterError> {
+    pub(super) fn set_up(
+        numbering: Numbering,
+    ) -> Result<(OwnedFd, OwnedFd, std::net::TcpListener), RouterError> {
         let namespace = enter(numbering).map_err(step("make the namespace"))?;
         for (key, value) in SYSCTLS {
             let path = format!("/proc/sys/net/{key}");

@@ -132,7 +132,11 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
         get("--http2 --data-binary @/etc/passwd https://api.test/count")?
             == w.ok("net-req", "wc -c < /etc/passwd")?
     );
+    let sent = || Ok::<_, anyhow::Error>(access(w, "net-req")?["sent"].as_u64().unwrap_or(0));
+    let before = sent()?;
     ensure!(websocket(w, "net-req")? == "echoed");
+    // Its frame: head, mask and six letters.
+    eventually("the frame is counted", Duration::from_secs(5), || Ok(sent()? == before + 12))?;
     // Shown without values, and the same after a stop.
     for _ in 0..2 {
         let shown = w.good(Method::GET, &format!("{SANDBOXES}/net-req"), None)?;
