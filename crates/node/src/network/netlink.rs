@@ -5,6 +5,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::sys;
 
@@ -12,22 +13,36 @@ const REQUEST_ACK: u16 = 0x5;
 const CREATE_EXCLUSIVE: u16 = 0x600;
 const CREATE_REPLACE: u16 = 0x500;
 
+/// Most requests of a batch.
+const MOST: u32 = 16;
+
+/// The next batch's numbers: no two batches share one, so an answer that nobody waited for
+/// is not taken for another's.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
 /// A batch of requests.
-#[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
     start: usize,
+    first: u32,
     count: u32,
 }
 
 impl Batch {
+    fn new() -> Self {
+        let first = NEXT.fetch_add(MOST, Ordering::Relaxed);
+        Self { bytes: Vec::new(), start: 0, first, count: 0 }
+    }
+
     fn begin(&mut self, kind: u16, flags: u16, header: &[u8]) {
+        debug_assert!(self.count < MOST, "a batch has {MOST} numbers");
         self.start = self.bytes.len();
+        let number = self.first.wrapping_add(self.count);
         self.count += 1;
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(&(REQUEST_ACK | flags).to_ne_bytes());
-        self.bytes.extend_from_slice(&self.count.to_ne_bytes());
+        self.bytes.extend_from_slice(&number.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(header);
         self.end();
@@ -61,10 +76,12 @@ impl Batch {
         self.end();
     }
 
-    /// Sends the batch and waits for every answer.
+    /// Sends the batch and waits for every answer: the kernel goes on after a request that
+    /// failed. The first failure counts.
     fn run(self, socket: &OwnedFd) -> io::Result<()> {
         sys::send(socket, &self.bytes)?;
         let mut answered = 0;
+        let mut outcome = Ok(());
         let mut buffer = [0_u8; 16 << 10];
         while answered < self.count {
             let read = sys::receive(socket, &mut buffer)?;
@@ -74,18 +91,19 @@ impl Batch {
                     u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
                 };
                 let length = word(0) as usize;
+                let ours = word(8).wrapping_sub(self.first) < self.count;
                 // NLMSG_ERROR, which also carries success.
-                if u16::from_ne_bytes([header[4], header[5]]) == 2 {
+                if ours && u16::from_ne_bytes([header[4], header[5]]) == 2 {
                     let code = i32::from_ne_bytes([header[16], header[17], header[18], header[19]]);
-                    if code != 0 {
-                        return Err(io::Error::from_raw_os_error(-code));
+                    if code != 0 && outcome.is_ok() {
+                        outcome = Err(io::Error::from_raw_os_error(-code));
                     }
                     answered += 1;
                 }
                 rest = rest.get(length.next_multiple_of(4).max(20)..).unwrap_or(&[]);
             }
         }
-        Ok(())
+        outcome
     }
 }
 
@@ -125,7 +143,7 @@ pub(super) fn add_link(
     inside: &OwnedFd,
     address: Ipv4Addr,
 ) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new();
     batch.begin(NEW_LINK, CREATE_EXCLUSIVE, &link_header(index, 0, 0));
     batch.attribute(3, &[name.as_bytes(), &[0]].concat());
     let info = batch.open(18);
@@ -148,7 +166,7 @@ const INSIDE_INDEX: i32 = 2;
 
 /// Inside: loopback up, the address, up, the default route.
 pub(super) fn set_up_inside(socket: &OwnedFd, address: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new();
     batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
     add_address(&mut batch, INSIDE_INDEX, address, 30, CREATE_EXCLUSIVE);
     batch.begin(NEW_LINK, 0, &link_header(INSIDE_INDEX, UP, UP));
@@ -169,7 +187,7 @@ pub(super) fn set_up_router(
     queue: u32,
     [(listener_mark, listener_table), (gate_mark, gate_table)]: [(u32, u8); 2],
 ) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new();
     batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
     batch.begin(NEW_LINK, 0, &link_header(gate, UP, UP));
     batch.attribute(13, &queue.to_ne_bytes());
@@ -187,7 +205,7 @@ pub(super) fn set_up_router(
     batch.attribute(6, &1000_u32.to_ne_bytes());
     batch.run(socket)?;
     for (mark, table) in [(listener_mark, listener_table), (gate_mark, gate_table)] {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new();
         // struct fib_rule_hdr: action "to table" (1).
         batch.begin(NEW_RULE, CREATE_EXCLUSIVE, &[inet, 0, 0, 0, table, 0, 0, 1, 0, 0, 0, 0]);
         batch.attribute(6, &u32::from(table).to_ne_bytes());
@@ -199,4 +217,35 @@ pub(super) fn set_up_router(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The answers to what came after a request that failed are not the next batch's.
+    #[test]
+    fn a_failure_is_of_its_own_batch() {
+        // A thread of its own, which goes with its namespaces.
+        let tried = std::thread::spawn(|| {
+            let host: OwnedFd = std::fs::File::open("/proc/thread-self/ns/net").unwrap().into();
+            let router = sys::new_netns(&host).unwrap();
+            sys::setns(&router).unwrap();
+            let socket = sys::netlink_socket().unwrap();
+            let inside: Vec<_> = (0..4).map(|_| sys::new_netns(&router).unwrap()).collect();
+            let add = |name, index, at: usize, address| add_link(&socket, name, index, &inside[at], address);
+            add("one", 1000, 0, Ipv4Addr::new(10, 0, 0, 1)).unwrap();
+            for _ in 0..2 {
+                let again = add("one", 1000, 1, Ipv4Addr::new(10, 0, 0, 1)).unwrap_err();
+                assert_eq!(again.raw_os_error(), Some(libc::EEXIST));
+            }
+            add("two", 1001, 2, Ipv4Addr::new(10, 0, 0, 5)).unwrap();
+            // Its address is there, and so it was up when it answered.
+            let routes = std::fs::read_to_string("/proc/thread-self/net/fib_trie").unwrap();
+            assert!(routes.contains("10.0.0.5"), "{routes}");
+            let again = add("two", 1001, 3, Ipv4Addr::new(10, 0, 0, 5)).unwrap_err();
+            assert_eq!(again.raw_os_error(), Some(libc::EEXIST));
+        });
+        tried.join().unwrap();
+    }
 }
