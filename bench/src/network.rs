@@ -342,8 +342,10 @@ print('held', flush=True); time.sleep(4)"
     let mut events = engine.exec(sandbox, CommandId::generate(), CommandSpec::new(argv)).await?;
     let mut during = None;
     while let Some(event) = events.next().await {
-        if let LogEvent::Stdout(_) = event? {
-            during = Some(resident()?);
+        match event? {
+            LogEvent::Stdout(_) => during = Some(resident()?),
+            LogEvent::Stderr(data) => eprint!("{}", String::from_utf8_lossy(&data)),
+            _ => {}
         }
     }
     let used = during.context("the connections were not made")?.saturating_sub(before);

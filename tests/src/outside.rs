@@ -81,7 +81,8 @@ struct Records {
 pub struct Outside {
     records: Arc<Records>,
     dir: PathBuf,
-    _runtime: tokio::runtime::Runtime,
+    /// `None` only while it is dropped.
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 fn ip(args: &str) -> anyhow::Result<()> {
@@ -176,7 +177,7 @@ impl Outside {
         }
         serve_names(&records)?;
         drop(_entered);
-        Ok(Self { records, dir: dir.to_owned(), _runtime: runtime })
+        Ok(Self { records, dir: dir.to_owned(), runtime: Some(runtime) })
     }
 
     /// Configuration of a server whose world this is.
@@ -226,6 +227,10 @@ impl Outside {
 
 impl Drop for Outside {
     fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Another runtime's task may be the one that drops this.
+            runtime.shutdown_background();
+        }
         for args in [
             "route del 198.51.100.0/24".to_owned(),
             format!("link del {LINK}"),

@@ -165,9 +165,6 @@ impl Resolver {
         if let Err(reason) = policy.resolves(&host) {
             return self.denied(member, &host, BLOCKED, reason);
         }
-        if !member.may_ask() {
-            return self.denied(member, &host, PROHIBITED, Reason::Busy);
-        }
         match kind {
             RecordType::A => {}
             RecordType::AAAA | RecordType::HTTPS | RecordType::SVCB => {
@@ -176,14 +173,21 @@ impl Resolver {
             other if !policy.any_question() || !PASSED_ON.contains(&other) => {
                 return self.denied(member, &host, PROHIBITED, Reason::Question);
             }
-            other => {
-                let records = self.dialer.names.records(&host, other).await;
-                member.ledger.note(Access::now(Way::Dns).host(Some(&host)));
-                return match records {
-                    Ok(records) => Answer { records, ..Answer::empty(ResponseCode::NoError) },
-                    Err(error) => Answer::empty(code(error)),
-                };
-            }
+            _ => {}
+        }
+        // What it asked before is in the cache, or leaves this host once a second; what is
+        // made up leaves it each time.
+        let known = kind == RecordType::A && member.knows(&host);
+        if !known && !member.may_ask() {
+            return self.denied(member, &host, PROHIBITED, Reason::Busy);
+        }
+        if kind != RecordType::A {
+            let records = self.dialer.names.records(&host, kind).await;
+            member.ledger.note(Access::now(Way::Dns).host(Some(&host)));
+            return match records {
+                Ok(records) => Answer { records, ..Answer::empty(ResponseCode::NoError) },
+                Err(error) => Answer::empty(code(error)),
+            };
         }
         let stand_in = || {
             let address = member.stand_in(&host);
@@ -313,6 +317,27 @@ mod tests {
             ask(&member, "api.github.com.", RecordType::A).await.metadata.response_code,
             ResponseCode::Refused
         );
+    }
+
+    /// A program that resolves a name for each of its connections is not one that makes
+    /// names up.
+    #[tokio::test]
+    async fn only_new_names_are_bounded() {
+        let (resolver, member) = (resolver(), member(&["github.com", "*.wild.test"]));
+        let ask = async |name: String, kind| {
+            let question = question(&name, kind, true);
+            let answer = resolver.datagram(&member, &question).await.unwrap();
+            Message::from_vec(&answer).unwrap().metadata.response_code
+        };
+        assert_eq!(ask("github.com.".to_owned(), RecordType::A).await, ResponseCode::NoError);
+        // All that it may ask for is asked for.
+        while member.may_ask() {}
+        for _ in 0..100 {
+            assert_eq!(ask("github.com.".to_owned(), RecordType::A).await, ResponseCode::NoError);
+            assert_eq!(ask("github.com.".to_owned(), RecordType::AAAA).await, ResponseCode::NoError);
+        }
+        while member.may_ask() {}
+        assert_eq!(ask("new.wild.test.".to_owned(), RecordType::A).await, ResponseCode::Refused);
     }
 
     /// Whatever comes, there is one answer or none, it fits, and it lets nothing out but

@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_millis(2500);
 /// Answers that are kept.
 const CACHED: u64 = 8192;
 
+/// How long an answer is kept at least: sandboxes that ask all the time are one question
+/// a second to the operator's resolver.
+const MIN_TTL: Duration = Duration::from_secs(1);
+
 /// How long an answer is kept at most, and one that there is none.
 const MAX_TTL: Duration = Duration::from_secs(3600);
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(60);
@@ -75,6 +79,7 @@ impl Names {
         options.timeout = PATIENCE;
         options.attempts = 1;
         options.cache_size = CACHED;
+        options.positive_min_ttl = Some(MIN_TTL);
         options.positive_max_ttl = Some(MAX_TTL);
         options.negative_max_ttl = Some(MAX_NEGATIVE_TTL);
         // Names are public ones: neither the host's file nor its search list counts.

@@ -24,8 +24,8 @@ const REMEMBERED: usize = 2048;
 const STAND_INS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 const STAND_IN_COUNT: u32 = 1 << 17;
 
-/// Questions to the resolver of one sandbox: a second, and at once. A name that is
-/// made up says something to whoever owns its domain.
+/// Questions of one sandbox for names that it did not resolve before: a second, and at
+/// once. A name that is made up says something to whoever owns its domain.
 const QUESTIONS: f64 = 100.0;
 const QUESTIONS_AT_ONCE: f64 = 1000.0;
 
@@ -137,6 +137,11 @@ impl Member {
             }
             names.push_back((*address, host.clone()));
         }
+    }
+
+    /// Whether it resolved the name before, not long ago.
+    pub(crate) fn knows(&self, host: &HostName) -> bool {
+        self.names().iter().any(|(_, known)| known == host)
     }
 
     /// Names that resolved to the address, the last first.

@@ -37,7 +37,8 @@ fn rules(numbering: Numbering, port: u16) -> String {
         let _ = write!(slots, "\"{}\" . {}, ", numbering.link(slot), numbering.address(slot));
     }
     // Connections: 10,000 short ones in a few seconds are a busy build, more is an
-    // attack on who shares the gate. Other packets are questions, and what is refused.
+    // attack on who shares the gate. Other packets are questions, two for each connection
+    // of a client that asks each time, and what is refused.
     format!(
         r#"add table inet {table}
 delete table inet {table}
@@ -54,7 +55,7 @@ table inet {table} {{
     tcp flags & (syn | ack) == syn goto connection
     meta l4proto tcp tproxy ip to :{port} meta mark set {TO_LISTENER} accept
     meta l4proto tcp drop
-    update @packets {{ iifname limit rate over 500/second burst 1000 packets }} drop
+    update @packets {{ iifname limit rate over 1000/second burst 2000 packets }} drop
     meta mark set {TO_GATE} accept
   }}
   chain connection {{

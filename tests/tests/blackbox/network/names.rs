@@ -140,7 +140,9 @@ pub(crate) fn resolver(w: &World) -> anyhow::Result<()> {
             || status(w, "net-dns", "--resolve private.test:80:198.51.100.10 http://private.test/")? == "403"
     );
     ensure!(status(w, "net-dns", "http://rebind.test/")? == "200", "public at first");
-    // From now on the name is this host, where somebody listens.
+    // From now on the name is this host, where somebody listens; an answer is kept for a
+    // second.
+    std::thread::sleep(Duration::from_millis(1500));
     let here = std::net::TcpListener::bind(("127.0.0.1", 80))?;
     here.set_nonblocking(true)?;
     for _ in 0..3 {
