@@ -25,6 +25,7 @@ $(TOOLS)/%:
 lint: tools
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --test blackbox --locked -- -D warnings
 	$(TOOLS)/cargo-deny check bans licenses sources
 
 ## Everything that the tests run. Whoever builds something else, or less, has

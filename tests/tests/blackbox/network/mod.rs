@@ -13,7 +13,7 @@ pub(crate) use programs::{programs, proxied};
 pub(crate) use requests::requests;
 pub(crate) use secrets::{credentials, secrets};
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -33,12 +33,13 @@ static NOW: Mutex<Weak<Outside>> = Mutex::new(Weak::new());
 pub(crate) fn start_outside() -> anyhow::Result<Arc<Outside>> {
     let dir = format!("/tmp/dormouse-test-outside-{}", std::process::id());
     let outside = Arc::new(Outside::start(dir.as_ref())?);
-    *NOW.lock().unwrap() = Arc::downgrade(&outside);
+    *NOW.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&outside);
     Ok(outside)
 }
 
 fn outside(w: &World) -> anyhow::Result<Arc<Outside>> {
-    let outside = NOW.lock().unwrap().upgrade().context("there is no outside")?;
+    let outside =
+        NOW.lock().unwrap_or_else(PoisonError::into_inner).upgrade().context("there is no outside")?;
     outside.set_git(&std::fs::read_to_string(w.dir.join("git.url"))?)?;
     outside.requests();
     outside.questions();

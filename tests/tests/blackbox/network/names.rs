@@ -149,7 +149,7 @@ pub(crate) fn resolver(w: &World) -> anyhow::Result<()> {
         let pinned = status(w, "net-dns", &format!("--resolve rebind.test:80:{API} http://rebind.test/"))?;
         ensure!(["200", "403"].contains(&pinned.as_str()), "{pinned}");
         let anew = status(w, "net-dns", "http://rebind.test/")?;
-        ensure!(anew.contains("exit 6"), "{anew}");
+        ensure!(anew.contains("exit 6"), "{anew} {:?}", outside.questions());
     }
     ensure!(here.accept().is_err(), "the name led to this host");
     // Nothing is asked outside for who may not ask (attack 75).

@@ -115,7 +115,7 @@ pub(crate) fn proxied(w: &World) -> anyhow::Result<()> {
             });
         }
     });
-    let asked = || std::mem::take(&mut *asked.lock().unwrap());
+    let asked = || std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
     w.end_server("-TERM")?;
     w.serve_with(&[("DORMOUSE_NETWORK__PROXY", &url)])?;
     let run = make(w, "net-proxy", json!({"mode": "allow-all"}))?;
@@ -163,7 +163,7 @@ async fn connect_for(mut stream: tokio::net::TcpStream, record: &Mutex<Vec<Strin
         return stream.write_all(b"HTTP/1.1 407 no\r\n\r\n").await;
     }
     let port: u16 = target.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
-    record.lock().unwrap().push(target);
+    record.lock().unwrap_or_else(PoisonError::into_inner).push(target);
     let mut there = tokio::net::TcpStream::connect((API, port)).await?;
     stream.write_all(b"HTTP/1.1 200 ok\r\n\r\n").await?;
     tokio::io::copy_bidirectional(&mut stream, &mut there).await.map(drop)

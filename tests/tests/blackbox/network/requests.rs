@@ -15,7 +15,7 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
         "gone.test": [{"response": {"statusCode": 200, "body": "{}", "contentType": "application/json"}}],
         "other.test": []
     }});
-    let run = make(w, "net-req", policy)?;
+    make(w, "net-req", policy)?;
     let get = |args: &str| curl(w, "net-req", args);
     // The sandbox believes in its own authority, by the system's store.
     for version in ["--http1.1", "--http2"] {

@@ -156,7 +156,7 @@ pub(crate) fn secrets(w: &World) -> anyhow::Result<()> {
     ensure!(!format!("{arrived:?}").contains(VALUE), "{arrived:?}");
     // Another sandbox does not get it by what stands for it (100), nor believes in the
     // first one's authority (99).
-    let run = make(w, "net-thief", json!({"mode": "allow-all"}))?;
+    make(w, "net-thief", json!({"mode": "allow-all"}))?;
     curl(w, "net-thief", &format!("-k -H 'authorization: Bearer {placeholder}' https://api.test/headers"))?;
     ensure!(!format!("{:?}", outside.requests()).contains(VALUE));
     ensure!(w.ok(&name, "cat /etc/dormouse/ca.crt")? != w.ok("net-thief", "cat /etc/dormouse/ca.crt")?);
