@@ -44,9 +44,16 @@ struct Taken {
 /// A place that somebody has, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
-    taken: Arc<Mutex<Taken>>,
+    places: Places,
     sandbox: Ipv4Addr,
     account: Arc<str>,
+}
+
+impl Place {
+    /// One more for the same sandbox, if it may have it.
+    pub(crate) fn another(&self) -> Option<Self> {
+        self.places.take(self.sandbox, &self.account)
+    }
 }
 
 impl Places {
@@ -65,7 +72,7 @@ impl Places {
         taken.sandboxes.insert(sandbox, of_sandbox + 1);
         taken.accounts.insert(account.clone(), of_account + 1);
         taken.all += 1;
-        Some(Place { taken: self.taken.clone(), sandbox, account: account.clone() })
+        Some(Place { places: self.clone(), sandbox, account: account.clone() })
     }
 }
 
@@ -80,7 +87,7 @@ fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, u32>, key: &K) {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
         give_back(&mut taken.sandboxes, &self.sandbox);
         give_back(&mut taken.accounts, &self.account);

@@ -19,6 +19,7 @@ use crate::http::{Conversation, Proxy};
 use crate::io::Prefixed;
 use crate::ledger::{Access, Underway, Way};
 use crate::packet::Flow;
+use crate::places::Place;
 use crate::policy::{HTTP, Named, Opening, Ruleset};
 use crate::reason::Reason;
 use crate::sandboxes::{Member, is_stand_in};
@@ -77,8 +78,9 @@ impl Relay {
                     Claim::Name(name) => Some(name.clone()),
                 };
                 let line = Access::now(Way::Direct).address(target).host(host.as_ref());
+                let asked = member.clone();
                 let allowed = move |policy: &Ruleset| match &claim {
-                    Claim::Address => !matches!(policy.opening(target), Opening::Refused(_)),
+                    Claim::Address => is_allowed(&asked, policy, target),
                     Claim::Name(name) => policy.any_question() && policy.host(name).is_some(),
                 };
                 self.splice(&member, stream, upstream, &[], line, allowed).await;
@@ -88,9 +90,10 @@ impl Relay {
                 // Until it is known for whom it is.
                 let next = guarded(&member, |policy| !is_shut(policy), named).await;
                 match next {
-                    Some(Some(next)) => self.go_on(&member, stream, target, next).await,
+                    Some(Some(next)) => self.go_on(&member, stream, target, next, place).await,
                     _ => splice::reset(&stream),
                 }
+                return;
             }
         }
         drop(place);
@@ -195,7 +198,15 @@ impl Relay {
         }
     }
 
-    async fn go_on(&self, member: &Arc<Member>, stream: TcpStream, target: SocketAddrV4, next: Next) {
+    /// `place` is held until the connection has ended.
+    async fn go_on(
+        &self,
+        member: &Arc<Member>,
+        stream: TcpStream,
+        target: SocketAddrV4,
+        next: Next,
+        place: Place,
+    ) {
         match next {
             // What was said arrives, and the end is an end.
             Next::Nowhere => drop(stream),
@@ -208,9 +219,9 @@ impl Relay {
                 self.splice(member, stream, upstream, &first, line, allowed).await;
             }
             Next::Http { upstream, first } => {
-                let talk = Conversation::new(member.clone(), target, None, upstream);
-                let stream = Prefixed::new(first, stream);
-                guarded(member, |policy| !is_shut(policy), self.proxy.serve(stream, talk)).await;
+                let talk = Arc::new(Conversation::new(member.clone(), target, None, upstream, place));
+                let serving = self.proxy.serve(Prefixed::new(first, stream), talk.clone());
+                guarded(member, |policy| talk.allowed_by(policy), serving).await;
             }
             Next::Https { host, first, upstream } => {
                 let Some(authority) = member.authority() else { return splice::reset(&stream) };
@@ -222,20 +233,18 @@ impl Relay {
                     }
                 };
                 let accepting = TlsAcceptor::from(config).accept(Prefixed::new(first, stream));
+                let talk =
+                    Arc::new(Conversation::new(member.clone(), target, Some(host.clone()), upstream, place));
                 let serving = async {
                     match tokio::time::timeout(HANDSHAKE, accepting).await {
-                        Ok(Ok(tls)) => {
-                            let talk =
-                                Conversation::new(member.clone(), target, Some(host.clone()), upstream);
-                            self.proxy.serve(tls, talk).await;
-                        }
+                        Ok(Ok(tls)) => self.proxy.serve(tls, talk.clone()).await,
                         Ok(Err(error)) => {
                             tracing::debug!(sandbox = member.sandbox, %host, %error, "TLS with a sandbox");
                         }
                         Err(_) => {}
                     }
                 };
-                guarded(member, |policy| policy.host(&host).is_some(), serving).await;
+                guarded(member, |policy| talk.allowed_by(policy), serving).await;
             }
         }
     }
@@ -292,6 +301,18 @@ fn dialled(
             member.ledger.note(line.denied(error.reason()));
             None
         }
+    }
+}
+
+/// Whether a connection that was let in by its address may go on: by that, or by one of
+/// the names that the sandbox has for it.
+fn is_allowed(member: &Member, policy: &Ruleset, target: SocketAddrV4) -> bool {
+    let names = || member.names_of(*target.ip());
+    let named = |host| !matches!(policy.named(host, *target.ip()), Named::Refused(_));
+    match policy.opening(target) {
+        Opening::Refused(_) => false,
+        Opening::Address => true,
+        Opening::Name => named(None) || names().iter().any(|host| named(Some(host))),
     }
 }
 

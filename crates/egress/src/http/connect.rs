@@ -2,7 +2,7 @@
 //! the name that was asked for.
 
 use std::error::Error as StdError;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll};
@@ -22,6 +22,7 @@ use url::Url;
 
 use super::{Conversation, Failure, Proxy};
 use crate::dial::DialError;
+use crate::places::Place;
 use crate::policy::{HTTP, HTTPS};
 use crate::reason::Reason;
 
@@ -159,6 +160,7 @@ impl Connector {
         let name = uri.host().ok_or_else(wrong)?;
         let port = uri.port_u16().unwrap_or(if secure { HTTPS } else { HTTP });
         let Self { proxy, conversation, purpose } = self;
+        let place = conversation.place_for_upstream()?;
         let tcp = if purpose == Purpose::Mirrors {
             let connecting = TcpStream::connect((name.trim_matches(['[', ']']), port));
             let stream = tokio::time::timeout(HANDSHAKE, connecting).await;
@@ -189,15 +191,40 @@ impl Connector {
                 }
             }
         };
+        if let Ok(SocketAddr::V4(peer)) = tcp.peer_addr()
+            && purpose != Purpose::Mirrors
+            && !proxy.dialer.by_name_only()
+        {
+            conversation.reaches_address(*peer.ip());
+        }
         if !secure {
-            return Ok(Stream::Plain(TokioIo::new(tcp)));
+            return Ok(Stream { io: Io::Plain(TokioIo::new(tcp)), _place: place });
         }
         let config = if purpose == Purpose::Upgrades { &proxy.tls.http1 } else { &proxy.tls.any };
         let server = ServerName::try_from(name.to_owned()).map_err(|_| wrong())?;
         let connecting = TlsConnector::from(config.clone()).connect(server, tcp);
         let stream = tokio::time::timeout(HANDSHAKE, connecting).await;
         let stream = stream.map_err(|_| DialError::Unreachable)?.map_err(ConnectError::Tls)?;
-        Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+        Ok(Stream { io: Io::Tls(Box::new(TokioIo::new(stream))), _place: place })
+    }
+}
+
+impl Conversation {
+    /// Where a connection to the other side finds its place: the first in the one that the
+    /// sandbox's connection has, each other in one more.
+    fn place_for_upstream(&self) -> Result<Option<Place>, ConnectError> {
+        if !std::mem::replace(&mut self.reached().connected, true) {
+            return Ok(None);
+        }
+        let place = self.place.another().ok_or(DialError::Refused(Reason::Busy))?;
+        Ok(Some(place))
+    }
+
+    fn reaches_address(&self, address: Ipv4Addr) {
+        let addresses = &mut self.reached().addresses;
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
     }
 }
 
@@ -216,19 +243,25 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// A connection, with TLS or without.
-pub(super) enum Stream {
+/// A connection, which has a place.
+pub(super) struct Stream {
+    io: Io,
+    _place: Option<Place>,
+}
+
+/// With TLS or without.
+enum Io {
     Plain(TokioIo<TcpStream>),
     Tls(Box<TokioIo<TlsStream<TcpStream>>>),
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        match self {
-            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+        match &self.io {
+            Io::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
                 Connected::new().negotiated_h2()
             }
-            Self::Plain(_) | Self::Tls(_) => Connected::new(),
+            Io::Plain(_) | Io::Tls(_) => Connected::new(),
         }
     }
 }
@@ -239,9 +272,9 @@ impl Read for Stream {
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -252,23 +285,23 @@ impl Write for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Io::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -11,8 +11,9 @@ mod check;
 mod connect;
 mod scrub;
 
-use std::net::SocketAddrV4;
-use std::sync::{Arc, Mutex};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,7 +38,8 @@ use crate::dns::Resolver;
 use crate::identity::Signer;
 use crate::ledger::{Access, Underway, Way};
 use crate::mirror::{self, Mirrors};
-use crate::policy::{Asked, Injection, Outcome};
+use crate::places::Place;
+use crate::policy::{Asked, Injection, Named, Outcome, Ruleset};
 use crate::reason::Reason;
 use crate::sandboxes::Member;
 use body::{Body, Metered};
@@ -54,6 +56,12 @@ const PATIENCE: Duration = Duration::from_secs(25 * 60);
 
 /// Requests at once on one connection of HTTP/2.
 const MAX_STREAMS: u32 = 256;
+
+/// Hosts that one connection without TLS may be for.
+const MAX_HOSTS: usize = 64;
+
+/// How long a connection may take to say what it wants first.
+const FIRST_REQUEST: Duration = Duration::from_secs(60);
 
 /// Says why a request was denied, in the word of [`Reason`].
 const DENIED: HeaderName = HeaderName::from_static("x-dormouse-denied");
@@ -80,6 +88,21 @@ pub(crate) struct Conversation {
     secured: Option<HostName>,
     /// A connection to it that was made before.
     upstream: Mutex<Option<TcpStream>>,
+    /// For the sandbox's connection and one to the other side, until the last of both is
+    /// gone, WebSockets included.
+    place: Place,
+    reached: Mutex<Reached>,
+}
+
+/// What requests of a connection reached: a change of the policy may forbid it.
+#[derive(Debug, Default)]
+struct Reached {
+    hosts: Vec<HostName>,
+    addresses: Vec<Ipv4Addr>,
+    /// The address that was dialled, without a name.
+    by_address: bool,
+    /// The place for a connection to the other side is taken.
+    connected: bool,
 }
 
 impl Conversation {
@@ -88,8 +111,42 @@ impl Conversation {
         target: SocketAddrV4,
         secured: Option<HostName>,
         upstream: Option<TcpStream>,
+        place: Place,
     ) -> Self {
-        Self { member, target, secured, upstream: Mutex::new(upstream) }
+        Self { member, target, secured, upstream: Mutex::new(upstream), place, reached: Mutex::default() }
+    }
+
+    fn reached(&self) -> std::sync::MutexGuard<'_, Reached> {
+        // Lists only: a panic elsewhere cannot tear them.
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `policy` allows what its requests reached so far.
+    pub(crate) fn allowed_by(&self, policy: &Ruleset) -> bool {
+        let reached = self.reached();
+        let by_address = |host| matches!(policy.named(host, *self.target.ip()), Named::Address);
+        *policy != Ruleset::nothing()
+            && reached.addresses.iter().all(|address| !policy.denies(*address))
+            && reached
+                .hosts
+                .iter()
+                .chain(&self.secured)
+                .all(|host| policy.host(host).is_some() || (self.secured.is_none() && by_address(Some(host))))
+            && (!reached.by_address || by_address(None))
+    }
+
+    /// A request is for `host`, or for the address that was dialled.
+    fn reaches(&self, host: Option<&HostName>) -> Result<(), Denial> {
+        let mut reached = self.reached();
+        match host {
+            None => reached.by_address = true,
+            Some(host) if reached.hosts.contains(host) => {}
+            Some(_) if reached.hosts.len() == MAX_HOSTS => {
+                return Err(Denial::new(StatusCode::MISDIRECTED_REQUEST, Reason::OtherName));
+            }
+            Some(host) => reached.hosts.push(host.clone()),
+        }
+        Ok(())
     }
 }
 
@@ -126,11 +183,10 @@ enum Site {
 
 impl Proxy {
     /// Serves one connection until it ends.
-    pub(crate) async fn serve<S>(self: &Arc<Self>, stream: S, conversation: Conversation)
+    pub(crate) async fn serve<S>(self: &Arc<Self>, stream: S, conversation: Arc<Conversation>)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let conversation = Arc::new(conversation);
         let client = |purpose| {
             let mut builder = Client::builder(TokioExecutor::new());
             builder
@@ -150,7 +206,10 @@ impl Proxy {
             upgrades: client(Purpose::Upgrades),
             mirrors: client(Purpose::Mirrors),
         });
+        let begun = Arc::new(AtomicBool::new(false));
+        let asked = begun.clone();
         let service = hyper::service::service_fn(move |request| {
+            asked.store(true, Ordering::Relaxed);
             let talk = talk.clone();
             let answering: BoxFuture<'static, _> = Box::pin(async move { talk.answer(request).await });
             async move { Ok::<_, std::convert::Infallible>(answering.await) }
@@ -170,7 +229,15 @@ impl Proxy {
             .max_header_list_size(MAX_HEAD as u32)
             .adaptive_window(true)
             .keep_alive_interval(Duration::from_secs(120));
-        if let Err(error) = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+        let mut serving =
+            std::pin::pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        // The library waits for ever to see which HTTP it is.
+        let ended = match tokio::time::timeout(FIRST_REQUEST, &mut serving).await {
+            Ok(ended) => ended,
+            Err(_) if begun.load(Ordering::Relaxed) => serving.await,
+            Err(_) => return,
+        };
+        if let Err(error) = ended {
             tracing::debug!(sandbox = conversation.member.sandbox, %error, "HTTP with a sandbox");
         }
     }
@@ -240,7 +307,8 @@ impl Talk {
             Site::Host(host) => host,
             Site::Address(target) => {
                 return match policy.named(None, *target.ip()) {
-                    crate::policy::Named::Address => {
+                    Named::Address => {
+                        self.conversation.reaches(None)?;
                         self.send(request, Route::Address(*target), None, Vec::new(), underway).await
                     }
                     _ => Err(Denial::new(StatusCode::FORBIDDEN, Reason::NoName)),
@@ -248,11 +316,12 @@ impl Talk {
             }
         };
         underway.amend(|line| line.host = Some(host.clone()));
+        self.conversation.reaches(Some(host))?;
         let Some(rules) = policy.host(host) else {
             // Without TLS the address may be allowed by itself.
             let target = self.conversation.target;
             return match (&self.conversation.secured, policy.named(Some(host), *target.ip())) {
-                (None, crate::policy::Named::Address) => {
+                (None, Named::Address) => {
                     self.send(request, Route::Address(target), None, Vec::new(), underway).await
                 }
                 _ => Err(Denial::new(StatusCode::FORBIDDEN, Reason::NotAllowed)),
@@ -392,6 +461,8 @@ impl Talk {
         if needles.is_some() {
             // An answer that repeats the secret must be readable here.
             parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            // In pieces it could not be found. Whoever is asked for a part may send all.
+            parts.headers.remove(header::RANGE);
         }
         // What the client speaks is its own business.
         parts.version = Version::HTTP_11;
@@ -413,6 +484,7 @@ impl Talk {
                 | Reason::Operator
                 | Reason::NoUnicast
                 | Reason::DeniedNetwork => StatusCode::FORBIDDEN,
+                Reason::Busy => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::BAD_GATEWAY,
             };
             Denial::new(status, reason)
@@ -423,6 +495,9 @@ impl Talk {
                 return Err(Denial::new(StatusCode::BAD_GATEWAY, Reason::Ambiguous));
             };
             let from_upstream = hyper::upgrade::on(&mut response);
+            if let Some(needles) = &needles {
+                needles.scrub_headers(response.headers_mut());
+            }
             self.tie(from_sandbox, from_upstream, underway.clone());
             check::strip_hops(response.headers_mut());
             let headers = response.headers_mut();
@@ -452,10 +527,9 @@ impl Talk {
         upstream: hyper::upgrade::OnUpgrade,
         underway: Arc<Underway>,
     ) {
-        let member = self.member().clone();
-        let host = self.conversation.secured.clone();
+        let conversation = self.conversation.clone();
         tokio::spawn(async move {
-            let mut policy = member.watch();
+            let mut policy = conversation.member.watch();
             let passing = async {
                 let (sandbox, upstream) = tokio::try_join!(sandbox, upstream)?;
                 let sent = |bytes: &[u8]| underway.sent(bytes.len());
@@ -467,7 +541,7 @@ impl Talk {
             };
             tokio::select! {
                 biased;
-                _ = policy.wait_for(|policy| host.as_ref().is_some_and(|host| policy.host(host).is_none())) => {}
+                _ = policy.wait_for(|policy| !conversation.allowed_by(policy)) => {}
                 // However it ended.
                 _ = passing => {}
             }

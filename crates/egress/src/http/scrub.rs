@@ -130,9 +130,14 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Scrubbed<B> {
                             return Poll::Ready(Some(Ok(Frame::data(ready.freeze()))));
                         }
                     }
-                    Err(trailers) if this.held.is_empty() => return Poll::Ready(Some(Ok(trailers))),
-                    Err(trailers) => {
-                        this.next = Some(trailers);
+                    Err(mut other) => {
+                        if let Some(trailers) = other.trailers_mut() {
+                            this.needles.scrub_headers(trailers);
+                        }
+                        if this.held.is_empty() {
+                            return Poll::Ready(Some(Ok(other)));
+                        }
+                        this.next = Some(other);
                         let rest = std::mem::take(&mut this.held).freeze();
                         return Poll::Ready(Some(Ok(Frame::data(rest))));
                     }

@@ -10,6 +10,7 @@ use http_body_util::Empty;
 use super::*;
 use crate::ground::Ground;
 use crate::names::Names;
+use crate::places::{Most, Places};
 use crate::policy::Ruleset;
 use crate::sandboxes::Sandboxes;
 use crate::sandboxes::tests::{occupant, sandboxes};
@@ -39,8 +40,9 @@ fn converse(sandboxes: &Sandboxes, secured: &str) -> tokio::io::DuplexStream {
     let (inside, here) = tokio::io::duplex(1 << 16);
     let target = "1.1.1.1:443".parse().unwrap();
     let member = sandboxes.at(HERE).unwrap();
-    let talk = Conversation::new(member, target, Some(secured.parse().unwrap()), None);
-    tokio::spawn(async move { proxy.serve(here, talk).await });
+    let place = Places::new(Most { sandbox: 9, account: 9, all: 9 }).take(HERE, &member.account).unwrap();
+    let talk = Conversation::new(member, target, Some(secured.parse().unwrap()), None, place);
+    tokio::spawn(async move { proxy.serve(here, Arc::new(talk)).await });
     inside
 }
 

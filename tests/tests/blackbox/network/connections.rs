@@ -251,22 +251,31 @@ print('done')";
     Ok(())
 }
 
-/// Attacks 71 and 72: a change is in force at once, in every run from its first
-/// instruction on, and without a server nothing is let out.
-pub(crate) fn policies_change(w: &World) -> anyhow::Result<()> {
-    let outside = outside(w)?;
-    let run = make(w, "net-change", json!({"allow": ["api.test", "other.test"]}))?;
-    // Two connections stay open; each says what became of it.
-    let hold = "import socket, ssl, sys, select, time
+/// Opens connections in `net-change`, has `change` happen, and tells which of them answer.
+fn over_a_change(w: &World, change: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<String> {
+    let hold = "import socket, ssl, sys
 c = ssl.create_default_context(); c.check_hostname = False; c.verify_mode = ssl.CERT_NONE
-held = {h: c.wrap_socket(socket.create_connection((h, 443), 5), server_hostname=h) for h in ('api.test', 'other.test')}
-print('open', flush=True)
-def alive(s):
+def tls(h):
+    return c.wrap_socket(socket.create_connection((h, 443), 5), server_hostname=h)
+def ws(h):
+    s = socket.create_connection((h, 80), 5)
+    s.sendall(b'GET /ws HTTP/1.1\\r\\nHost: ' + h.encode() + b'\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n')
+    head = b''
+    while not head.endswith(b'\\r\\n\\r\\n'): head += s.recv(1)
+    assert b' 101 ' in head, head
+    return s
+def alive(h, kind, s):
     try:
-        s.settimeout(3); s.sendall(b'GET / HTTP/1.1\\r\\nHost: x.test\\r\\n\\r\\n'); return b'200' in s.recv(4096)
+        s.settimeout(3)
+        if kind == 'ws':
+            s.sendall(bytes([0x81, 0x82, 0, 0, 0, 0]) + b'hi'); return b'hi' in s.recv(100)
+        s.sendall(b'GET / HTTP/1.1\\r\\nHost: ' + h.encode() + b'\\r\\n\\r\\n'); return b' 200 ' in s.recv(4096)
     except OSError: return False
+held = [(h, k.__name__, k(h)) for h in ('api.test', 'other.test') for k in (tls, ws)]
+for one in held: assert alive(*one), one
+print('open', flush=True)
 sys.stdin.readline()
-print({h: alive(s) for h, s in held.items()}, flush=True)";
+print(*('%s:%s=%s' % (h, k, alive(h, k, s)) for h, k, s in held), flush=True)";
     let mut child = w
         .command(&["sandbox", "exec", "net-change", "-i", "--", "python3", "-c", hold])
         .stdin(std::process::Stdio::piped())
@@ -276,13 +285,39 @@ print({h: alive(s) for h, s in held.items()}, flush=True)";
     let mut line = String::new();
     std::io::BufRead::read_line(&mut output, &mut line)?;
     ensure!(line == "open\n", "{line}");
-    set_policy(w, &run, json!({"allow": ["other.test"]}))?;
+    change()?;
     std::thread::sleep(Duration::from_millis(300));
     std::io::Write::write_all(child.stdin.as_mut().context("stdin")?, b"\n")?;
     line.clear();
     std::io::BufRead::read_line(&mut output, &mut line)?;
     child.wait()?;
-    ensure!(line.trim() == "{'api.test': False, 'other.test': True}", "{line}");
+    Ok(line.trim().to_owned())
+}
+
+/// Attacks 71 and 72: a change is in force at once, in every run from its first
+/// instruction on, and without a server nothing is let out.
+pub(crate) fn policies_change(w: &World) -> anyhow::Result<()> {
+    let outside = outside(w)?;
+    let run = make(w, "net-change", json!({"allow": ["api.test", "other.test"]}))?;
+    // Connections to two hosts, with TLS and as WebSockets without: one host is forbidden
+    // by a change, from each kind of policy to another.
+    let rule = json!([{"transform": [{"headers": {"x-added": "s3cret-s3cret"}}]}]);
+    let everywhere = json!({"allow": ["api.test", "other.test"]});
+    let there = json!({"allow": ["other.test"]});
+    let by_rule = json!({"allow": {"api.test": rule, "other.test": rule}});
+    let all_but = json!({"allow": ["*"], "subnets": {"deny": [format!("{API}/32")]}});
+    for (from, to) in [
+        (&json!({"mode": "allow-all"}), &there),
+        (&by_rule, &json!({"allow": {"other.test": rule}})),
+        (&by_rule, &all_but),
+        (&json!({"mode": "allow-all"}), &all_but),
+        (&everywhere, &there),
+    ] {
+        set_policy(w, &run, from.clone())?;
+        let stayed = over_a_change(w, || set_policy(w, &run, to.clone()).map(drop))?;
+        let expected = "api.test:tls=False api.test:ws=False other.test:tls=True other.test:ws=True";
+        ensure!(stayed == expected, "from {from} to {to}: {stayed}");
+    }
     ensure!(status(w, "net-change", "-k https://api.test/")?.contains("exit"), "new ones are let out");
     ensure!(status(w, "net-change", "-k https://other.test/")? == "200");
     // The next run has it before anything runs in it.
@@ -291,6 +326,11 @@ print({h: alive(s) for h, s in held.items()}, flush=True)";
     ensure!(status(w, "net-change", "-k https://api.test/")?.contains("exit"));
     ensure!(status(w, "net-change", "-k https://other.test/")? == "200");
     ensure!(outside.requests().iter().all(|request| request.host == "other.test"));
+    // So has the next server, for a run that goes on.
+    w.end_server("-KILL")?;
+    w.serve()?;
+    ensure!(status(w, "net-change", "-k https://api.test/")?.contains("exit"), "let out by the next server");
+    ensure!(status(w, "net-change", "-k https://other.test/")? == "200");
     // A program that tries all the time, over the death of the server.
     let tries = format!(
         "import socket, time
