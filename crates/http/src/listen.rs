@@ -3,8 +3,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -68,8 +67,8 @@ async fn serve_within(limits: Limits, listener: TcpListener, router: Router, sto
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "set TCP_NODELAY");
         }
-        let (router, begun) = (router.clone(), Arc::new(AtomicBool::new(false)));
-        let asked = begun.clone();
+        let (router, activity) = (router.clone(), Arc::new(Activity::new()));
+        let active = activity.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             // The input of a command is as slow as who types it; only a caller with a key
             // gets so far.
@@ -77,20 +76,23 @@ async fn serve_within(limits: Limits, listener: TcpListener, router: Router, sto
             let mut request =
                 request.map(|body| if typed { Body::new(body) } else { patient(body, limits.body) });
             request.extensions_mut().insert(ConnectInfo(peer));
-            asked.store(true, Ordering::Relaxed);
-            let mut router = router.clone();
+            let (mut router, answering) = (router.clone(), Answering::new(active.clone()));
             // A router is always ready.
-            async move { Ok::<_, Infallible>(call(&mut router, request).await) }
+            async move {
+                let response = call(&mut router, request).await;
+                Ok::<_, Infallible>(response.map(|body| Answered { body, _until_it_ends: answering }))
+            }
         });
         let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
-            // The library waits for ever to see which HTTP it is.
-            let ended = match tokio::time::timeout(limits.head, &mut connection).await {
-                Ok(ended) => ended,
-                Err(_) if begun.load(Ordering::Relaxed) => connection.await,
-                Err(_) => return,
+            // The library waits for ever to see which HTTP it is, and for the next request of
+            // HTTP/2.
+            let ended = tokio::select! {
+                biased;
+                ended = &mut connection => ended,
+                () = activity.idle_for(limits.head) => return,
             };
             if let Err(error) = ended {
                 tracing::debug!(%peer, error, "connection");
@@ -106,6 +108,76 @@ async fn call(router: &mut Router, request: Request) -> axum::response::Response
     match router.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
+    }
+}
+
+/// How many requests of a connection are being answered, and since when none is.
+#[derive(Debug)]
+struct Activity(Mutex<(usize, Instant)>);
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new((0, Instant::now())))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, (usize, Instant)> {
+        // Two numbers: a panic elsewhere cannot tear them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nothing was asked for so long.
+    async fn idle_for(&self, limit: Duration) {
+        loop {
+            let (answering, since) = *self.state();
+            let end = if answering > 0 { Instant::now() + limit } else { since + limit };
+            if answering == 0 && end <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+}
+
+/// A request that is being answered, until this is dropped.
+struct Answering(Arc<Activity>);
+
+impl Answering {
+    fn new(activity: Arc<Activity>) -> Self {
+        activity.state().0 += 1;
+        Self(activity)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        *state = (state.0 - 1, Instant::now());
+    }
+}
+
+/// The body of an answer.
+struct Answered {
+    body: Body,
+    _until_it_ends: Answering,
+}
+
+impl HttpBody for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -201,6 +273,14 @@ mod tests {
         let answer =
             talk("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").await;
         assert!(answer.ends_with('5'), "{answer}");
+        // HTTP/2 that answers pings, with nothing to ask.
+        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (mut client, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = hyper::Request::post(format!("http://{address}/")).body(Body::from("hello")).unwrap();
+        assert_eq!(client.send_request(request).await.unwrap().status(), 200);
+        assert!(tokio::time::timeout(Duration::from_secs(20), connection).await.is_ok(), "it is still open");
         stop.send(()).unwrap();
         serving.await.unwrap();
     }

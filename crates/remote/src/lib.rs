@@ -8,6 +8,7 @@
 mod pkt;
 mod tokens;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +31,52 @@ const MAX_ANSWER: usize = 64 << 10;
 /// one.
 const REDIRECTS: usize = 3;
 
+/// How this server reaches the internet: as its sandboxes do.
+#[derive(Debug, Clone, Default)]
+pub struct Outward {
+    /// HTTP proxy, for everything but mirrors.
+    pub proxy: Option<Url>,
+    /// PEM file of authorities to believe in beside the public ones and the host's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// The file of authorities could not be read.
+    #[error("read the certificate authorities in {0}")]
+    Authorities(PathBuf, #[source] std::io::Error),
+    /// TLS could not be set up.
+    #[error("set up TLS")]
+    Tls(#[from] reqwest::Error),
+}
+
+impl Outward {
+    /// A client that follows no redirect and takes so long at most.
+    fn client(&self, mirrors: &[Mirror], patience: Duration) -> Result<reqwest::Client, SetUpError> {
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(patience)
+            // The environment's is for other programs.
+            .no_proxy()
+            .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")));
+        if let Some(proxy) = self.proxy.clone() {
+            let mirrors: Vec<String> = mirrors.iter().map(|mirror| mirror.to.clone()).collect();
+            builder = builder.proxy(reqwest::Proxy::custom(move |url| {
+                let mirrored = mirrors.iter().any(|mirror| url.as_str().starts_with(mirror));
+                (!mirrored).then(|| proxy.clone())
+            }));
+        }
+        if let Some(path) = &self.ca_file {
+            let pem = std::fs::read(path).map_err(|error| SetUpError::Authorities(path.clone(), error))?;
+            for certificate in reqwest::Certificate::from_pem_bundle(&pem)? {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        Ok(builder.build()?)
+    }
+}
+
 /// The remotes of GitHub repositories, and mirrors that stand for them.
 #[derive(Debug)]
 pub struct HttpRemote {
@@ -41,16 +88,9 @@ impl HttpRemote {
     /// With these mirrors.
     ///
     /// # Errors
-    /// When the TLS library cannot be set up.
-    pub fn new(mirrors: Vec<Mirror>) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(PATIENCE)
-            // As sandboxes reach it: directly.
-            .no_proxy()
-            .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { client, mirrors })
+    /// [`SetUpError`].
+    pub fn new(mirrors: Vec<Mirror>, outward: &Outward) -> Result<Self, SetUpError> {
+        Ok(Self { client: outward.client(&mirrors, PATIENCE)?, mirrors })
     }
 
     async fn ask(&self, mut url: Url, authorization: Option<&str>) -> Result<Response, RemoteError> {
@@ -167,7 +207,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = format!("http://{}/", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
-        HttpRemote::new(vec![Mirror { from: "https://github.com/".to_owned(), to }]).unwrap()
+        HttpRemote::new(vec![Mirror { from: "https://github.com/".to_owned(), to }], &Outward::default())
+            .unwrap()
     }
 
     #[tokio::test]
@@ -185,5 +226,31 @@ mod tests {
         for silent in ["away", "broken", "odd"] {
             assert!(matches!(tip(silent).await, Err(RemoteError::Silent(_))), "{silent}");
         }
+    }
+
+    /// Through the operator's proxy, but for mirrors (they are near).
+    #[tokio::test]
+    async fn the_proxy_is_asked_for_what_is_outside() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let outward = Outward { proxy: Some(proxy), ca_file: None };
+        let (asked, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut line = String::new();
+                let mut stream = tokio::io::BufReader::new(stream);
+                tokio::io::AsyncBufReadExt::read_line(&mut stream, &mut line).await.unwrap();
+                asked.send(line).unwrap();
+            }
+        });
+        let repo = "https://github.com/acme/widgets".parse().unwrap();
+        let remote = HttpRemote::new(Vec::new(), &outward).unwrap();
+        assert!(matches!(remote.tip(&repo, None).await, Err(RemoteError::Silent(_))));
+        assert_eq!(heard.recv().await.unwrap(), "CONNECT github.com:443 HTTP/1.1\r\n");
+        let to = "http://127.0.0.1:9/".to_owned();
+        let mirror = Mirror { from: "https://github.com/".to_owned(), to };
+        let remote = HttpRemote::new(vec![mirror], &outward).unwrap();
+        assert!(matches!(remote.tip(&repo, None).await, Err(RemoteError::Silent(_))));
+        assert!(heard.try_recv().is_err());
     }
 }

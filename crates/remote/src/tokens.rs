@@ -16,6 +16,8 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::{Outward, SetUpError};
+
 /// How long GitHub may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -100,14 +102,14 @@ impl GithubTokens {
     /// With these credentials; GitHub's API may be mirrored.
     ///
     /// # Errors
-    /// When the TLS library cannot be set up.
-    pub fn new(credentials: Credentials, mirrors: Vec<Mirror>, clock: Clock) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(PATIENCE)
-            .no_proxy()
-            .user_agent(concat!("dormouse/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+    /// [`SetUpError`].
+    pub fn new(
+        credentials: Credentials,
+        mirrors: Vec<Mirror>,
+        outward: &Outward,
+        clock: Clock,
+    ) -> Result<Self, SetUpError> {
+        let client = outward.client(&mirrors, PATIENCE)?;
         Ok(Self { credentials, client, mirrors, minted: Mutex::default(), clock })
     }
 
@@ -212,8 +214,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         let owners = BTreeMap::from([("acme".to_owned(), Credential::File(path.clone()))]);
-        let tokens =
-            GithubTokens::new(Credentials { default: None, owners }, Vec::new(), Clock::system()).unwrap();
+        let tokens = GithubTokens::new(
+            Credentials { default: None, owners },
+            Vec::new(),
+            &Outward::default(),
+            Clock::system(),
+        )
+        .unwrap();
         assert!(tokens.covers(&repo("Acme/widgets")) && !tokens.covers(&repo("other/widgets")));
         assert!(tokens.token(&repo("acme/widgets")).await.is_err());
         for text in ["one", "two"] {
@@ -254,9 +261,13 @@ mod tests {
         tokio::spawn(async move { axum::serve(listener, app).await });
         let mirrors = vec![Mirror { from: "https://api.github.com/".to_owned(), to }];
         let default = Some(Credential::App { id: "7".to_owned(), key });
-        let tokens =
-            GithubTokens::new(Credentials { default, owners: BTreeMap::new() }, mirrors, clock.clone())
-                .unwrap();
+        let tokens = GithubTokens::new(
+            Credentials { default, owners: BTreeMap::new() },
+            mirrors,
+            &Outward::default(),
+            clock.clone(),
+        )
+        .unwrap();
         let token = tokens.token(&repo("acme/widgets")).await.unwrap();
         assert_eq!(token, GitToken::new("ghs_1".to_owned()));
         assert_eq!(tokens.token(&repo("Acme/Widgets")).await.unwrap(), token, "minted twice");

@@ -136,15 +136,18 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let here = engine.is_some();
     let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
     let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
+    let outward = config.network.outward()?;
     let sessions = match config.github.credentials()? {
         Some(github) => {
-            sessions.with_tokens(Arc::new(GithubTokens::new(github, config.git.mirrors(), clock.clone())?))
+            let tokens = GithubTokens::new(github, config.git.mirrors(), &outward, clock.clone());
+            sessions.with_tokens(Arc::new(tokens.context("set up the client of GitHub's API")?))
         }
         None => sessions,
     };
     let sessions = Arc::new(match config.org_snapshots()? {
         Some(org_snapshots) => {
-            let remote = HttpRemote::new(config.git.mirrors()).context("set up the client of git remotes")?;
+            let remote = HttpRemote::new(config.git.mirrors(), &outward)
+                .context("set up the client of git remotes")?;
             sessions.with_org_snapshots(Arc::new(remote), jobs.clone(), org_snapshots)
         }
         None => sessions,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use dormouse_egress::Mirror;
-use dormouse_remote::{Credential, Credentials};
+use dormouse_remote::{Credential, Credentials, Outward};
 use dormouse_sessions::GitToken;
 use dormouse_types::Cidr;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,11 @@ impl Network {
         let url: url::Url = text.parse().map_err(|_| wrong())?;
         anyhow::ensure!(url.scheme() == "http" && url.has_host() && url.path() == "/", wrong());
         Ok(Some(url))
+    }
+
+    /// How the server itself reaches the internet.
+    pub(crate) fn outward(&self) -> anyhow::Result<Outward> {
+        Ok(Outward { proxy: self.proxy()?, ca_file: self.ca_file.clone() })
     }
 
     pub(super) fn check(&self) -> anyhow::Result<()> {

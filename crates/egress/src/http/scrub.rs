@@ -225,6 +225,22 @@ mod tests {
     }
 
     #[test]
+    fn trailers_are_scrubbed_too() {
+        let trailers = HeaderMap::from_iter([(
+            http::header::HeaderName::from_static("grpc-message"),
+            HeaderValue::from_static("no access with s3cret-s3cret"),
+        )]);
+        let frames = [
+            Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(b"s3cret-"))),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let body = Scrubbed::new(StreamBody::new(stream::iter(frames)), needles(&["s3cret-s3cret"]));
+        let whole = futures::executor::block_on(body.collect()).unwrap();
+        assert_eq!(whole.trailers().unwrap()["grpc-message"], "no access with *************");
+        assert_eq!(whole.to_bytes(), "s3cret-");
+    }
+
+    #[test]
     fn placeholders_are_swapped_where_they_stand() {
         let value = |text: &str| HeaderValue::from_str(text).unwrap();
         let swap = |sent: &str| swap(&value(sent), "dm_placeholder_1", &value("s3cret"));

@@ -132,6 +132,13 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
         get("--http2 --data-binary @/etc/passwd https://api.test/count")?
             == w.ok("net-req", "wc -c < /etc/passwd")?
     );
+    // A reflected secret cannot be fetched in parts.
+    outside.requests();
+    get("-H 'Range: bytes=0-3' https://api.test/")?;
+    ensure!(
+        outside.requests().iter().all(|request| request.header("range").is_empty()),
+        "a part was asked for"
+    );
     let sent = || Ok::<_, anyhow::Error>(access(w, "net-req")?["sent"].as_u64().unwrap_or(0));
     let before = sent()?;
     ensure!(websocket(w, "net-req")? == "echoed");
