@@ -81,9 +81,13 @@ fn kind(address: Ipv4Addr) -> Kind {
     if private { Kind::Private } else { Kind::Public }
 }
 
-/// Whether the address is one of this host's: only those can be bound.
+/// Whether the address is one of this host's: only those can be bound. Where that cannot
+/// be tried, it may be.
 fn is_own(address: Ipv4Addr) -> bool {
-    std::net::UdpSocket::bind((address, 0)).is_ok()
+    match std::net::UdpSocket::bind((address, 0)) {
+        Err(error) => error.kind() != std::io::ErrorKind::AddrNotAvailable,
+        Ok(_) => true,
+    }
 }
 
 #[cfg(test)]

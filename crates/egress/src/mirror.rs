@@ -111,7 +111,7 @@ impl Mirrors {
         let (path, query) = (uri.path(), uri.query());
         let api = API_HOSTS.contains(&host.as_str());
         let passes = if api {
-            is_api_path(path)
+            is_api_path(host.as_str(), path)
         } else {
             is_git_request(method, path, query) || is_lfs_request(method, path, query)
         };
@@ -155,17 +155,22 @@ impl Mirrors {
 }
 
 /// GitHub's hosts that speak no git.
-const API_HOSTS: [&str; 3] = ["api.github.com", "codeload.github.com", "uploads.github.com"];
+const API_HOSTS: [&str; 3] = ["api.github.com", ARCHIVE_HOST, "uploads.github.com"];
 
-/// Owner and repository at the beginning of a path, as GitHub names them.
-fn is_api_path(path: &str) -> bool {
+/// Where archives of a repository are: `/OWNER/REPOSITORY/…`.
+const ARCHIVE_HOST: &str = "codeload.github.com";
+
+/// Owner and repository at the beginning of a path, as the host has them.
+fn is_api_path(host: &str, path: &str) -> bool {
     let mut segments = path.strip_prefix('/').unwrap_or(path).split('/');
+    if host == ARCHIVE_HOST {
+        let named = |segment: Option<&str>| segment.is_some_and(is_name);
+        return named(segments.next()) && named(segments.next()) && segments.next().is_some();
+    }
     match segments.next() {
         Some("repos") => segments.next().is_some_and(is_name) && segments.next().is_some_and(is_name),
         Some("graphql" | "user") => segments.next().is_none(),
-        // codeload.github.com/OWNER/REPOSITORY/...
-        Some(owner) => is_name(owner) && segments.next().is_some_and(is_name) && segments.next().is_some(),
-        None => false,
+        _ => false,
     }
 }
 
@@ -298,7 +303,7 @@ mod tests {
             get("/repos/acme/widgets/pulls?state=open").as_deref(),
             Some("https://ghe.test/api/v3/repos/acme/widgets/pulls?state=open")
         );
-        for path in ["/repos/acme/../x", "/admin", "/", "/repos/acme", "/repos/../../x"] {
+        for path in ["/repos/acme/../x", "/admin", "/", "/repos/acme", "/repos/../../x", "/admin/users/x"] {
             assert_eq!(get(path), None, "{path}");
         }
     }

@@ -43,11 +43,13 @@ pub enum Reason {
     Unreachable,
     /// The destination's certificate is not valid for its name.
     Certificate,
+    /// A secret that was sent could not be found in the answer.
+    Compressed,
 }
 
 impl Reason {
     /// All of them, each at its own place.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::DenyAll,
         Self::NotAllowed,
         Self::DeniedNetwork,
@@ -66,6 +68,7 @@ impl Reason {
         Self::NoAddress,
         Self::Unreachable,
         Self::Certificate,
+        Self::Compressed,
     ];
 
     /// The rule in a sentence, for whoever is in the sandbox.
@@ -90,6 +93,7 @@ impl Reason {
             Self::NoAddress => "the name has no address",
             Self::Unreachable => "the destination cannot be reached",
             Self::Certificate => "the certificate of the destination is not valid",
+            Self::Compressed => "the answer is compressed, so a secret in it could not be taken out",
         }
     }
 
@@ -115,6 +119,7 @@ impl Reason {
             Self::NoAddress => "no-address",
             Self::Unreachable => "unreachable",
             Self::Certificate => "certificate",
+            Self::Compressed => "compressed",
         }
     }
 }

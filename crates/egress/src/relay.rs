@@ -213,9 +213,7 @@ impl Relay {
             Next::Splice { upstream, first, host } => {
                 let way = if host.is_some() { Way::Spliced } else { Way::Direct };
                 let line = Access::now(way).address(target).host(host.as_ref());
-                let allowed = move |policy: &Ruleset| {
-                    !matches!(policy.named(host.as_ref(), *target.ip()), Named::Refused(_))
-                };
+                let allowed = move |policy: &Ruleset| policy.passes_unseen(host.as_ref(), *target.ip());
                 self.splice(member, stream, upstream, &first, line, allowed).await;
             }
             Next::Http { upstream, first } => {
@@ -308,7 +306,7 @@ fn dialled(
 /// the names that the sandbox has for it.
 fn is_allowed(member: &Member, policy: &Ruleset, target: SocketAddrV4) -> bool {
     let names = || member.names_of(*target.ip());
-    let named = |host| !matches!(policy.named(host, *target.ip()), Named::Refused(_));
+    let named = |host| policy.passes_unseen(host, *target.ip());
     match policy.opening(target) {
         Opening::Refused(_) => false,
         Opening::Address => true,

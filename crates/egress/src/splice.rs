@@ -15,8 +15,9 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::ledger::Underway;
 
-/// Bytes that are moved at once.
-const CHUNK: usize = 256 << 10;
+/// Bytes that are moved at once, and so many that a connection holds whose other side
+/// takes nothing.
+const CHUNK: usize = 64 << 10;
 
 thread_local! {
     /// One buffer for all connections of a thread: it is empty whenever a task waits.

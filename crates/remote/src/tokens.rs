@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A minted token is used for this long; GitHub's are good for an hour.
 const USED_FOR: Duration = Duration::from_secs(40 * 60);
+
+/// How long nobody asks again after a failure.
+const FAILED_FOR: Duration = Duration::from_secs(10);
 
 /// Tokens that are kept.
 const KEPT: usize = 10_000;
@@ -69,13 +73,16 @@ impl Credentials {
     }
 }
 
+/// The token of one repository, which is minted by one at a time, or when that failed.
+type Slot = Arc<Mutex<Option<(Timestamp, Option<GitToken>)>>>;
+
 /// The tokens of a server.
 #[derive(Debug)]
 pub struct GithubTokens {
     credentials: Credentials,
     client: reqwest::Client,
     mirrors: Vec<Mirror>,
-    minted: Mutex<HashMap<String, (Timestamp, GitToken)>>,
+    minted: std::sync::Mutex<HashMap<String, Slot>>,
     clock: Clock,
 }
 
@@ -110,7 +117,7 @@ impl GithubTokens {
         clock: Clock,
     ) -> Result<Self, SetUpError> {
         let client = outward.client(&mirrors, PATIENCE)?;
-        Ok(Self { credentials, client, mirrors, minted: Mutex::default(), clock })
+        Ok(Self { credentials, client, mirrors, minted: std::sync::Mutex::default(), clock })
     }
 
     async fn ask<T: serde::de::DeserializeOwned>(
@@ -136,12 +143,29 @@ impl GithubTokens {
     /// installation").
     async fn mint(&self, id: &str, key: &Path, repo: &GithubRepo) -> Result<GitToken, Failure> {
         let name = repo.to_string().to_ascii_lowercase();
-        let mut minted = self.minted.lock().await;
-        if let Some((at, token)) = minted.get(&name)
-            && self.clock.now().since(*at) < USED_FOR
-        {
-            return Ok(token.clone());
+        let slot = {
+            // A map only: a panic elsewhere cannot tear it.
+            let mut minted = self.minted.lock().unwrap_or_else(PoisonError::into_inner);
+            if minted.len() >= KEPT && !minted.contains_key(&name) {
+                minted.clear();
+            }
+            minted.entry(name).or_default().clone()
+        };
+        let mut slot = slot.lock().await;
+        if let Some((at, minted)) = slot.as_ref() {
+            let age = self.clock.now().since(*at);
+            match minted {
+                Some(token) if age < USED_FOR => return Ok(token.clone()),
+                None if age < FAILED_FOR => return Err("it failed a moment ago".into()),
+                _ => {}
+            }
         }
+        let minted = self.ask_for_token(id, key, repo).await;
+        *slot = Some((self.clock.now(), minted.as_ref().ok().cloned()));
+        minted
+    }
+
+    async fn ask_for_token(&self, id: &str, key: &Path, repo: &GithubRepo) -> Result<GitToken, Failure> {
         let pem = tokio::fs::read(key).await?;
         let now = u64::try_from(self.clock.now().0 / 1000)?;
         // GitHub's clock may be behind.
@@ -153,12 +177,7 @@ impl GithubTokens {
         let scope = serde_json::json!({ "repositories": [repo.name()] });
         let path = format!("app/installations/{id}/access_tokens");
         let Minted { token } = self.ask(Method::POST, &path, &jwt, Some(scope)).await?;
-        if minted.len() >= KEPT {
-            minted.clear();
-        }
-        let token = GitToken::new(token);
-        minted.insert(name, (self.clock.now(), token.clone()));
-        Ok(token)
+        Ok(GitToken::new(token))
     }
 
     async fn get(&self, repo: &GithubRepo) -> Result<GitToken, Failure> {
@@ -195,7 +214,6 @@ impl TokenSource for GithubTokens {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use axum::Json;

@@ -57,6 +57,12 @@ const PATIENCE: Duration = Duration::from_secs(25 * 60);
 /// Requests at once on one connection of HTTP/2.
 const MAX_STREAMS: u32 = 256;
 
+/// Bytes that a stream of HTTP/2 may be ahead of who takes them; a connection twice that.
+const WINDOW: u32 = 1 << 20;
+
+/// Longest method, in bytes: it is in the access log.
+const MAX_METHOD: usize = 32;
+
 /// Hosts that one connection without TLS may be for.
 const MAX_HOSTS: usize = 64;
 
@@ -193,7 +199,8 @@ impl Proxy {
                 .pool_timer(TokioTimer::new())
                 .http1_max_headers(MAX_HEADERS)
                 .http2_max_header_list_size(MAX_HEAD as u32)
-                .http2_adaptive_window(true)
+                .http2_initial_stream_window_size(WINDOW)
+                .http2_initial_connection_window_size(WINDOW * 2)
                 // The sandbox's own words, once.
                 .retry_canceled_requests(false)
                 .set_host(false);
@@ -227,7 +234,8 @@ impl Proxy {
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEAD as u32)
-            .adaptive_window(true)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW * 2)
             .keep_alive_interval(Duration::from_secs(120));
         let mut serving =
             std::pin::pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
@@ -249,8 +257,9 @@ impl Talk {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let method = request.method().as_str();
         let line = Access {
-            method: Some(request.method().to_string()),
+            method: (method.len() <= MAX_METHOD).then(|| method.to_owned()),
             ..Access::now(Way::Http).address(self.conversation.target)
         };
         let underway = Arc::new(Underway::new(self.member().ledger.clone(), line));
@@ -298,7 +307,9 @@ impl Talk {
     ) -> Result<Response<Body>, Denial> {
         let bad = |reason| Denial::new(StatusCode::BAD_REQUEST, reason);
         check::framing(&request).map_err(bad)?;
-        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE)
+            || request.method().as_str().len() > MAX_METHOD
+        {
             return Err(Denial::new(StatusCode::METHOD_NOT_ALLOWED, Reason::Method));
         }
         let site = self.site(&request)?;
@@ -402,18 +413,22 @@ impl Talk {
         underway: &Arc<Underway>,
     ) -> Result<Response<Body>, Denial> {
         let failed = |error: &dyn std::fmt::Display| {
-            tracing::error!(%error, "forward a request");
+            tracing::debug!(%error, "forward a request");
             Denial::new(StatusCode::BAD_GATEWAY, Reason::Unreachable)
         };
         let conversation = &self.conversation;
         let scheme = if conversation.secured.is_some() { "https" } else { "http" };
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        let mut said = vec![
+        let said = [
             ("vercel-forwarded-host", host.to_string()),
             ("vercel-forwarded-scheme", scheme.to_owned()),
             ("vercel-forwarded-port", conversation.target.port().to_string()),
             ("vercel-forwarded-path", path),
         ];
+        // Nobody says who it is but we.
+        let name = HeaderName::from_static("vercel-sandbox-oidc-token");
+        request.headers_mut().remove(&name);
+        let mut injections = Vec::new();
         if let Some(signer) = &self.proxy.signer {
             let token = signer.sign(
                 &self.member().sandbox,
@@ -421,16 +436,18 @@ impl Talk {
                 &self.member().project,
                 url.as_str(),
             );
-            said.push(("vercel-sandbox-oidc-token", token.map_err(|error| failed(&error))?));
+            let token = token.map_err(|error| failed(&error))?;
+            let value = HeaderValue::from_str(&token).map_err(|error| failed(&error))?;
+            injections.push(Injection { name, value, placeholder: None });
         }
         for (name, value) in said {
-            let value = HeaderValue::from_str(&value).map_err(|error| failed(&error))?;
+            let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|error| failed(&error))?;
             // Whatever the sandbox says of itself.
             request.headers_mut().insert(HeaderName::from_static(name), value);
         }
         let name = url.host_str().unwrap_or_default().parse::<HostName>().map_err(|error| failed(&error))?;
         let route = Route::Forward { host: name, port: url.port_or_known_default().unwrap_or(443) };
-        self.send(request, route, Some(url), Vec::new(), underway).await
+        self.send(request, route, Some(url), injections, underway).await
     }
 
     /// Sends a request on, and its answer back.
@@ -463,6 +480,7 @@ impl Talk {
             parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             // In pieces it could not be found. Whoever is asked for a part may send all.
             parts.headers.remove(header::RANGE);
+            parts.headers.remove(header::IF_RANGE);
         }
         // What the client speaks is its own business.
         parts.version = Version::HTTP_11;
@@ -500,14 +518,21 @@ impl Talk {
             }
             self.tie(from_sandbox, from_upstream, underway.clone());
             check::strip_hops(response.headers_mut());
+            *response.extensions_mut() = http::Extensions::new();
             let headers = response.headers_mut();
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, upgrade);
             return Ok(response.map(|_| body::empty()));
         }
         check::strip_hops(response.headers_mut());
+        // The words behind its status, which may be any.
+        *response.extensions_mut() = http::Extensions::new();
         if let Some(needles) = &needles {
             needles.scrub_headers(response.headers_mut());
+            let codings = response.headers().get_all(header::CONTENT_ENCODING);
+            if codings.iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+                return Err(Denial::new(StatusCode::BAD_GATEWAY, Reason::Compressed));
+            }
         }
         *response.version_mut() = Version::HTTP_11;
         Ok(response.map(|body| {

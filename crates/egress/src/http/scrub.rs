@@ -16,9 +16,12 @@ use memchr::memmem;
 /// Shorter texts are no secrets: they would be found everywhere.
 const MIN_SECRET: usize = 8;
 
+/// Longest value in which a placeholder is swapped, in bytes.
+const MAX_SWAPPED: usize = 8 << 10;
+
 /// Texts that are looked for.
 #[derive(Clone, Default)]
-pub(super) struct Needles(Arc<Vec<Vec<u8>>>);
+pub(super) struct Needles(Arc<Vec<Needle>>);
 
 impl std::fmt::Debug for Needles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,36 +34,52 @@ impl Needles {
         self.0.is_empty()
     }
 
-    /// The value of a header, its parts, and the password in it.
+    /// The value of a header, its parts, and the password in it, in the forms in which JSON,
+    /// URLs and HTML have them.
     pub(super) fn add(&mut self, value: &HeaderValue) {
         let needles = Arc::make_mut(&mut self.0);
         let mut add = |text: &[u8]| {
-            if text.len() >= MIN_SECRET && !needles.iter().any(|needle| needle == text) {
-                needles.push(text.to_vec());
+            for form in forms(text) {
+                if form.len() >= MIN_SECRET && !needles.iter().any(|needle| needle.text == form) {
+                    needles.push(Needle::new(form));
+                }
             }
         };
-        add(value.as_bytes());
-        for word in value.as_bytes().split(|byte| *byte == b' ') {
-            add(word);
-            // Basic authentication (RFC 7617).
+        let value = value.as_bytes();
+        add(value);
+        if let Some(scheme) = value.iter().position(|byte| *byte == b' ') {
+            add(&value[scheme + 1..]);
+        }
+        let mut words = value.split(|byte| b" ;,&".contains(byte)).filter(|word| !word.is_empty());
+        // The scheme (RFC 9110, section 11.4), where more follows.
+        let first = words.next().filter(|word| word.len() == value.len() || word.contains(&b'='));
+        for word in first.into_iter().chain(words) {
+            // `session=SECRET` and `token="SECRET"`; not the padding of Base64.
+            let set = word.iter().position(|byte| *byte == b'=').map(|at| &word[at + 1..]);
+            let text = set.filter(|set| set.iter().any(|byte| *byte != b'=')).unwrap_or(word);
+            let quoted = text.strip_prefix(b"\"").and_then(|text| text.strip_suffix(b"\""));
+            add(quoted.unwrap_or(text));
+            // Basic authentication (RFC 7617): the password, or who has none of that length
+            // and is the secret himself.
             if let Ok(pair) = BASE64_STANDARD.decode(word)
                 && let Some(at) = pair.iter().position(|byte| *byte == b':')
             {
-                add(&pair[at + 1..]);
+                let (user, password) = (&pair[..at], &pair[at + 1..]);
+                add(if password.len() >= MIN_SECRET { password } else { user });
             }
         }
         // The longest first: what is part of another goes with it.
-        needles.sort_by_key(|needle| std::cmp::Reverse(needle.len()));
+        needles.sort_by_key(|needle| std::cmp::Reverse(needle.text.len()));
     }
 
     /// Overwrites what is found; tells whether something was.
     fn scrub(&self, bytes: &mut [u8]) -> bool {
         let mut found = false;
-        for needle in self.0.iter() {
+        for Needle { text, .. } in self.0.iter() {
             let mut from = 0;
-            while let Some(at) = memmem::find(&bytes[from..], needle) {
-                bytes[from + at..from + at + needle.len()].fill(b'*');
-                from += at + needle.len();
+            while let Some(at) = memmem::find(&bytes[from..], text) {
+                bytes[from + at..from + at + text.len()].fill(b'*');
+                from += at + text.len();
                 found = true;
             }
         }
@@ -78,16 +97,77 @@ impl Needles {
 
     /// How many bytes at the end could be the beginning of a needle.
     fn held_back(&self, bytes: &[u8]) -> usize {
-        let longest = self.0.first().map_or(0, Vec::len);
-        let most = longest.saturating_sub(1).min(bytes.len());
-        (1..=most)
-            .rev()
-            .find(|length| {
-                let tail = &bytes[bytes.len() - length..];
-                self.0.iter().any(|needle| needle.len() > *length && needle.starts_with(tail))
-            })
-            .unwrap_or(0)
+        self.0.iter().map(|needle| needle.begun(bytes)).max().unwrap_or(0)
     }
+}
+
+/// A text that is looked for.
+#[derive(Clone)]
+struct Needle {
+    text: Vec<u8>,
+    /// Of each beginning of the text, the longest shorter one that it ends with (Knuth,
+    /// Morris and Pratt): what is looked for may be what a sandbox chose.
+    borders: Vec<usize>,
+}
+
+impl Needle {
+    fn new(text: Vec<u8>) -> Self {
+        let mut borders = vec![0; text.len()];
+        let mut border = 0;
+        for at in 1..text.len() {
+            while border > 0 && text[at] != text[border] {
+                border = borders[border - 1];
+            }
+            border += usize::from(text[at] == text[border]);
+            borders[at] = border;
+        }
+        Self { text, borders }
+    }
+
+    /// How much of it stands at the end of `bytes`, which do not hold it whole.
+    fn begun(&self, bytes: &[u8]) -> usize {
+        let from = bytes.len().saturating_sub(self.text.len() - 1);
+        let mut matched = 0;
+        for byte in &bytes[from..] {
+            while matched > 0 && *byte != self.text[matched] {
+                matched = self.borders[matched - 1];
+            }
+            matched += usize::from(*byte == self.text[matched]);
+        }
+        matched
+    }
+}
+
+/// A text, and as JSON, URLs and HTML may have it, each also without the padding of Base64.
+fn forms(text: &[u8]) -> Vec<Vec<u8>> {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let escapes: [&dyn Fn(u8) -> Option<String>; 6] = [
+        &|_| None,
+        &|byte| b"/\"\\".contains(&byte).then(|| format!("\\{}", char::from(byte))),
+        &|byte| (!unreserved(byte)).then(|| format!("%{byte:02X}")),
+        &|byte| (!unreserved(byte)).then(|| format!("%{byte:02x}")),
+        &|byte| match byte {
+            b'&' => Some("&amp;".to_owned()),
+            b'<' => Some("&lt;".to_owned()),
+            b'>' => Some("&gt;".to_owned()),
+            b'"' => Some("&quot;".to_owned()),
+            b'\'' => Some("&#39;".to_owned()),
+            _ => None,
+        },
+        &|byte| b"&<>\"'`=/".contains(&byte).then(|| format!("&#x{byte:X};")),
+    ];
+    let bare = text.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
+    let mut forms = Vec::new();
+    for text in [text, &text[..bare]] {
+        for escape in escapes {
+            let form =
+                text.iter().flat_map(|byte| escape(*byte).map_or_else(|| vec![*byte], String::into_bytes));
+            forms.push(form.collect());
+        }
+    }
+    forms.sort();
+    forms.dedup();
+    forms
 }
 
 /// A body without the needles.
@@ -171,9 +251,10 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Scrubbed<B> {
 /// authentication too. `None`: that does not stand there.
 pub(super) fn swap(sent: &HeaderValue, placeholder: &str, secret: &HeaderValue) -> Option<HeaderValue> {
     let secret = secret.to_str().ok()?;
-    let sent = sent.to_str().ok()?;
+    let sent = sent.to_str().ok().filter(|sent| sent.len() <= MAX_SWAPPED)?;
     let swapped = if sent.contains(placeholder) {
-        sent.replace(placeholder, secret)
+        // Once: what is sent must not grow with what the sandbox says.
+        sent.replacen(placeholder, secret, 1)
     } else {
         let (scheme, pair) =
             sent.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))?;
@@ -181,7 +262,7 @@ pub(super) fn swap(sent: &HeaderValue, placeholder: &str, secret: &HeaderValue) 
         if !pair.contains(placeholder) {
             return None;
         }
-        format!("{scheme} {}", BASE64_STANDARD.encode(pair.replace(placeholder, secret)))
+        format!("{scheme} {}", BASE64_STANDARD.encode(pair.replacen(placeholder, secret, 1)))
     };
     let mut swapped = HeaderValue::from_str(&swapped).ok()?;
     swapped.set_sensitive(true);
@@ -222,6 +303,35 @@ mod tests {
             "{clean}"
         );
         assert!(clean.starts_with("{\"a\":\"***") && clean.ends_with("\"}"), "{clean}");
+    }
+
+    /// What ordinary servers make of a header that they repeat.
+    #[test]
+    fn the_secret_is_found_as_others_write_it() {
+        for (value, repeated, secret) in [
+            (
+                "session=s3cret-cookie; theme=dark",
+                r#"{"cookies":{"session":"s3cret-cookie","theme":"dark"}}"#,
+                "s3cret-cookie",
+            ),
+            ("Token token=\"s3cret/slash\"", r#"{"token":"s3cret\/slash"}"#, "s3cret"),
+            ("Bearer s3cret+/plus==", "https://x.test/?t=s3cret%2B%2Fplus%3D%3D", "s3cret"),
+            ("Bearer s3cret+/plus==", "https://x.test/?t=s3cret%2b%2fplus", "s3cret"),
+            ("Bearer s3cret&<more", "<p>s3cret&amp;&lt;more</p>", "s3cret"),
+            ("Bearer s3cret/=more", "<p>s3cret&#x2F;&#x3D;more</p>", "s3cret"),
+            // sk_live_key:
+            ("Basic c2tfbGl2ZV9rZXk6", r#"{"user":"sk_live_key"}"#, "sk_live_key"),
+        ] {
+            let mut needles = Needles::default();
+            needles.add(&HeaderValue::from_str(value).unwrap());
+            let clean = String::from_utf8(scrub(vec![repeated.as_bytes().to_vec()], &needles)).unwrap();
+            assert!(!clean.contains(secret), "{value}: {clean}");
+        }
+        // Words that are no secrets stay.
+        let needles =
+            needles(&["Basic eC1hY2Nlc3MtdG9rZW46czNjcmV0LXMzY3JldA==", "GoogleLogin auth=s3cret-s3cret"]);
+        let text = b"x-access-token and GoogleLogin".to_vec();
+        assert_eq!(scrub(vec![text.clone()], &needles), text);
     }
 
     #[test]

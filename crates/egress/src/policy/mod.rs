@@ -182,6 +182,18 @@ impl Ruleset {
         }
     }
 
+    /// Whether a connection to `dialled` may go on whose requests nobody looks at: not
+    /// where a rule would answer them, or send them elsewhere.
+    pub(crate) fn passes_unseen(&self, host: Option<&HostName>, dialled: Ipv4Addr) -> bool {
+        match self.named(host, dialled) {
+            Named::Refused(_) => false,
+            Named::Splice | Named::Address => true,
+            Named::Terminate => {
+                host.and_then(|host| self.domain(host)).is_some_and(|domain| !domain.rules.answer_alone())
+            }
+        }
+    }
+
     /// Whether requests to `host` are allowed at all, and its rules, if it has some.
     pub(crate) fn host(&self, host: &HostName) -> Option<Option<&Rules>> {
         match self.domain(host) {
