@@ -40,6 +40,8 @@ pub const CDN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 12);
 /// Where GitHub is here.
 const GITHUB: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 40);
 /// Listens on many ports, and nobody may come.
+/// An address of this host, in a network that worlds allow.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 250);
 pub const HONEYPOT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// Ports of the honeypot, all with TCP.
 pub const TRAPS: [u16; 6] = [22, 25, 853, 6379, 8443, 50000];
@@ -124,6 +126,7 @@ impl Outside {
         ip(&format!("netns add {NAMESPACE}"))?;
         ip(&format!("link add {LINK} type veth peer name inside netns {NAMESPACE}"))?;
         ip(&format!("addr add 169.254.78.1/30 dev {LINK}"))?;
+        ip(&format!("addr add {HOST}/32 dev {LINK}"))?;
         ip(&format!("link set {LINK} up"))?;
         ip(&format!("-n {NAMESPACE} link set lo up"))?;
         ip(&format!("-n {NAMESPACE} addr add 169.254.78.2/30 dev inside"))?;

@@ -12,9 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, NetworkPolicy, NetworkUse, PortError,
-    PortStream, Result, SnapshotRequest, Source, StopReason, TerminalOutput, TerminalSize, TerminalStream,
-    UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, Grant, LogEvent, Namespace, NetworkPolicy, NetworkUse,
+    PortError, PortStream, Result, RunRef, SnapshotRequest, Source, StopReason, TerminalOutput, TerminalSize,
+    TerminalStream, UpdateSandbox,
 };
 use dormouse_store::{ImageRow, RouteRow, RunRow, SandboxRow, SnapshotRow, VolumeState};
 use dormouse_types::{CommandId, RunId, SandboxId, VolumeId};
@@ -110,6 +110,19 @@ pub trait Runner: Send + Sync + std::fmt::Debug + 'static {
     /// Changes what may leave a run, and its sandbox's later ones. Legal while
     /// it is live.
     async fn set_policy(&self, sandbox: &SandboxId, run: &RunId, policy: NetworkPolicy) -> Result<Recorded>;
+
+    /// As [`Runner::set_policy`], unless the sandbox's policy is not of this grant: then
+    /// nothing happens, and the answer is `false`.
+    async fn renew(
+        &self,
+        sandbox: &SandboxId,
+        run: &RunId,
+        grant: &Grant,
+        policy: NetworkPolicy,
+    ) -> Result<bool>;
+
+    /// Live runs whose policy was of a grant when they began.
+    fn granted(&self) -> Vec<(RunRef, Grant)>;
 
     /// Moves the hard end of a run later. Legal while it is live.
     async fn extend(&self, sandbox: &SandboxId, run: &RunId, by: Duration) -> Result<Recorded>;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, ListOf,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, Grant, ListOf,
     ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, NetworkUse, ProviderError, Result,
     Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, SandboxView, Snapshot,
     SnapshotRequest, SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream,
@@ -209,6 +209,17 @@ impl SandboxProvider for Control {
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run> {
         let sandbox = self.ordered(run).await?;
         Ok(present::run(&self.runner.set_policy(&sandbox, &run.id, policy).await?.run))
+    }
+
+    async fn granted(&self) -> Result<Option<Vec<(RunRef, Grant)>>> {
+        // Before, nobody knows what lives.
+        self.runner.ready().await?;
+        Ok(Some(self.runner.granted()))
+    }
+
+    async fn renew_grant(&self, run: &RunRef, grant: &Grant, policy: NetworkPolicy) -> Result<bool> {
+        let sandbox = self.ordered(run).await?;
+        self.runner.renew(&sandbox, &run.id, grant, policy).await
     }
 
     async fn stop(&self, run: &RunRef, reason: StopReason) -> Result<Stopped> {

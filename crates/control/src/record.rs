@@ -116,6 +116,7 @@ pub(crate) mod tests {
             tags: BTreeMap::new(),
             timeout_ms: 1,
             network: NetworkPolicy::default(),
+            grant: None,
             ephemeral: false,
             runtime: None,
             ports: Vec::new(),

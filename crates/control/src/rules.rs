@@ -198,6 +198,7 @@ impl SandboxConfig {
             tags,
             ports,
             network,
+            grant,
             snapshot_expiration,
             retention,
             current_snapshot: _,
@@ -219,6 +220,7 @@ impl SandboxConfig {
         if let Some(network) = network {
             check_policy(&network)?;
             self.network = network;
+            self.grant = grant;
         }
         if let Some(retention) = retention {
             check_retention(retention)?;

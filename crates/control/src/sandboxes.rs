@@ -151,6 +151,7 @@ impl Control {
             tags: BTreeMap::new(),
             timeout_ms: limits.timeout_ms(request.timeout)?,
             network: NetworkPolicy::default(),
+            grant: None,
             ephemeral: request.ephemeral,
             runtime,
             ports: Vec::new(),
@@ -161,6 +162,7 @@ impl Control {
             tags: Some(request.tags),
             ports: Some(request.ports),
             network: Some(request.network),
+            grant: request.grant,
             snapshot_expiration: request.snapshot_expiration,
             retention: Some(request.retention),
             ..UpdateSandbox::default()

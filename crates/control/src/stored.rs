@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_provider::{Expiration, NetworkPolicy, ProviderError, Resources, Result, Retention};
+use dormouse_provider::{Expiration, Grant, NetworkPolicy, ProviderError, Resources, Result, Retention};
 use serde::{Deserialize, Serialize};
 
 /// Who commands run as unless they ask for root.
@@ -86,6 +86,9 @@ pub struct SandboxConfig {
     pub timeout_ms: u64,
     /// What may leave it.
     pub network: NetworkPolicy,
+    /// Whose credentials are in that policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Grant>,
     /// It is forgotten when its run ends.
     pub ephemeral: bool,
     /// Runtime that it was asked for by.
@@ -155,6 +158,7 @@ mod tests {
                 denied_networks: vec!["192.0.2.0/24".parse().unwrap()],
                 ..CustomPolicy::default()
             }),
+            grant: None,
             ephemeral: true,
             runtime: Some("node24".to_owned()),
             ports: vec![3000],

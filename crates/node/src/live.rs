@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_control::SandboxConfig;
 use dormouse_control::order::{CopyTo, Creation, Recorded};
 use dormouse_egress::Sandboxes;
-use dormouse_provider::{NetworkPolicy, Result, SnapshotRequest, StopReason, UpdateSandbox};
+use dormouse_provider::{Grant, NetworkPolicy, Result, SnapshotRequest, StopReason, UpdateSandbox};
 use dormouse_store::{RunRow, VolumeState};
 use dormouse_types::{Namespace, RunId, SandboxId};
 use tokio::sync::oneshot;
@@ -61,6 +61,11 @@ pub(crate) enum Command {
         run: RunId,
         policy: NetworkPolicy,
         reply: Reply<Recorded>,
+    },
+    Renew {
+        run: RunId,
+        renewal: Box<(Grant, NetworkPolicy)>,
+        reply: Reply<bool>,
     },
     Extend {
         run: RunId,

@@ -15,8 +15,8 @@ use dormouse_control::ending::{Deletion, Ending, Manual};
 use dormouse_control::order::{CopyTo, Creation, Recorded};
 use dormouse_control::{Files, Ground, SandboxConfig, SandboxRecord, Stored as _, new_routes, pending_run};
 use dormouse_provider::{
-    NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source, StopReason,
-    UpdateSandbox,
+    Grant, NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source,
+    StopReason, UpdateSandbox,
 };
 use dormouse_store::{
     Garbage, GarbageKind, ImageRow, RunProcess, RunRow, SandboxWithRun, SnapshotRow, VolumeState,
@@ -141,6 +141,10 @@ impl Machine {
             Command::Update { changes, reply } => drop(reply.send(self.update(*changes).await)),
             Command::SetPolicy { run, policy, reply } => {
                 drop(reply.send(self.set_policy(&run, policy).await));
+            }
+            Command::Renew { run, renewal, reply } => {
+                let (grant, policy) = *renewal;
+                drop(reply.send(self.renew(&run, grant, policy).await));
             }
             Command::Extend { run, by, reply } => drop(reply.send(self.extend(&run, by).await)),
         }
@@ -621,6 +625,25 @@ impl Machine {
             }
             _ => Err(ProviderError::Stopped),
         }
+    }
+
+    /// [`Machine::set_policy`] for whoever keeps the credentials of a grant up to date.
+    async fn renew(&mut self, run: &RunId, grant: Grant, policy: NetworkPolicy) -> Result<bool> {
+        let event = Event::SetPolicy { current: self.has(run) };
+        if decide(self.live_phase().unwrap_or(Phase::Asleep), event).then != Then::Change {
+            return Err(ProviderError::Stopped);
+        }
+        let record = SandboxRecord::new(self.find().await?.sandbox);
+        let config = record.config()?;
+        if config.grant.as_ref() != Some(&grant) {
+            return Ok(false);
+        }
+        if config.network != policy {
+            let changes =
+                UpdateSandbox { network: Some(policy), grant: Some(grant), ..UpdateSandbox::default() };
+            self.update(changes).await?;
+        }
+        Ok(true)
     }
 
     /// Puts the policy of a sandbox in force in its live run, if there is one.

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormouse_control::order::{CopyTo, Creation, LiveRun, Recorded, Runner};
-use dormouse_provider::{NetworkPolicy, Result, SnapshotRequest, StopReason, UpdateSandbox};
+use dormouse_provider::{Grant, NetworkPolicy, Result, RunRef, SnapshotRequest, StopReason, UpdateSandbox};
 use dormouse_store::VolumeState;
 use dormouse_types::{RunId, SandboxId};
 
 use crate::Node;
 use crate::host::pool;
-use crate::live::Command;
+use crate::live::{Command, Live};
 
 #[async_trait]
 impl Runner for Node {
@@ -58,6 +58,26 @@ impl Runner for Node {
     async fn set_policy(&self, sandbox: &SandboxId, run: &RunId, policy: NetworkPolicy) -> Result<Recorded> {
         let set = |reply| Command::SetPolicy { run: run.clone(), policy: policy.clone(), reply };
         self.command(sandbox, set).await
+    }
+
+    async fn renew(
+        &self,
+        sandbox: &SandboxId,
+        run: &RunId,
+        grant: &Grant,
+        policy: NetworkPolicy,
+    ) -> Result<bool> {
+        let renewal = Box::new((grant.clone(), policy));
+        let renew = |reply| Command::Renew { run: run.clone(), renewal: renewal.clone(), reply };
+        self.command(sandbox, renew).await
+    }
+
+    fn granted(&self) -> Vec<(RunRef, Grant)> {
+        let of = |live: &Live| {
+            let run = RunRef { namespace: live.namespace.clone(), id: live.run.clone() };
+            Some((run, live.config.grant.clone()?))
+        };
+        self.registry.all_live().iter().filter_map(|live| of(live)).collect()
     }
 
     async fn extend(&self, sandbox: &SandboxId, run: &RunId, by: Duration) -> Result<Recorded> {

@@ -22,10 +22,10 @@ pub use error::{ProviderError, Result};
 pub use health::{Count, HealthCheck, HealthSource, HealthState};
 pub use model::{
     CloneDirectory, Command, CommandSpec, CreateSandbox, Direction, DiskUse, Environment, Expiration,
-    ForkSandbox, GitSource, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page, ResourcesRequest,
-    Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxSort, SandboxView, Snapshot, SnapshotNode,
-    SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput, TerminalSize,
-    Transfer, UpdateSandbox, shown_url,
+    ForkSandbox, GitSource, Grant, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page,
+    ResourcesRequest, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxSort, SandboxView, Snapshot,
+    SnapshotNode, SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput,
+    TerminalSize, Transfer, UpdateSandbox, shown_url,
 };
 pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{
@@ -154,6 +154,18 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
 
     /// Changes what may leave the live run, and its sandbox's later ones.
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run>;
+
+    /// Runs that live here with a policy of a [`Grant`]; `None`: the provider does not
+    /// keep grants.
+    async fn granted(&self) -> Result<Option<Vec<(RunRef, Grant)>>> {
+        Ok(None)
+    }
+
+    /// Changes a policy as [`SandboxProvider::set_network_policy`] does, unless somebody
+    /// set another since: then it stays, and the answer is `false`.
+    async fn renew_grant(&self, _run: &RunRef, _grant: &Grant, _policy: NetworkPolicy) -> Result<bool> {
+        Err(ProviderError::internal("renew a grant", "this provider keeps none"))
+    }
 
     /// What the sandbox's live run did on the network; `None`: nothing runs, or the
     /// provider does not tell.

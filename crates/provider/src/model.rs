@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_types::{
-    CommandId, Namespace, Resources, RunId, RunStatus, SandboxName, SnapshotId, SnapshotKind, SnapshotStatus,
-    Timestamp,
+    AccountId, CommandId, GithubRepo, Namespace, Resources, RunId, RunStatus, SandboxName, SnapshotId,
+    SnapshotKind, SnapshotStatus, Timestamp,
 };
 
 use crate::NetworkPolicy;
@@ -27,6 +27,17 @@ pub struct RunRef {
     pub namespace: Namespace,
     /// Which run.
     pub id: RunId,
+}
+
+/// For whom a policy has credentials in it that are not the caller's: they are brought up
+/// to date, or taken away, for as long as nobody sets another policy. A fork has it from
+/// its source.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Grant {
+    /// Who uses them.
+    pub account: AccountId,
+    /// What they are for.
+    pub repo: GithubRepo,
 }
 
 /// Limits that a caller asks for; the rest is the host's default.
@@ -180,6 +191,8 @@ pub struct CreateSandbox {
     pub ports: Vec<u16>,
     /// What may leave it.
     pub network: NetworkPolicy,
+    /// Whose credentials are in that policy; `None`: the caller's own.
+    pub grant: Option<Grant>,
     /// For its snapshots; `None`: the host's default.
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.
@@ -207,6 +220,7 @@ impl CreateSandbox {
             tags: BTreeMap::new(),
             ports: Vec::new(),
             network: NetworkPolicy::AllowAll,
+            grant: None,
             snapshot_expiration: None,
             retention: Retention::Current,
             ephemeral: false,
@@ -231,6 +245,8 @@ pub struct UpdateSandbox {
     pub ports: Option<Vec<u16>>,
     /// What may leave it.
     pub network: Option<NetworkPolicy>,
+    /// Whose credentials are in that policy; `None` beside a policy: the caller's own.
+    pub grant: Option<Grant>,
     /// For its snapshots.
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use dormouse_provider::{
-    Action, CreateSandbox, CustomPolicy, DomainPolicy, Matcher, NetworkPolicy, ProviderError, RequestMatch,
-    Rule, RunRef, SandboxKey, SandboxView, Swap,
+    Action, CreateSandbox, CustomPolicy, DomainPolicy, Grant, Matcher, NetworkPolicy, ProviderError,
+    RequestMatch, Rule, RunRef, SandboxKey, SandboxView, Swap,
 };
 use dormouse_store::{SecretRow, SessionRow};
 use dormouse_types::{AccountId, GithubRepo, RepoAccess};
@@ -151,7 +151,8 @@ fn merged(mut domains: Vec<DomainPolicy>, more: Vec<DomainPolicy>) -> Vec<Domain
     domains
 }
 
-/// Whether sessions made this policy for a sandbox of `repo`, and not somebody who wants
+/// Where the provider keeps no grants: whether sessions made this policy for a sandbox of
+/// `repo`, and not somebody who wants
 /// another: everything is open, and rules swap secrets, which no caller can ask for, or are
 /// the ones that [`GitToken::domains`] makes, whatever their values. A release that makes
 /// others must know these too.
@@ -233,6 +234,7 @@ impl Sessions {
     ) -> Result<()> {
         let (network, secrets) = self.policy_of(account, repo, access).await?;
         request.network = network;
+        request.grant = Some(Grant { account: account.clone(), repo: repo.clone() });
         for secret in secrets {
             request.env.insert(format!("{VARIABLE}{}", secret.name), secret.placeholder);
         }
@@ -258,27 +260,58 @@ impl Sessions {
         account: &AccountId,
         repo: &GithubRepo,
     ) -> Result<()> {
+        if self.provider.granted().await?.is_some() {
+            return self.renew(run, &Grant { account: account.clone(), repo: repo.clone() }).await;
+        }
         if !is_ours(&found.run.network, repo) {
             return Ok(());
         }
-        let access = self.access(account, repo).await?;
-        let (wanted, _) = self.policy_of(account, repo, access).await?;
+        let wanted = self.granted_policy(account, repo).await?;
         if wanted != NetworkPolicy::AllowAll || found.run.network != NetworkPolicy::AllowAll {
             self.provider.set_network_policy(run, wanted).await?;
         }
         Ok(())
     }
 
-    /// Keeps the credentials of sandboxes that run up to date, for ever.
+    /// What a sandbox of `account` with `repo` may reach now.
+    async fn granted_policy(&self, account: &AccountId, repo: &GithubRepo) -> Result<NetworkPolicy> {
+        let access = self.access(account, repo).await?;
+        Ok(self.policy_of(account, repo, access).await?.0)
+    }
+
+    async fn renew(&self, run: &RunRef, grant: &Grant) -> Result<()> {
+        let wanted = self.granted_policy(&grant.account, &grant.repo).await?;
+        if !self.provider.renew_grant(run, grant, wanted).await? {
+            tracing::debug!(run = %run.id, "somebody else chose the policy; it stays");
+        }
+        Ok(())
+    }
+
+    /// Keeps the credentials of sandboxes that run up to date, for ever: also of those that
+    /// ran while there was no server.
     pub async fn run_credentials(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(REFRESH).await;
             self.refresh_all().await;
+            tokio::time::sleep(REFRESH).await;
         }
     }
 
     /// Brings the credentials of every sandbox that runs here up to date.
     pub async fn refresh_all(&self) {
+        let granted = match self.provider.granted().await {
+            Ok(granted) => granted,
+            Err(error) => return tracing::warn!(?error, "look for runs to refresh their credentials"),
+        };
+        if let Some(granted) = granted {
+            for (run, grant) in granted {
+                match self.renew(&run, &grant).await {
+                    // It ended meanwhile.
+                    Ok(()) | Err(crate::SessionError::Provider(ProviderError::Stopped)) => {}
+                    Err(error) => tracing::warn!(run = %run.id, ?error, "refresh credentials"),
+                }
+            }
+            return;
+        }
         let mut after = None;
         loop {
             let page = self.db.active_sessions(self.host.as_ref(), after.as_ref(), ROUND).await;
@@ -296,6 +329,7 @@ impl Sessions {
         }
     }
 
+    /// [`Sessions::refresh_all`] for a session of a provider that keeps no grants.
     async fn refresh_one(&self, row: &SessionRow) -> Result<()> {
         let repo = row.clone_url.as_deref().and_then(|url| url.parse::<GithubRepo>().ok());
         let (Some(repo), Some(name)) = (&repo, &row.sandbox_name) else { return Ok(()) };

@@ -341,6 +341,7 @@ impl World {
         let answer = request.send().await?;
         let status = answer.status();
         let text = answer.text().await?;
+        ensure!(!text.contains(SERVICE_TOKEN), "the service's token is in the answer to {path}");
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
 

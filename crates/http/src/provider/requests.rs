@@ -135,6 +135,7 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         tags: body.tags,
         ports: body.ports,
         network: body.network_policy.map(policy).transpose()?,
+        grant: None,
         snapshot_expiration: body.snapshot_expiration.map(expiration).transpose()?,
         retention: body.keep_last_snapshots.map(retention).transpose()?,
         current_snapshot: body.current_snapshot_id.map(snapshot).transpose()?,

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use dormouse_tests::outside::{API, Arrived, CDN, HONEYPOT, OTHER, Outside, TRAPS};
+use dormouse_tests::outside::{API, Arrived, CDN, HONEYPOT, HOST, OTHER, Outside, TRAPS};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 

@@ -45,7 +45,7 @@ pub(crate) fn credentials(w: &World) -> anyhow::Result<()> {
             status(w, &name, &format!("https://{host}{path}"))?;
         }
     }
-    // Fronted, over HTTP, on another port, coalesced (93).
+    // Fronted, over HTTP, as another name (93).
     status(w, &name, "-H 'Host: evil.test' https://github.com/private/gadgets")?;
     status(w, &name, "http://github.com/private/gadgets/info/refs")?;
     status(w, &name, &format!("-k --connect-to api.test:443:{CDN}:443 https://api.test/private/gadgets"))?;
@@ -68,10 +68,30 @@ pub(crate) fn credentials(w: &World) -> anyhow::Result<()> {
     // A fork of it may do what it may.
     w.good(Method::POST, &format!("{SANDBOXES}/{name}/fork"), Some(json!({"name": "forked"})))?;
     w.ok("forked", "cd /vercel/sandbox && git fetch origin")?;
+    // A policy that somebody chose stays, also over the next server's look at credentials.
+    set_policy(w, &w.run("forked")?, json!({"mode": "allow-all"}))?;
+    let fetches = |name: &str| {
+        let (code, ..) = w.shell(name, "cd /vercel/sandbox && GIT_TERMINAL_PROMPT=0 git fetch -q origin")?;
+        Ok::<_, anyhow::Error>(code == 0)
+    };
+    ensure!(!fetches("forked")?, "a policy without the token has it");
+    w.good(Method::POST, &format!("{SANDBOXES}/{name}/fork"), Some(json!({"name": "forked-too"})))?;
+    w.end_server("-TERM")?;
+    w.serve()?;
+    ensure!(fetches(&name)? && fetches("forked-too")?, "the next server takes them away");
+    ensure!(!fetches("forked")?, "the next server gives them back");
     // And the token is nowhere (91).
     everywhere(w, &name)?;
-    everywhere(w, "forked")?;
+    everywhere(w, "forked-too")?;
+    // Who is no member any more has it no more, in forks neither.
+    w.cli(&["org", "remove-member", &org, &w.account])?;
+    w.end_server("-TERM")?;
+    w.serve()?;
+    for name in [&name, "forked-too"] {
+        eventually("the token is taken away", Duration::from_secs(10), || Ok(!fetches(name)?))?;
+    }
     w.delete("forked")?;
+    w.delete("forked-too")?;
     w.delete(&name)
 }
 
@@ -176,7 +196,12 @@ pub(crate) fn secrets(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&name, "echo $DORMOUSE_SECRET_API_KEY")? == placeholder, "what stands for it changed");
     curl(w, &name, &format!("{bearer} https://api.test/headers"))?;
     ensure!(outside.requests()[0].header("authorization") == "Bearer sk-live-another-one");
-    w.good(Method::DELETE, &format!("{path}/API_KEY"), None)?;
+    let listed = String::from_utf8_lossy(&w.cli(&["secret", "list", &org])?.stdout).into_owned();
+    ensure!(
+        listed.contains("API_KEY") && listed.contains("api.test") && !listed.contains("sk-live"),
+        "{listed}"
+    );
+    w.cli(&["secret", "delete", &org, "API_KEY"])?;
     w.stop(&name)?;
     w.post(&session)?;
     outside.requests();
