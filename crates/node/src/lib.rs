@@ -61,7 +61,7 @@ pub use sys::write_durably;
 use binaries::Binaries;
 use cgroup::Cgroups;
 use host::Host;
-use live::Command;
+use live::{Command, Live};
 use network::Network;
 use registry::Registry;
 use storage::{PoolHealth, Storage};
@@ -293,9 +293,29 @@ impl HealthSource for Node {
         counts.extend(totals.denied().map(|(reason, value)| Count {
             name: "dormouse_network_denied_total",
             help: "Connections, requests and questions denied, by rule.",
-            label: Some(("rule", reason.word())),
+            label: Some(("rule", reason.word().to_owned())),
             value,
         }));
+        let live = self.registry.all_live();
+        let of_each = |name, help, count: fn(&Live) -> i64| {
+            let of = move |live: &Arc<Live>| Count {
+                name,
+                help,
+                label: Some(("sandbox", live.sandbox.to_string())),
+                value: u64::try_from(count(live)).unwrap_or(0),
+            };
+            live.iter().map(of).collect::<Vec<_>>()
+        };
+        counts.extend(of_each(
+            "dormouse_sandbox_sent_bytes_total",
+            "Bytes that left a sandbox in its present run.",
+            |live| live.transferred().0,
+        ));
+        counts.extend(of_each(
+            "dormouse_sandbox_received_bytes_total",
+            "Bytes that came to a sandbox in its present run.",
+            |live| live.transferred().1,
+        ));
         counts
     }
 

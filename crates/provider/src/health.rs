@@ -43,7 +43,7 @@ pub struct Count {
     /// What is counted.
     pub help: &'static str,
     /// Name and value of what tells several of the same name apart.
-    pub label: Option<(&'static str, &'static str)>,
+    pub label: Option<(&'static str, String)>,
     /// How many.
     pub value: u64,
 }

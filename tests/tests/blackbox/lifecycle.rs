@@ -497,7 +497,7 @@ pub(crate) fn kill_first_process(w: &World, name: &str) -> anyhow::Result<()> {
 }
 
 /// The lowest pid in the run's cgroup.
-fn first_process(instance: u8, run: &str) -> anyhow::Result<String> {
+pub(crate) fn first_process(instance: u8, run: &str) -> anyhow::Result<String> {
     let text = cgroup_file(instance, run, "memory", "cgroup.procs")?;
     let first = text.lines().filter_map(|line| line.parse::<u32>().ok()).min();
     Ok(first.context("no process")?.to_string())

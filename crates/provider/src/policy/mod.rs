@@ -27,7 +27,7 @@ pub enum NetworkPolicy {
 
 impl NetworkPolicy {
     /// The policy as it may be shown: which headers are set, without their
-    /// values.
+    /// values, and which requests are answered, without what is said.
     #[must_use]
     pub fn without_values(&self) -> Self {
         let mut shown = self.clone();
@@ -36,7 +36,12 @@ impl NetworkPolicy {
                 match &mut rule.action {
                     Action::SetHeaders(headers) => headers.values_mut().for_each(|value| *value = None),
                     Action::Swap(swap) => swap.secret = None,
-                    Action::Forward(_) | Action::Respond(_) => {}
+                    // An answer may hold anything.
+                    Action::Respond(response) => {
+                        response.headers.clear();
+                        response.body = None;
+                    }
+                    Action::Forward(_) => {}
                 }
             }
         }

@@ -141,6 +141,32 @@ for name, change in tried.items():
         let refused = ["=EPERM", "=EAFNOSUPPORT", "=EPROTONOSUPPORT", "=EACCES"];
         ensure!(refused.iter().any(|errno| outcome.ends_with(errno)), "{outcome}");
     }
+    // The link is for its own address alone (65): a question in a neighbour's name is
+    // nobody's. As root of the host, since nobody inside can send it.
+    let spoof = "import socket, struct, sys
+source, target, name = sys.argv[1:]
+query = struct.pack('>HHHHHH', 7, 256, 1, 0, 0, 0) + b''.join(bytes([len(l)]) + l.encode() for l in name.split('.')) + b'\\0' + struct.pack('>HH', 1, 1)
+udp = struct.pack('>HHHH', 5353, 53, 8 + len(query), 0) + query
+ip = struct.pack('>BBHHHBBH4s4s', 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(target))
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+s.sendto(ip + udp, (target, 0))";
+    let pid = crate::lifecycle::first_process(w.instance, &w.run("net-open")?)?;
+    let send = |source: &str, name: &str| {
+        let args = ["-t", &pid, "-n", "python3", "-c", spoof, source, &server, name];
+        let sent = std::process::Command::new("nsenter").args(args).output()?;
+        ensure!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        Ok(())
+    };
+    outside.questions();
+    send(&neighbour, "spoofed.test")?;
+    send("203.0.113.9", "spoofed-too.test")?;
+    send(&own, "own.test")?;
+    let mut asked = Vec::new();
+    eventually("the control: its own question arrives", Duration::from_secs(5), || {
+        asked.extend(outside.questions());
+        Ok(asked.iter().any(|name| name.starts_with("own.test")))
+    })?;
+    ensure!(!asked.iter().any(|name| name.contains("spoofed")), "{asked:?}");
     // Why, for whoever runs it.
     let seen = access(w, "net-open")?;
     let reasons: Vec<&str> =
@@ -152,6 +178,7 @@ for name, change in tried.items():
     let metrics = w.call(Method::GET, "/metrics", None, None)?.1;
     let metrics = metrics.as_str().unwrap_or_default();
     ensure!(metrics.contains("dormouse_network_denied_total{rule=\"metadata\"}"), "{metrics}");
+    ensure!(metrics.contains("dormouse_sandbox_sent_bytes_total{sandbox=\"box_"), "{metrics}");
     ensure!(!metrics.contains("{rule=\"metadata\"} 0\n"), "{metrics}");
     for name in ["net-open", "net-names", "net-shut", "net-other"] {
         w.delete(name)?;

@@ -154,7 +154,7 @@ pub(crate) fn requests(w: &World) -> anyhow::Result<()> {
     );
     // A reflected secret cannot be fetched in parts.
     outside.requests();
-    get("-H 'Range: bytes=0-3' https://api.test/")?;
+    get("-H 'Range: bytes=0-3' https://api.test/headers")?;
     ensure!(
         outside.requests().iter().all(|request| request.header("range").is_empty()),
         "a part was asked for"
