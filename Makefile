@@ -34,7 +34,7 @@ build:
 	cargo build --workspace --all-targets --locked
 
 unit: build
-	SEEDS=$${SEEDS:-2000} cargo test --workspace --locked
+	SEEDS=$${SEEDS:-1000} cargo test --workspace --locked
 
 ## Both OpenAPI documents: valid, as the seed says, and fit for a client.
 documents:
