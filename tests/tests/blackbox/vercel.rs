@@ -279,7 +279,7 @@ async fn record(
         "networkPolicy": {"mode": "custom",
             "allowedDomains": ["*", "api.github.com", "codeload.github.com", "github.com", "uploads.github.com"],
             "injectionRules": [{"domain": "github.com", "headerNames": ["authorization"],
-                "match": {"path": {"regex": "^/acme/widgets"}}}]}
+                "match": {"path": {"regex": "(?i)^/acme/widgets(\\.git)?(/|$)"}}}]}
     });
     let name = uri.path().rsplit('/').next().unwrap_or_default().to_owned();
     let sandbox = json!({
