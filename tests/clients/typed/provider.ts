@@ -43,6 +43,7 @@ export async function useEverything(token: string): Promise<[Sandbox[], Failure[
   keep(await api.DELETE("/api/v2/sandboxes/{name}", { params: { path: { name } } }));
   keep(await api.PATCH("/api/v2/sandboxes/{name}", { params: { path: { name } }, body: { tags: { team: "blue" }, ports: [3000] } }));
   keep(await api.POST("/api/v2/sandboxes/{name}/fork", { params: { path: { name } }, body: { name: "fork", __live: true } }));
+  keep(await api.GET("/api/v2/sandboxes/{name}/network", { params: { path: { name } } }));
   sandboxes.push(...((await api.GET("/api/v3/sandboxes")).data?.sandboxes ?? []));
   keep(await api.POST("/api/v3/sandboxes", { body: { name, source: { type: "git", url: "https://github.com/owner/repo" }, env: { A: "b" } } }));
   keep(await api.GET("/api/v3/sandboxes/sessions"));
@@ -69,5 +70,6 @@ export async function useEverything(token: string): Promise<[Sandbox[], Failure[
   keep(await api.DELETE("/api/v3/sandboxes/{name}", { params: { path: { name } } }));
   keep(await api.PATCH("/api/v3/sandboxes/{name}", { params: { path: { name } }, body: { tags: { team: "blue" }, ports: [3000] } }));
   keep(await api.POST("/api/v3/sandboxes/{name}/fork", { params: { path: { name } }, body: { name: "fork", __live: true } }));
+  keep(await api.GET("/api/v3/sandboxes/{name}/network", { params: { path: { name } } }));
   return [sandboxes, failures];
 }

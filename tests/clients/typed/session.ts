@@ -63,6 +63,16 @@ export async function useEverything(key: string): Promise<number> {
   const fresh = await api.POST("/api/keys", { body: { key_name: "laptop" } });
   const revoked = await api.DELETE("/api/keys", { body: { id: fresh.data?.id ?? "" } });
 
-  const said = [log, reason, asked.data, deleted.data, word, mode, nothing, branch, state, changed.data, gone.data, keys.data, revoked.data];
+  const used = await api.GET("/api/sandbox/network", { params: { query: { sessionId } } });
+  const org = "org_1";
+  const secret = { params: { path: { org, name: "API_KEY" } } };
+  const put = await api.PUT("/api/organizations/{org}/secrets/{name}", {
+    ...secret,
+    body: { value: "s3cret-s3cret", hosts: ["api.example.com"] },
+  });
+  const secrets = await api.GET("/api/organizations/{org}/secrets", { params: { path: { org } } });
+  const forgotten = await api.DELETE("/api/organizations/{org}/secrets/{name}", secret);
+
+  const said = [used.data, put.data, secrets.data?.secrets[0]?.name, forgotten.data, log, reason, asked.data, deleted.data, word, mode, nothing, branch, state, changed.data, gone.data, keys.data, revoked.data];
   return said.length + answers.length + numbers.length + sessions.length + readyMs;
 }
