@@ -5,6 +5,7 @@
 //! What this does not do is watch which lines an input reaches. A corpus therefore holds
 //! one input for each shape that its parser knows.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -168,12 +169,34 @@ fn search(folder: &Path, time: Duration, check: &impl Fn(&[u8])) -> Result<(), B
         match tried {
             Ok(()) => {}
             Err(TestError::Fail(reason, case)) => {
-                return Err(Broken { input: changed(&case), reason: reason.to_string() });
+                // What was made small so far are the changes, not what came of them.
+                let input = smallest(changed(&case), check);
+                return Err(Broken { input, reason: reason.to_string() });
             }
             Err(TestError::Abort(reason)) => panic!("{}: {reason}", folder.display()),
         }
     }
     Ok(())
+}
+
+/// The input without every part that it breaks `check` without.
+fn smallest(mut input: Vec<u8>, check: &impl Fn(&[u8])) -> Vec<u8> {
+    let breaks = |input: &[u8]| catch_unwind(AssertUnwindSafe(|| check(input))).is_err();
+    let mut length = input.len();
+    while length > 0 {
+        let mut at = 0;
+        while at < input.len() {
+            let mut without = input.clone();
+            without.drain(at..(at + length).min(input.len()));
+            if breaks(&without) {
+                input = without;
+            } else {
+                at += length;
+            }
+        }
+        length /= 2;
+    }
+    input
 }
 
 /// FNV-1a: a name, and nothing that has to be safe.
