@@ -39,9 +39,9 @@ pub const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 11);
 pub const CDN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 12);
 /// Where GitHub is here.
 const GITHUB: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 40);
-/// Listens on many ports, and nobody may come.
 /// An address of this host, in a network that worlds allow.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 250);
+/// Listens on many ports, and nobody may come.
 pub const HONEYPOT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// Ports of the honeypot, all with TCP.
 pub const TRAPS: [u16; 6] = [22, 25, 853, 6379, 8443, 50000];

@@ -211,10 +211,14 @@ impl SandboxProvider for Control {
         Ok(present::run(&self.runner.set_policy(&sandbox, &run.id, policy).await?.run))
     }
 
-    async fn granted(&self) -> Result<Option<Vec<(RunRef, Grant)>>> {
+    fn keeps_grants(&self) -> bool {
+        true
+    }
+
+    async fn granted(&self) -> Result<Vec<(RunRef, Grant)>> {
         // Before, nobody knows what lives.
         self.runner.ready().await?;
-        Ok(Some(self.runner.granted()))
+        Ok(self.runner.granted())
     }
 
     async fn renew_grant(&self, run: &RunRef, grant: &Grant, policy: NetworkPolicy) -> Result<bool> {

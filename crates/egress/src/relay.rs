@@ -88,7 +88,7 @@ impl Relay {
             Plan::Named { upstream, expected } => {
                 let named = self.named(&member, &mut stream, target, upstream, expected);
                 // Until it is known for whom it is.
-                let next = guarded(&member, |policy| !is_shut(policy), named).await;
+                let next = guarded(&member, |policy| !policy.is_shut(), named).await;
                 match next {
                     Some(Some(next)) => self.go_on(&member, stream, target, next, place).await,
                     _ => splice::reset(&stream),
@@ -312,11 +312,6 @@ fn is_allowed(member: &Member, policy: &Ruleset, target: SocketAddrV4) -> bool {
         Opening::Address => true,
         Opening::Name => named(None) || names().iter().any(|host| named(Some(host))),
     }
-}
-
-/// Nothing at all is allowed.
-fn is_shut(policy: &Ruleset) -> bool {
-    *policy == Ruleset::nothing()
 }
 
 /// Runs `work` for as long as the policy allows it. `None`: it no longer does.

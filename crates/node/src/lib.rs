@@ -297,24 +297,24 @@ impl HealthSource for Node {
             value,
         }));
         let live = self.registry.all_live();
-        let of_each = |name, help, count: fn(&Live) -> i64| {
+        let of_each = |name, help, count: fn((i64, i64)) -> i64| {
             let of = move |live: &Arc<Live>| Count {
                 name,
                 help,
                 label: Some(("sandbox", live.sandbox.to_string())),
-                value: u64::try_from(count(live)).unwrap_or(0),
+                value: u64::try_from(count(live.transferred().unwrap_or_default())).unwrap_or(0),
             };
             live.iter().map(of).collect::<Vec<_>>()
         };
         counts.extend(of_each(
             "dormouse_sandbox_sent_bytes_total",
             "Bytes that left a sandbox in its present run.",
-            |live| live.transferred().0,
+            |(sent, _)| sent,
         ));
         counts.extend(of_each(
             "dormouse_sandbox_received_bytes_total",
             "Bytes that came to a sandbox in its present run.",
-            |live| live.transferred().1,
+            |(_, received)| received,
         ));
         counts
     }

@@ -1,12 +1,12 @@
 //! What a sandbox's task is asked for, and what it publishes of a live run.
 
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_control::SandboxConfig;
 use dormouse_control::order::{CopyTo, Creation, Recorded};
-use dormouse_egress::Sandboxes;
+use dormouse_egress::{Sandboxes, Sums};
 use dormouse_provider::{Grant, NetworkPolicy, Result, SnapshotRequest, StopReason, UpdateSandbox};
 use dormouse_store::{RunRow, VolumeState};
 use dormouse_types::{Namespace, RunId, SandboxId};
@@ -95,18 +95,21 @@ pub(crate) struct Live {
     pub(crate) ended: CancellationToken,
 }
 
+/// Bytes sent and received, as a row has them.
+pub(crate) fn in_a_row(sums: Sums) -> (i64, i64) {
+    let count = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+    (count(sums.sent), count(sums.received))
+}
+
 impl Live {
-    /// Bytes sent and received so far, as a row has them.
-    pub(crate) fn transferred(&self) -> (i64, i64) {
-        let sums = self.sandboxes.sums(self.address).unwrap_or_default();
-        let count = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-        (count(sums.sent), count(sums.received))
+    /// Bytes sent and received so far; `None`: nobody counts them any more.
+    pub(crate) fn transferred(&self) -> Option<(i64, i64)> {
+        self.sandboxes.sums(self.address).map(in_a_row)
     }
 
-    /// The row says so now; whether it said something else before.
-    pub(crate) fn saves(&self, transferred: (i64, i64)) -> bool {
+    /// What the row says.
+    pub(crate) fn saved(&self) -> MutexGuard<'_, (i64, i64)> {
         // Two numbers: a panic elsewhere cannot tear them.
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *saved, transferred) != transferred
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

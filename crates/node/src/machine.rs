@@ -31,7 +31,7 @@ use crate::decide::{Event, Phase, Plan, Step, Then, decide};
 use crate::files::{Ended, abandon, finish, prepare};
 use crate::host::{self, Host, internal, pool};
 use crate::launch::{self, Footing, LaunchError, Launched};
-use crate::live::{Command, Live};
+use crate::live::{Command, Live, in_a_row};
 use crate::registry::Registry;
 use crate::{copies, source, sys};
 
@@ -617,22 +617,23 @@ impl Machine {
         Ok(Recorded { sandbox: Some(SandboxRecord::new(row)), run, snapshot: None })
     }
 
-    async fn set_policy(&mut self, run: &RunId, policy: NetworkPolicy) -> Result<Recorded> {
+    /// Whether the policy of a run can be changed now.
+    fn takes_policy(&self, run: &RunId) -> Result<()> {
         let event = Event::SetPolicy { current: self.has(run) };
         match decide(self.live_phase().unwrap_or(Phase::Asleep), event).then {
-            Then::Change => {
-                self.update(UpdateSandbox { network: Some(policy), ..UpdateSandbox::default() }).await
-            }
+            Then::Change => Ok(()),
             _ => Err(ProviderError::Stopped),
         }
     }
 
+    async fn set_policy(&mut self, run: &RunId, policy: NetworkPolicy) -> Result<Recorded> {
+        self.takes_policy(run)?;
+        self.update(UpdateSandbox { network: Some(policy), ..UpdateSandbox::default() }).await
+    }
+
     /// [`Machine::set_policy`] for whoever keeps the credentials of a grant up to date.
     async fn renew(&mut self, run: &RunId, grant: Grant, policy: NetworkPolicy) -> Result<bool> {
-        let event = Event::SetPolicy { current: self.has(run) };
-        if decide(self.live_phase().unwrap_or(Phase::Asleep), event).then != Then::Change {
-            return Err(ProviderError::Stopped);
-        }
+        self.takes_policy(run)?;
         let record = SandboxRecord::new(self.find().await?.sandbox);
         let config = record.config()?;
         if config.grant.as_ref() != Some(&grant) {
@@ -697,8 +698,7 @@ impl Machine {
         live.row.ending = Some(recorded);
         let slot = live.process.slot;
         if let Some(sums) = self.host.sandboxes.sums(self.host.numbering.address(slot)) {
-            live.row.sent_bytes = i64::try_from(sums.sent).unwrap_or(i64::MAX);
-            live.row.received_bytes = i64::try_from(sums.received).unwrap_or(i64::MAX);
+            (live.row.sent_bytes, live.row.received_bytes) = in_a_row(sums);
         }
         let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending).await?;
         self.let_go(&run, slot);

@@ -236,18 +236,19 @@ pub(crate) async fn sweep(host: &Arc<Host>, registry: &Arc<Registry>) {
 
 /// Records how many bytes live runs sent and received, for the server after this one.
 pub(crate) async fn save_transfers(host: &Host, registry: &Registry) {
-    let mut changed = Vec::new();
-    for live in registry.all_live() {
-        let transferred = live.transferred();
-        if live.saves(transferred) {
-            changed.push((live.run.clone(), transferred));
-        }
-    }
+    let changed = registry.all_live().into_iter().filter_map(|live| {
+        let transferred = live.transferred()?;
+        let known = *live.saved() == transferred;
+        (!known).then_some((live, transferred))
+    });
+    let changed: Vec<_> = changed.collect();
     if changed.is_empty() {
         return;
     }
-    if let Err(error) = host.db.runs_transferred(&changed).await {
-        tracing::warn!(%error, "record the bytes of runs");
+    let rows: Vec<_> = changed.iter().map(|(live, transferred)| (live.run.clone(), *transferred)).collect();
+    match host.db.runs_transferred(&rows).await {
+        Ok(()) => changed.into_iter().for_each(|(live, transferred)| *live.saved() = transferred),
+        Err(error) => tracing::warn!(%error, "record the bytes of runs"),
     }
 }
 

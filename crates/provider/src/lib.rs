@@ -155,10 +155,14 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// Changes what may leave the live run, and its sandbox's later ones.
     async fn set_network_policy(&self, run: &RunRef, policy: NetworkPolicy) -> Result<Run>;
 
-    /// Runs that live here with a policy of a [`Grant`]; `None`: the provider does not
-    /// keep grants.
-    async fn granted(&self) -> Result<Option<Vec<(RunRef, Grant)>>> {
-        Ok(None)
+    /// Whether the provider keeps a [`Grant`] with its policy.
+    fn keeps_grants(&self) -> bool {
+        false
+    }
+
+    /// Runs that live here with a policy of a grant.
+    async fn granted(&self) -> Result<Vec<(RunRef, Grant)>> {
+        Ok(Vec::new())
     }
 
     /// Changes a policy as [`SandboxProvider::set_network_policy`] does, unless somebody

@@ -260,16 +260,19 @@ impl Sessions {
         account: &AccountId,
         repo: &GithubRepo,
     ) -> Result<()> {
-        if self.provider.granted().await?.is_some() {
-            return self.renew(run, &Grant { account: account.clone(), repo: repo.clone() }).await;
-        }
-        if !is_ours(&found.run.network, repo) {
+        let grants = self.provider.keeps_grants();
+        if !grants && !is_ours(&found.run.network, repo) {
             return Ok(());
         }
         let wanted = self.granted_policy(account, repo).await?;
-        if wanted != NetworkPolicy::AllowAll || found.run.network != NetworkPolicy::AllowAll {
-            self.provider.set_network_policy(run, wanted).await?;
+        if wanted == NetworkPolicy::AllowAll && found.run.network == NetworkPolicy::AllowAll {
+            return Ok(());
         }
+        if grants {
+            let grant = Grant { account: account.clone(), repo: repo.clone() };
+            return self.renew(run, &grant, wanted).await;
+        }
+        self.provider.set_network_policy(run, wanted).await?;
         Ok(())
     }
 
@@ -279,8 +282,7 @@ impl Sessions {
         Ok(self.policy_of(account, repo, access).await?.0)
     }
 
-    async fn renew(&self, run: &RunRef, grant: &Grant) -> Result<()> {
-        let wanted = self.granted_policy(&grant.account, &grant.repo).await?;
+    async fn renew(&self, run: &RunRef, grant: &Grant, wanted: NetworkPolicy) -> Result<()> {
         if !self.provider.renew_grant(run, grant, wanted).await? {
             tracing::debug!(run = %run.id, "somebody else chose the policy; it stays");
         }
@@ -298,13 +300,17 @@ impl Sessions {
 
     /// Brings the credentials of every sandbox that runs here up to date.
     pub async fn refresh_all(&self) {
-        let granted = match self.provider.granted().await {
-            Ok(granted) => granted,
-            Err(error) => return tracing::warn!(?error, "look for runs to refresh their credentials"),
-        };
-        if let Some(granted) = granted {
+        if self.provider.keeps_grants() {
+            let granted = match self.provider.granted().await {
+                Ok(granted) => granted,
+                Err(error) => return tracing::warn!(?error, "look for runs to refresh their credentials"),
+            };
             for (run, grant) in granted {
-                match self.renew(&run, &grant).await {
+                let renewing = async {
+                    let wanted = self.granted_policy(&grant.account, &grant.repo).await?;
+                    self.renew(&run, &grant, wanted).await
+                };
+                match renewing.await {
                     // It ended meanwhile.
                     Ok(()) | Err(crate::SessionError::Provider(ProviderError::Stopped)) => {}
                     Err(error) => tracing::warn!(run = %run.id, ?error, "refresh credentials"),

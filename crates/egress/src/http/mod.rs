@@ -131,7 +131,7 @@ impl Conversation {
     pub(crate) fn allowed_by(&self, policy: &Ruleset) -> bool {
         let reached = self.reached();
         let by_address = |host| matches!(policy.named(host, *self.target.ip()), Named::Address);
-        *policy != Ruleset::nothing()
+        !policy.is_shut()
             && reached.addresses.iter().all(|address| !policy.denies(*address))
             && reached
                 .hosts

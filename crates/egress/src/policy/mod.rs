@@ -112,6 +112,11 @@ impl Ruleset {
         Self { default: Default::DenyAll, domains: Vec::new(), allowed: Vec::new(), denied: Vec::new() }
     }
 
+    /// Nothing at all is allowed.
+    pub(crate) fn is_shut(&self) -> bool {
+        *self == Self::nothing()
+    }
+
     /// Names are judged here: there is at least one entry that is not `*` alone
     /// without rules.
     fn looks_at_names(&self) -> bool {
