@@ -338,9 +338,12 @@ impl Sessions {
         // It was used meanwhile.
         let (now, mut archived, mut deleted, mut moved) = (self.now(), false, false, false);
         let changed = self.db.change_session(&id, cause.as_ref(), |row| {
-            archived = row.status == SessionStatus::Archived && !was_archived;
+            let is_archived = row.status == SessionStatus::Archived;
+            archived = is_archived && !was_archived;
             deleted = row.deleted_at.is_some() && !was_deleted;
-            moved = (row.lifecycle_state, &row.sandbox_name) != (seen.0, &seen.1);
+            // Whoever wants an archived session back has the last word, too.
+            moved =
+                (row.lifecycle_state, &row.sandbox_name) != (seen.0, &seen.1) || was_archived && !is_archived;
             change(row);
             row.updated_at = now;
             !archived && !deleted && !moved
