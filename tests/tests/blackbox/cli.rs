@@ -175,3 +175,13 @@ pub(crate) fn shell(w: &World) -> anyhow::Result<()> {
     let _ = reader.join();
     w.delete("cli-shell")
 }
+
+/// A host on which sandboxes run lacks nothing but the port, which the server has.
+pub(crate) fn doctor(w: &World) -> anyhow::Result<()> {
+    let output = w.command(&["doctor"]).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let missing: Vec<&str> = text.lines().filter(|line| line.starts_with("FAIL")).collect();
+    ensure!(missing.iter().all(|line| line.contains(" port ")), "{missing:?}");
+    ensure!(text.contains("nftables takes such rules"), "{text}");
+    Ok(())
+}

@@ -170,6 +170,7 @@ const CLIENTS: &[Scenario] = &[
     ("provider::tarballs", provider::tarballs),
     ("cli::sandboxes_and_snapshots", cli::sandboxes_and_snapshots),
     ("cli::shell", cli::shell),
+    ("cli::doctor", cli::doctor),
     ("services::restart", services::restart),
     ("vercel::engine_conforms", vercel::engine_conforms),
     ("vercel::a_stop_is_frugal", vercel::a_stop_is_frugal),

@@ -148,7 +148,7 @@ fn tun() -> Finding {
 /// Has the kernel check rules like ours, and make none of them.
 fn transparent_proxy() -> Finding {
     const RULES: &str = "table inet dormouse_doctor { chain c { type filter hook prerouting priority mangle; \
-         socket transparent 1 accept; meta l4proto tcp tproxy ip to :1 accept; } }";
+         socket transparent 1 accept; meta l4proto tcp tproxy ip to :1 accept; }; }";
     let ok = command("nft", &["--check", RULES]);
     Finding {
         name: "transparent proxy",
