@@ -56,7 +56,7 @@ async fn output(engine: &Control, run: &RunRef, argv: Vec<String>) -> anyhow::Re
             LogEvent::Exited(command) => {
                 ensure!(command.exit_code == Some(0), "{}", String::from_utf8_lossy(&err));
             }
-            LogEvent::Started(_) => {}
+            LogEvent::Started(_) | LogEvent::Lost(_) => {}
         }
     }
     Ok(String::from_utf8(out)?)

@@ -37,6 +37,9 @@ pub enum Request {
         spawn: Spawn,
         /// Stream its output on this connection until it exits.
         follow: bool,
+        /// Generation 4: with `follow`, as [`Request::Follow`] has it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        log: bool,
     },
     /// Output of a command from its first byte, then [`Reply::Exited`].
     Follow {
@@ -44,6 +47,10 @@ pub enum Request {
         id: String,
         /// Send output frames too, not only the exit.
         output: bool,
+        /// Generation 4: answer with [`Reply::Log`] each time there is more, and with
+        /// nothing else. An agent of before sends frames.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        log: bool,
     },
     /// [`Reply::Command`]: where a command stands.
     Inspect {
@@ -52,11 +59,22 @@ pub enum Request {
     },
     /// [`Reply::Commands`]: every command that the agent remembers.
     List,
-    /// The data frames that follow are the command's standard input; `End`
-    /// closes it.
+    /// The data frames that follow are the command's standard input; `End` closes it.
+    /// Writers take turns.
     Stdin {
         /// Command id.
         id: String,
+        /// Generation 4: `End` does not close standard input, and the answer is
+        /// [`Reply::Taken`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        counted: bool,
+        /// Generation 4: where the data stands in all that the command was ever sent. What
+        /// was taken before is passed over. `None`: behind what was taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
+        /// Generation 4: with `counted`, close standard input after this data.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        close: bool,
     },
     /// Generation 2. Starts a command on a terminal of its own. Answers
     /// [`Reply::Started`]; then data frames are what the user types, output
@@ -99,6 +117,10 @@ pub enum Request {
         id: String,
         /// Signal number, 1 to 64.
         signal: i32,
+        /// Generation 4: and to every process that descends from the command, whatever
+        /// group or session it made for itself.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        tree: bool,
     },
     /// The data frames that follow are a tar archive, unpacked below `cwd`.
     WriteTar {
@@ -184,8 +206,12 @@ pub struct Spawn {
     pub user: String,
     /// Whether standard input is empty or fed by [`Request::Stdin`].
     pub stdin: StdinMode,
-    /// After this many milliseconds the process group is killed.
+    /// After this many milliseconds the command is killed with all that descends from it.
     pub timeout_ms: Option<u64>,
+    /// Generation 4: the user on whose behalf root runs this, for `SUDO_USER`, `SUDO_UID`
+    /// and `SUDO_GID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sudo_user: Option<String>,
 }
 
 /// Standard input of a command.
@@ -223,9 +249,16 @@ pub struct CommandStatus {
     /// The command was killed because its time limit passed.
     #[serde(default)]
     pub timed_out: bool,
-    /// Output was lost because the log reached its limit or the disk was full.
+    /// Output was lost because the log reached its limit or had no room.
     #[serde(default)]
     pub output_truncated: bool,
+    /// Generation 4: how many bytes of it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output_lost: u64,
+    /// Generation 4: the kernel killed it, or a process of it, because the sandbox's memory
+    /// was used up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom: bool,
     /// Executable and arguments; the executable alone where they are long.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub argv: Vec<String>,
@@ -259,6 +292,21 @@ pub enum Reply {
     Started(CommandStatus),
     /// The command ended.
     Exited(CommandStatus),
+    /// Generation 4. Where a command stands, and how much of its log there is. Its exit
+    /// comes only with the whole log. Where the log lies in another file than before, that
+    /// file comes with this (`SCM_RIGHTS`), and what was read of the one before is in it at
+    /// the same place. See [`crate::record`].
+    Log {
+        /// Bytes of the log.
+        length: u64,
+        /// Where the command stands.
+        status: CommandStatus,
+    },
+    /// Generation 4. Standard input has taken this.
+    Taken {
+        /// Bytes of all that the command was sent, from the first on.
+        total: u64,
+    },
     /// Where a command stands.
     Command(CommandStatus),
     /// All commands.
@@ -284,4 +332,8 @@ pub struct Errno {
     pub errno: i32,
     /// What failed and on what, fit to show to the caller.
     pub message: String,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }

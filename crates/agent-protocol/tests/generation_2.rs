@@ -22,6 +22,7 @@ fn generation_2_is_frozen() {
         user: "ubuntu".into(),
         stdin: StdinMode::Null,
         timeout_ms: None,
+        sudo_user: None,
     };
     check(
         Frame::Request(Request::Terminal { spawn, cols: 80, rows: 24 }),
@@ -39,6 +40,8 @@ fn generation_2_is_frozen() {
             duration_ms: None,
             timed_out: false,
             output_truncated: false,
+            output_lost: 0,
+            oom: false,
             argv: vec!["sh".into()],
             cwd: "/w".into(),
         })),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start ──► running ──(main process reaped, pipes drained)──► finished
-//!               │ time limit passed: SIGKILL to the group, then as above
+//!               │ time limit passed: SIGKILL to all that descends from it, then as above
 //! ```
 //!
 //! A command leads its own session, so a signal reaches its whole group. It is
@@ -13,17 +13,25 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use dormouse_agent_protocol::{CommandStatus, MAX_DATA, Spawn, StdinMode, Stream};
 
 use crate::boot::Start;
-use crate::log::Log;
-use crate::sys;
+use crate::log::{Log, Room};
+use crate::memory::MemoryEvents;
 use crate::users::{self, User};
+use crate::{sys, tree};
 
 /// Search path of every command that does not bring its own.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How often a tree is looked at until it stands still.
+const MOST_ROUNDS: u32 = 8;
+
+/// Variable with the search path of a command, for shells that make another.
+const PATH_OF_COMMANDS: &str = "DORMOUSE_PATH";
 
 /// Added to `oom_score_adj` of commands: when the sandbox runs out of memory
 /// the kernel should end a command, not the agent.
@@ -37,12 +45,23 @@ pub(crate) struct Command {
     started_at: i64,
     deadline: Option<Instant>,
     timed_out: bool,
+    /// Somebody asked for its SIGKILL.
+    killed: bool,
+    /// What [`MemoryEvents::kills`] was when it started, and whether it died of lack of memory.
+    kills_before: u64,
+    oom: bool,
     finished: Option<(i32, Duration)>,
     pub(crate) log: Log,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     /// Writing end of standard input, until it is closed.
     pub(crate) stdin: Option<OwnedFd>,
+    /// It was started with a standard input that can be written to.
+    pub(crate) takes_input: bool,
+    /// Bytes that its standard input has taken.
+    pub(crate) taken: u64,
+    /// Whose turn it is to write to standard input ([`crate::connection::Connection::token`]).
+    pub(crate) feeder: Option<u64>,
     /// Our side of its terminal, until either side hangs up. What is on it is
     /// for one connection and goes into no log.
     pub(crate) terminal: Option<OwnedFd>,
@@ -67,36 +86,49 @@ impl Command {
     /// Starts `spawn` in `cwd`. A missing executable is not an
     /// error here: like under a shell, the command starts and exits with 127
     /// (126: not executable).
-    pub(crate) fn start(spawn: &Spawn, cwd: Start<'_>) -> io::Result<Self> {
+    pub(crate) fn start(
+        spawn: &Spawn,
+        cwd: Start<'_>,
+        room: &Rc<Room>,
+        memory: &MemoryEvents,
+    ) -> io::Result<Self> {
         let plan = Plan::new(spawn, cwd, false)?;
-        let (stdout, stdout_end) = sys::pipe(true)?;
-        let (stderr, stderr_end) = sys::pipe(true)?;
+        let (stdout, stdout_end) = sys::pipe(true, plan.user.uid)?;
+        let (stderr, stderr_end) = sys::pipe(true, plan.user.uid)?;
         let (stdin_end, stdin) = match spawn.stdin {
             StdinMode::Pipe => {
-                let (read, write) = sys::pipe(false)?;
+                let (read, write) = sys::pipe(false, plan.user.uid)?;
                 (read, Some(write))
             }
             StdinMode::Null => (OwnedFd::from(std::fs::File::open("/dev/null")?), None),
         };
         let stdio = [stdin_end.as_raw_fd(), stdout_end.as_raw_fd(), stderr_end.as_raw_fd()];
+        let kills_before = memory.kills();
         let Some(pid) = sys::fork()? else {
             plan.run(stdio);
         };
-        Ok(Self { stdout: Some(stdout), stderr: Some(stderr), stdin, ..Self::started(spawn, pid) })
+        let takes_input = stdin.is_some();
+        let (stdout, stderr) = (Some(stdout), Some(stderr));
+        Ok(Self { stdout, stderr, stdin, takes_input, kills_before, ..Self::started(spawn, pid, room) })
     }
 
     /// Starts `spawn` in `cwd`, on a terminal of its own.
-    pub(crate) fn start_on_terminal(spawn: &Spawn, cwd: Start<'_>, cols: u16, rows: u16) -> io::Result<Self> {
+    pub(crate) fn start_on_terminal(
+        spawn: &Spawn,
+        cwd: Start<'_>,
+        room: &Rc<Room>,
+        (cols, rows): (u16, u16),
+    ) -> io::Result<Self> {
         let plan = Plan::new(spawn, cwd, true)?;
         let (ours, theirs) = sys::open_terminal(plan.user.uid)?;
         sys::resize_terminal(&ours, cols, rows)?;
         let Some(pid) = sys::fork()? else {
             plan.run([theirs.as_raw_fd(); 3]);
         };
-        Ok(Self { terminal: Some(ours), ..Self::started(spawn, pid) })
+        Ok(Self { terminal: Some(ours), ..Self::started(spawn, pid, room) })
     }
 
-    fn started(spawn: &Spawn, pid: i32) -> Self {
+    fn started(spawn: &Spawn, pid: i32, room: &Rc<Room>) -> Self {
         let started = Instant::now();
         Self {
             id: spawn.id.clone(),
@@ -105,11 +137,17 @@ impl Command {
             started_at: sys::wall_ms(),
             deadline: spawn.timeout_ms.map(|limit| started + Duration::from_millis(limit)),
             timed_out: false,
+            killed: false,
+            kills_before: 0,
+            oom: false,
             finished: None,
-            log: Log::new(),
+            log: Log::new(room),
             stdout: None,
             stderr: None,
             stdin: None,
+            takes_input: false,
+            taken: 0,
+            feeder: None,
             terminal: None,
             argv: brief(&spawn.argv),
             cwd: spawn.cwd.chars().take(MAX_REMEMBERED / 8).collect(),
@@ -124,7 +162,9 @@ impl Command {
             exit_code: self.finished.map(|(code, _)| code),
             duration_ms: self.finished.map(|(_, took)| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
             timed_out: self.timed_out,
-            output_truncated: self.log.truncated(),
+            output_truncated: self.log.lost() > 0,
+            output_lost: self.log.lost(),
+            oom: self.oom,
             argv: self.argv.clone(),
             cwd: self.cwd.clone(),
         }
@@ -149,14 +189,21 @@ impl Command {
             self.deadline = None;
             self.timed_out = true;
             // Already gone: its exit is about to be reaped.
-            let _ = self.signal(libc::SIGKILL);
+            let _ = self.signal(libc::SIGKILL, true);
         }
     }
 
-    /// Sends `signal` to the whole process group.
-    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+    /// Sends `signal` to the whole process group, with `whole_tree` to all that descends from
+    /// the command.
+    pub(crate) fn signal(&mut self, signal: i32, whole_tree: bool) -> io::Result<()> {
         if self.is_finished() {
             return Ok(());
+        }
+        self.killed |= signal == libc::SIGKILL;
+        if whole_tree {
+            for pid in self.tree(signal == libc::SIGKILL) {
+                let _ = sys::kill(pid, signal);
+            }
         }
         // A stopped group takes SIGTERM only once it goes on.
         let sent = sys::kill(-self.pid, signal).or_else(|_| sys::kill(self.pid, signal));
@@ -164,6 +211,26 @@ impl Command {
             let _ = sys::kill(-self.pid, libc::SIGCONT);
         }
         sent
+    }
+
+    /// All that descends from the command. With `hold` they stand still from here on, so that
+    /// none escapes by being born meanwhile.
+    fn tree(&self, hold: bool) -> Vec<i32> {
+        let mut found = tree::of(self.pid);
+        for _ in 0..MOST_ROUNDS {
+            if !hold {
+                break;
+            }
+            for pid in &found {
+                let _ = sys::kill(*pid, libc::SIGSTOP);
+            }
+            let again = tree::of(self.pid);
+            if again == found {
+                break;
+            }
+            found = again;
+        }
+        found
     }
 
     /// Open output pipes, for the loop to watch.
@@ -195,12 +262,17 @@ impl Command {
     }
 
     /// The main process ended with `code`.
-    pub(crate) fn finish(&mut self, code: i32) {
+    pub(crate) fn finish(&mut self, code: i32, memory: &MemoryEvents) {
         // A pipe holds at most 1 MiB: this reads all that was written before
         // the exit and still ends when a background process keeps writing.
         self.drain(Stream::Stdout, 64);
         self.drain(Stream::Stderr, 64);
         self.finished = Some((code, self.started.elapsed()));
+        // A shell reports the death of what it ran as its own exit.
+        self.oom = code == 128 + libc::SIGKILL
+            && !self.killed
+            && !self.timed_out
+            && memory.kills() > self.kills_before;
         self.stdin = None;
     }
 }
@@ -230,11 +302,21 @@ impl Plan {
         if on_terminal {
             env.push(("TERM".into(), "xterm-256color".into()));
         }
+        if let Some(by) = spawn.sudo_user.as_deref().map(users::find) {
+            // As sudo(8) has it: git takes the files of this user for root's own.
+            env.push(("SUDO_USER".into(), by.name));
+            env.push(("SUDO_UID".into(), by.uid.to_string()));
+            env.push(("SUDO_GID".into(), by.gid.to_string()));
+        }
         for (key, value) in &spawn.env {
             env.retain(|(known, _)| known != key);
             env.push((key.clone(), value.clone()));
         }
-        let path = env.iter().find(|(key, _)| key == "PATH").map_or(PATH, |(_, value)| value);
+        let path =
+            env.iter().find(|(key, _)| key == "PATH").map_or_else(|| PATH.to_owned(), |(_, v)| v.clone());
+        // A login shell starts from the system's own search path: `/etc/profile.d` puts this
+        // one back.
+        env.push((PATH_OF_COMMANDS.into(), path.clone()));
         let program = spawn.argv.first().filter(|program| !program.is_empty());
         let program = program.ok_or_else(|| invalid("the command is empty"))?;
         let candidates = if program.contains('/') {
@@ -293,6 +375,9 @@ impl Plan {
                         worst = Some(format!("exec {program}: the interpreter that it asks for is missing"));
                     }
                 }
+                Some(libc::ENOEXEC) if is_binary(path) => {
+                    return (126, format!("exec {program}: it is made for another kind of machine"));
+                }
                 Some(libc::ENOEXEC) => {
                     // A script without "#!" runs under sh, as execvp(3) does.
                     let Ok(sh) = c_string("/bin/sh") else { continue };
@@ -315,6 +400,15 @@ impl Plan {
         };
         (127, worst.unwrap_or_else(missing))
     }
+}
+
+/// Whether a file is no text, as shells tell it: by a NUL at its beginning.
+fn is_binary(path: &CString) -> bool {
+    use std::io::Read as _;
+    let mut start = [0; 128];
+    let opened = std::fs::File::open(OsStr::from_bytes(path.as_bytes()));
+    let read = opened.and_then(|mut file| file.read(&mut start)).unwrap_or(0);
+    start[..read].contains(&0)
 }
 
 fn c_string(text: &str) -> io::Result<CString> {

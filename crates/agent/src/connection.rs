@@ -1,7 +1,8 @@
 //! One connection: one operation of the engine, as a small state machine.
 //!
 //! ```text
-//!  Greeting ──hello, request──► Following   output until the command exits
+//!  Greeting ──hello, request──► Watching    how long the log is, until the command exits
+//!                             ► Following   the same for a server of before: output itself
 //!                             ► Feeding     data frames into standard input
 //!                             ► Terminal    both ways, until either side hangs up
 //!                             ► Ending      waits for a shutdown to finish
@@ -22,16 +23,47 @@ pub(crate) const HIGH_WATER: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) enum State {
     Greeting,
+    Watching { id: String, told: Told },
     Following { id: String, offset: u64, output: bool },
-    Feeding { id: String, waiting: Vec<u8>, ended: bool },
+    Feeding(Feeding),
     Terminal { id: String, waiting: Vec<u8> },
     Ending,
     Draining,
 }
 
+/// What the server knows of a log.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// Bytes; `None`: nothing yet.
+    pub(crate) length: Option<u64>,
+    /// Which file it has ([`crate::log::Log::file`]).
+    pub(crate) file: u32,
+}
+
+/// Standard input on its way to a command.
+#[derive(Debug)]
+pub(crate) struct Feeding {
+    pub(crate) id: String,
+    pub(crate) waiting: Vec<u8>,
+    pub(crate) ended: bool,
+    /// Where the next data stands in all that the command was sent; `None`: behind what was
+    /// taken.
+    pub(crate) offset: Option<u64>,
+    /// Close standard input at the end.
+    pub(crate) close: bool,
+    /// Answer with how much was taken.
+    pub(crate) counted: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) socket: OwnedFd,
+    /// Tells it from every other one.
+    pub(crate) token: u64,
+    /// It came by [`dormouse_agent_protocol::CONTROL_FD`].
+    pub(crate) control: bool,
+    /// The socket took nothing at the last try, though nothing is unsent.
+    pub(crate) blocked: bool,
     pub(crate) decoder: Decoder,
     pub(crate) state: State,
     pub(crate) greeted: bool,
@@ -41,9 +73,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd) -> Self {
+    pub(crate) fn new(socket: OwnedFd, token: u64, control: bool) -> Self {
         Self {
             socket,
+            token,
+            control,
+            blocked: false,
             decoder: Decoder::default(),
             state: State::Greeting,
             greeted: false,
@@ -87,7 +122,7 @@ impl Connection {
     /// command does not take what it has.
     pub(crate) fn wants_read(&self) -> bool {
         match &self.state {
-            State::Feeding { waiting, .. } | State::Terminal { waiting, .. } => waiting.is_empty(),
+            State::Feeding(Feeding { waiting, .. }) | State::Terminal { waiting, .. } => waiting.is_empty(),
             _ => true,
         }
     }
@@ -99,6 +134,22 @@ impl Connection {
             Ok(read) => self.decoder.push(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.closed = true,
+        }
+    }
+
+    /// Sends a frame with a descriptor, where nothing is unsent. `false`: the socket takes
+    /// nothing now.
+    pub(crate) fn send_with(&mut self, frame: &Frame, fd: &impl std::os::fd::AsRawFd) -> bool {
+        match sys::send_with(&self.socket, &frame.to_bytes(), fd) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = true;
+                false
+            }
+            Err(_) => {
+                self.closed = true;
+                false
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use dormouse_agent_protocol::{Decoder, Errno, Frame, MAX_DATA, Request};
 
-use crate::{sys, users};
+use crate::{place, sys, users};
 
 /// Runs the operation on `socket` and exits.
 pub(crate) fn serve(socket: &OwnedFd, decoder: Decoder, request: &Request) -> ! {
@@ -148,7 +148,12 @@ fn unpack(archive: impl Read, cwd: &str) -> io::Result<()> {
             fs::hard_link(&target, &path).map_err(|error| about(&error, "link", &path))?;
             continue;
         }
-        entry.unpack(&path).map_err(|error| about(&error, "unpack", &path))?;
+        if kind == Symlink || kind == Directory || kind == GNUSparse {
+            entry.unpack(&path).map_err(|error| about(&error, "unpack", &path))?;
+            continue;
+        }
+        let mode = entry.header().mode().unwrap_or(place::NOT_ASKED) & 0o7777;
+        place::file(&path, &mut entry, mode).map_err(|error| about(&error, "write", &path))?;
     }
     Ok(())
 }

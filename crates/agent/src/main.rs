@@ -16,11 +16,15 @@
 mod boot;
 mod command;
 mod connection;
+mod dialogue;
 mod files;
 mod log;
+mod memory;
+mod place;
 mod run_dirs;
 mod server;
 mod sys;
+mod tree;
 mod users;
 
 fn main() {

@@ -4,20 +4,28 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use dormouse_agent_protocol::{Frame, IMAGE_RUN_FD, LISTEN_FD, Reply, Request, Stream};
+use dormouse_agent_protocol::{
+    CONTROL_FD, Frame, IMAGE_RUN_FD, LISTEN_FD, MEMORY_EVENTS_FD, OUTPUT_FD, Reply, Request, Stream,
+};
 
 use crate::command::Command;
-use crate::connection::{Connection, HIGH_WATER, State};
+use crate::connection::{Connection, Feeding, HIGH_WATER, State, Told};
+use crate::log::Room;
+use crate::memory::MemoryEvents;
 use crate::sys::{self, Reaped};
 use crate::{boot, files};
 
 /// Finished commands whose output can still be replayed.
 const MAX_FINISHED: usize = 256;
 
-/// Connections at once; more wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 512;
+/// Connections at once; more wait in the listener's backlog. The server keeps to fewer.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// The same for those that control the run.
+const MAX_CONTROL: usize = 16;
 
 /// After SIGKILL, how long processes may take to disappear.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -29,9 +37,13 @@ const TELL_PATIENCE: Duration = Duration::from_secs(1);
 /// Serves until a shutdown is complete or the listener breaks.
 pub(crate) fn run() -> io::Result<()> {
     let mut server = Server {
-        listener: sys::inherited(LISTEN_FD)?,
-        // Left out by a launcher of before; used once.
+        listeners: [Some(sys::inherited(LISTEN_FD)?), sys::inherited(CONTROL_FD).ok()],
+        // Used once.
         image_run: sys::inherited(IMAGE_RUN_FD).ok(),
+        room: Room::new(sys::inherited(OUTPUT_FD).ok()),
+        memory: MemoryEvents::new(sys::inherited(MEMORY_EVENTS_FD).ok()),
+        tokens: 0,
+        again: false,
         workdir: None,
         signals: sys::child_signal()?,
         connections: Vec::new(),
@@ -45,8 +57,16 @@ pub(crate) fn run() -> io::Result<()> {
     Ok(())
 }
 
-struct Server {
-    listener: OwnedFd,
+pub(crate) struct Server {
+    /// For everything, and for control.
+    listeners: [Option<OwnedFd>; 2],
+    /// For the logs of commands.
+    room: Rc<Room>,
+    memory: MemoryEvents,
+    /// Connections so far.
+    tokens: u64,
+    /// Something became possible for a connection that has had its turn.
+    pub(crate) again: bool,
     signals: OwnedFd,
     /// The image's own `/run`, until the boot.
     image_run: Option<OwnedFd>,
@@ -54,7 +74,7 @@ struct Server {
     workdir: Option<boot::Workdir>,
     connections: Vec<Connection>,
     /// Oldest first.
-    commands: VecDeque<Command>,
+    pub(crate) commands: VecDeque<Command>,
     shutdown: Option<Shutdown>,
     /// When the run ends by itself, and the grace of that.
     ends_at: Option<(Instant, Duration)>,
@@ -70,7 +90,7 @@ struct Shutdown {
 
 /// What a watched descriptor belongs to.
 enum Source {
-    Listener,
+    Listener(usize),
     Signals,
     Connection(usize),
     Output(usize, Stream),
@@ -92,14 +112,16 @@ impl Server {
             _ => {}
         }
         let ready = fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0);
-        let mut accept = false;
+        let mut accept = [false; 2];
+        self.again = false;
         for (fd, source) in ready {
             match source {
-                Source::Listener => accept = true,
+                Source::Listener(which) => accept[which] = true,
                 Source::Signals => self.reap(),
                 Source::Output(index, stream) => self.commands[index].drain(stream, 4),
                 Source::Connection(index) => {
                     let connection = &mut self.connections[index];
+                    connection.blocked &= fd.revents & libc::POLLOUT == 0;
                     if fd.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
                         connection.receive();
                     }
@@ -122,6 +144,7 @@ impl Server {
             let kept = self.advance(&mut connection);
             if connection.closed {
                 self.hang_up(&connection);
+                self.leave(&connection);
             }
             if kept && !connection.closed {
                 self.connections.push(connection);
@@ -130,8 +153,10 @@ impl Server {
                 index += 1;
             }
         }
-        if accept {
-            self.accept();
+        for which in [1, 0] {
+            if accept[which] {
+                self.accept(which);
+            }
         }
         self.forget_old();
         Ok(())
@@ -144,8 +169,10 @@ impl Server {
             fds.push(libc::pollfd { fd, events, revents: 0 });
             sources.push(source);
         };
-        if self.connections.len() < MAX_CONNECTIONS {
-            watch(self.listener.as_raw_fd(), libc::POLLIN, Source::Listener);
+        for (which, listener) in self.listeners.iter().enumerate() {
+            if let Some(listener) = listener.as_ref().filter(|_| self.has_place(which)) {
+                watch(listener.as_raw_fd(), libc::POLLIN, Source::Listener(which));
+            }
         }
         watch(self.signals.as_raw_fd(), libc::POLLIN, Source::Signals);
         for (index, connection) in self.connections.iter().enumerate() {
@@ -153,7 +180,7 @@ impl Server {
             if connection.wants_read() {
                 events |= libc::POLLIN;
             }
-            if connection.unsent() > 0 {
+            if connection.unsent() > 0 || connection.blocked {
                 events |= libc::POLLOUT;
             }
             watch(connection.socket.as_raw_fd(), events, Source::Connection(index));
@@ -169,9 +196,11 @@ impl Server {
                 }
                 watch(terminal.as_raw_fd(), events, Source::Input);
             }
-            if let State::Feeding { id, waiting, .. } = &connection.state
+            if let State::Feeding(Feeding { id, waiting, .. }) = &connection.state
                 && !waiting.is_empty()
-                && let Some(stdin) = self.find(id).and_then(|command| command.stdin.as_ref())
+                && let Some(command) = self.find(id)
+                && command.feeder == Some(connection.token)
+                && let Some(stdin) = &command.stdin
             {
                 watch(stdin.as_raw_fd(), libc::POLLOUT, Source::Input);
             }
@@ -198,7 +227,7 @@ impl Server {
             // Somebody is still to be told, as soon as they read.
             return 10;
         }
-        if self.connections.iter().any(|connection| self.has_more_for(connection)) {
+        if self.again || self.connections.iter().any(|connection| self.has_more_for(connection)) {
             return 0;
         }
         let shutdown = self.shutdown.as_ref().filter(|s| s.alone.is_none()).map(|s| s.kill_at);
@@ -210,12 +239,20 @@ impl Server {
         })
     }
 
-    fn accept(&mut self) {
-        while self.connections.len() < MAX_CONNECTIONS {
+    fn has_place(&self, which: usize) -> bool {
+        let control = which == 1;
+        let taken = self.connections.iter().filter(|connection| connection.control == control).count();
+        taken < if control { MAX_CONTROL } else { MAX_CONNECTIONS }
+    }
+
+    fn accept(&mut self, which: usize) {
+        while self.has_place(which) {
+            let Some(listener) = &self.listeners[which] else { return };
             // EAGAIN ends the round; so does a lack of descriptors, which
             // passes when an operation ends.
-            let Ok(socket) = sys::accept(&self.listener) else { return };
-            self.connections.push(Connection::new(socket));
+            let Ok(socket) = sys::accept(listener) else { return };
+            self.tokens += 1;
+            self.connections.push(Connection::new(socket, self.tokens, which == 1));
         }
     }
 
@@ -227,7 +264,7 @@ impl Server {
                 Reaped::Child { pid, code } => {
                     let running = |c: &&mut Command| c.pid() == pid && !c.is_finished();
                     if let Some(command) = self.commands.iter_mut().find(running) {
-                        command.finish(code);
+                        command.finish(code, &self.memory);
                     }
                 }
                 Reaped::NoneYet => return,
@@ -243,14 +280,27 @@ impl Server {
 
     fn forget_old(&mut self) {
         let mut finished = self.commands.iter().filter(|command| command.is_finished()).count();
-        while finished > MAX_FINISHED {
-            let Some(oldest) = self.commands.iter().position(Command::is_finished) else { return };
+        while finished > MAX_FINISHED || (finished > 0 && self.room.is_tight()) {
+            let known = |command: &Command| command.is_finished() && !self.is_followed(&command.id);
+            let Some(oldest) = self.commands.iter().position(known) else { return };
             self.commands.remove(oldest);
             finished -= 1;
         }
     }
 
-    fn find(&self, id: &str) -> Option<&Command> {
+    /// Whether somebody is still to be told of the command.
+    fn is_followed(&self, id: &str) -> bool {
+        self.connections.iter().any(|connection| match &connection.state {
+            State::Watching { id: of, .. } | State::Following { id: of, .. } => of == id,
+            _ => false,
+        })
+    }
+
+    pub(crate) fn find_mut(&mut self, id: &str) -> Option<&mut Command> {
+        self.commands.iter_mut().find(|command| command.id == id)
+    }
+
+    pub(crate) fn find(&self, id: &str) -> Option<&Command> {
         self.commands.iter().find(|command| command.id == id)
     }
 
@@ -263,7 +313,9 @@ impl Server {
             self.type_in(connection);
             let wants_frames = match &connection.state {
                 State::Greeting => true,
-                State::Feeding { waiting, .. } | State::Terminal { waiting, .. } => waiting.is_empty(),
+                State::Feeding(Feeding { waiting, .. }) | State::Terminal { waiting, .. } => {
+                    waiting.is_empty()
+                }
                 _ => false,
             };
             if !wants_frames {
@@ -279,6 +331,7 @@ impl Server {
                 Err(error) => connection.fail(libc::EPROTO, error.to_string()),
             }
         }
+        self.watch(connection);
         self.follow(connection);
         self.show(connection);
         connection.flush();
@@ -292,8 +345,8 @@ impl Server {
             (State::Greeting, Frame::Request(request)) if connection.greeted => {
                 return self.begin(connection, request);
             }
-            (State::Feeding { waiting, .. }, Frame::Data(data)) => *waiting = data,
-            (State::Feeding { ended, .. }, Frame::End) => *ended = true,
+            (State::Feeding(feeding), Frame::Data(data)) => feeding.waiting = data,
+            (State::Feeding(feeding), Frame::End) => feeding.ended = true,
             (State::Terminal { waiting, .. }, Frame::Data(data)) => *waiting = data,
             (State::Terminal { id, .. }, Frame::Request(Request::Resize { cols, rows })) => {
                 let id = id.clone();
@@ -334,9 +387,9 @@ impl Server {
                         .unwrap_or(u32::MAX),
                 }));
             }
-            Request::Start { spawn, follow } => self.start(connection, &spawn, follow),
-            Request::Follow { id, output } => match self.find(&id) {
-                Some(_) => connection.state = State::Following { id, offset: 0, output },
+            Request::Start { spawn, follow, log } => self.start(connection, &spawn, follow, log),
+            Request::Follow { id, output, log } => match self.find(&id) {
+                Some(_) => connection.state = following(id, output, log),
                 None => no_command(connection, &id),
             },
             Request::Inspect { id } => match self.find(&id) {
@@ -353,15 +406,17 @@ impl Server {
             Request::Terminal { spawn, cols, rows } => self.open_terminal(connection, &spawn, cols, rows),
             Request::Resize { .. } => connection.fail(libc::EPROTO, "there is no terminal to resize"),
             Request::Dial { port } => self.dial(connection, port),
-            Request::Stdin { id } => match self.find(&id) {
+            Request::Stdin { id, counted, offset, close } => match self.find(&id) {
                 Some(_) => {
-                    connection.state = State::Feeding { id, waiting: Vec::new(), ended: false };
+                    let close = close || !counted;
+                    let feeding = Feeding { id, waiting: Vec::new(), ended: false, offset, close, counted };
+                    connection.state = State::Feeding(feeding);
                 }
                 None => no_command(connection, &id),
             },
-            Request::Signal { id, signal } => match self.find(&id) {
+            Request::Signal { id, signal, tree } => match self.find_mut(&id) {
                 Some(command) if (1..=64).contains(&signal) => {
-                    let _ = command.signal(signal);
+                    let _ = command.signal(signal, tree);
                     let status = command.status();
                     connection.finish(&Frame::Reply(Reply::Command(status)));
                 }
@@ -390,13 +445,19 @@ impl Server {
         self.workdir.as_ref().map_or(plain, |workdir| workdir.resolve(&spawn.cwd))
     }
 
-    fn start(&mut self, connection: &mut Connection, spawn: &dormouse_agent_protocol::Spawn, follow: bool) {
+    fn start(
+        &mut self,
+        connection: &mut Connection,
+        spawn: &dormouse_agent_protocol::Spawn,
+        follow: bool,
+        log: bool,
+    ) {
         let status = match self.find(&spawn.id) {
             Some(command) => command.status(),
             None if self.shutdown.is_some() => {
                 return connection.fail(libc::ESHUTDOWN, "the sandbox is stopping");
             }
-            None => match Command::start(spawn, self.cwd(spawn)) {
+            None => match Command::start(spawn, self.cwd(spawn), &self.room, &self.memory) {
                 Ok(command) => {
                     let status = command.status();
                     self.commands.push_back(command);
@@ -411,7 +472,7 @@ impl Server {
         let id = status.id.clone();
         connection.send(&Frame::Reply(Reply::Started(status)));
         if follow {
-            connection.state = State::Following { id, offset: 0, output: true };
+            connection.state = following(id, true, log);
         } else {
             connection.finish(&Frame::End);
         }
@@ -430,7 +491,7 @@ impl Server {
         if self.find(&spawn.id).is_some() {
             return connection.fail(libc::EEXIST, format!("command {} exists already", spawn.id));
         }
-        match Command::start_on_terminal(spawn, self.cwd(spawn), cols, rows) {
+        match Command::start_on_terminal(spawn, self.cwd(spawn), &self.room, (cols, rows)) {
             Ok(command) => {
                 connection.send(&Frame::Reply(Reply::Started(command.status())));
                 connection.state = State::Terminal { id: command.id.clone(), waiting: Vec::new() };
@@ -459,62 +520,6 @@ impl Server {
         }
     }
 
-    /// Passes on what the user types.
-    fn type_in(&mut self, connection: &mut Connection) {
-        let State::Terminal { id, waiting } = &mut connection.state else { return };
-        let command = self.commands.iter_mut().find(|command| &command.id == id);
-        let Some(terminal) = command.and_then(|command| command.terminal.as_ref()) else {
-            waiting.clear();
-            return;
-        };
-        while !waiting.is_empty() {
-            match sys::write(terminal, waiting) {
-                Ok(written) => drop(waiting.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Nobody has the terminal open any more.
-                Err(_) => waiting.clear(),
-            }
-        }
-    }
-
-    /// Passes on what is to be shown, and the end.
-    fn show(&mut self, connection: &mut Connection) {
-        let State::Terminal { id, .. } = &connection.state else { return };
-        let Some(command) = self.commands.iter_mut().find(|command| &command.id == id) else { return };
-        let mut buffer = [0; 16 << 10];
-        let mut dry = command.terminal.is_none();
-        while let Some(terminal) = &command.terminal
-            && !dry
-            && connection.unsent() < HIGH_WATER
-        {
-            match sys::read(terminal, &mut buffer) {
-                Ok(read) if read > 0 => connection.send(&Frame::Stdout(buffer[..read].to_vec())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => dry = true,
-                // EIO: every process has closed its side (`pty(7)`); whether the
-                // command has ended too, its exit tells.
-                _ => {
-                    command.terminal = None;
-                    dry = true;
-                }
-            }
-        }
-        if dry && command.is_finished() {
-            command.terminal = None;
-            connection.send(&Frame::Reply(Reply::Exited(command.status())));
-            connection.finish(&Frame::End);
-        }
-    }
-
-    /// The user has gone: the command's session gets SIGHUP.
-    fn hang_up(&mut self, connection: &Connection) {
-        if let State::Terminal { id, .. } = &connection.state
-            && let Some(command) = self.commands.iter_mut().find(|command| &command.id == id)
-        {
-            command.terminal = None;
-        }
-    }
-
     fn begin_file(&mut self, connection: &mut Connection, request: &Request) -> bool {
         // What was received so far goes along; the hello must be out first.
         connection.flush();
@@ -525,61 +530,6 @@ impl Server {
                 connection.fail(libc::EAGAIN, "the sandbox is at its limit of processes");
                 true
             }
-        }
-    }
-
-    /// Passes standard input on.
-    fn feed(&mut self, connection: &mut Connection) {
-        let State::Feeding { id, waiting, ended } = &mut connection.state else { return };
-        let Some(command) = self.commands.iter_mut().find(|command| &command.id == id) else {
-            connection.state = State::Draining;
-            return;
-        };
-        let Some(stdin) = &command.stdin else {
-            // The command closed or never had it: the rest is of no use.
-            connection.finish(&Frame::End);
-            return;
-        };
-        while !waiting.is_empty() {
-            match sys::write(stdin, waiting) {
-                Ok(written) => drop(waiting.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    command.stdin = None;
-                    connection.finish(&Frame::End);
-                    return;
-                }
-            }
-        }
-        if *ended {
-            command.stdin = None;
-            connection.finish(&Frame::End);
-        }
-    }
-
-    /// Passes output on, up to the high-water mark.
-    fn follow(&self, connection: &mut Connection) {
-        let State::Following { id, offset, output } = &connection.state else { return };
-        let (id, mut offset, output) = (id.clone(), *offset, *output);
-        let Some(command) = self.find(&id) else {
-            return no_command(connection, &id);
-        };
-        while output && connection.unsent() < HIGH_WATER {
-            let Some((frame, next)) = command.log.frame_at(offset) else {
-                if offset < command.log.length() {
-                    // Waiting would not make it readable.
-                    return connection.fail(libc::EIO, "output that was kept cannot be read");
-                }
-                break;
-            };
-            connection.send(&frame);
-            offset = next;
-        }
-        if command.is_finished() && (!output || offset >= command.log.length()) {
-            connection.send(&Frame::Reply(Reply::Exited(command.status())));
-            connection.finish(&Frame::End);
-        } else {
-            connection.state = State::Following { id, offset, output };
         }
     }
 
@@ -619,6 +569,14 @@ impl Server {
     }
 }
 
-fn no_command(connection: &mut Connection, id: &str) {
-    connection.fail(libc::ESRCH, format!("no command {id} in this run"));
+fn following(id: String, output: bool, log: bool) -> State {
+    if log {
+        State::Watching { id, told: Told::default() }
+    } else {
+        State::Following { id, offset: 0, output }
+    }
+}
+
+pub(crate) fn no_command(connection: &mut Connection, id: &str) {
+    connection.fail(libc::ESRCH, format!("command {id} of this run"));
 }

@@ -42,13 +42,16 @@ pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
     owned(unsafe { libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) })
 }
 
-/// A pipe; the reading or the writing end is non-blocking.
-pub(crate) fn pipe(nonblocking_read: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+/// A pipe; the reading or the writing end is non-blocking. It is user `uid`'s, who can then
+/// open it by name (`/dev/stdout`).
+pub(crate) fn pipe(nonblocking_read: bool, uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     // SAFETY: room for two descriptors.
     check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) })?;
     let (read, write) = (owned(fds[0])?, owned(fds[1])?);
     set_nonblocking(if nonblocking_read { &read } else { &write }, true)?;
+    // SAFETY: plain integers; both ends are one file, and the group stays.
+    check(unsafe { libc::fchown(read.as_raw_fd(), uid, libc::gid_t::MAX) })?;
     Ok((read, write))
 }
 
@@ -72,15 +75,44 @@ pub(crate) fn write(fd: &impl AsRawFd, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
-/// An unnamed file on the sandbox's own disk: its size counts against the
-/// sandbox, nothing inside can open it, and it is gone with the run.
-pub(crate) fn unnamed_file() -> io::Result<OwnedFd> {
+/// An unnamed file below `directory`: nothing else can open it, and it is gone with who has
+/// it open.
+pub(crate) fn unnamed_file(directory: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
     // SAFETY: live C string.
-    owned(unsafe { libc::open(c"/".as_ptr(), flags, 0o600) })
+    owned(unsafe { libc::openat(directory.as_raw_fd(), c".".as_ptr(), flags, 0o600) })
 }
 
-/// A file in memory, which counts against the sandbox just the same.
+/// Gives a file that was made without a name one (`open(2)`, `O_TMPFILE`).
+pub(crate) fn link_unnamed(file: &impl AsRawFd, path: &std::path::Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let to = CString::new(path.as_os_str().as_bytes())?;
+    let here = libc::AT_FDCWD;
+    // SAFETY: live C strings.
+    check(unsafe { libc::linkat(here, from.as_ptr(), here, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) }).map(drop)
+}
+
+/// Has room for `length` bytes from the beginning of a file, which becomes no longer by it.
+/// File systems that cannot promise that need not.
+pub(crate) fn reserve(file: &impl AsRawFd, length: u64) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let length = libc::off_t::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: plain integers.
+    match check(unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, length) }) {
+        Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn effective_uid() -> u32 {
+    // SAFETY: it has no argument and never fails.
+    unsafe { libc::geteuid() }
+}
+
+/// A file in memory, which counts as memory of the sandbox.
 pub(crate) fn memory_file() -> io::Result<OwnedFd> {
     // SAFETY: live C string.
     owned(unsafe { libc::memfd_create(c"log".as_ptr(), libc::MFD_CLOEXEC) })
@@ -266,7 +298,7 @@ unsafe fn connect(family: i32, address: *const libc::sockaddr, length: usize) ->
 }
 
 /// Sends `bytes` (few) with a descriptor attached (`cmsg(3)`).
-pub(crate) fn send_with(socket: &OwnedFd, bytes: &[u8], fd: &OwnedFd) -> io::Result<()> {
+pub(crate) fn send_with(socket: &OwnedFd, bytes: &[u8], fd: &impl AsRawFd) -> io::Result<()> {
     // Room for one descriptor, aligned as a header must be.
     #[repr(C, align(8))]
     struct Control([u8; 64]);

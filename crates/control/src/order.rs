@@ -12,9 +12,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, Grant, LogEvent, Namespace, NetworkPolicy, NetworkUse,
-    PortError, PortStream, Result, RunRef, SnapshotRequest, Source, StopReason, TerminalOutput, TerminalSize,
-    TerminalStream, UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, Grant, Input, LogEvent, Namespace, NetworkPolicy,
+    NetworkUse, PortError, PortStream, Result, RunRef, SnapshotRequest, Source, StopReason, TerminalOutput,
+    TerminalSize, TerminalStream, UpdateSandbox,
 };
 use dormouse_store::{ImageRow, RouteRow, RunRow, SandboxRow, SnapshotRow, VolumeState};
 use dormouse_types::{CommandId, RunId, SandboxId, VolumeId};
@@ -176,8 +176,11 @@ pub trait LiveRun: Send + Sync + std::fmt::Debug {
     /// See [`dormouse_provider::SandboxProvider::stdin`].
     async fn stdin(self: Arc<Self>, id: &CommandId, body: BodyStream) -> Result<()>;
 
+    /// See [`dormouse_provider::SandboxProvider::input`].
+    async fn input(self: Arc<Self>, id: &CommandId, input: Input) -> Result<u64>;
+
     /// See [`dormouse_provider::SandboxProvider::kill`].
-    async fn kill(self: Arc<Self>, id: &CommandId, signal: i32) -> Result<Command>;
+    async fn kill(self: Arc<Self>, id: &CommandId, signal: i32, tree: bool) -> Result<Command>;
 
     /// See [`dormouse_provider::SandboxProvider::write_files`].
     async fn write_files(self: Arc<Self>, cwd: &str, gzip: bool, body: BodyStream) -> Result<()>;

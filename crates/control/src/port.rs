@@ -7,13 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, Grant, ListOf,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, Grant, Input, ListOf,
     ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, NetworkUse, ProviderError, Result,
     Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, SandboxView, Snapshot,
     SnapshotRequest, SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream,
     UpdateSandbox,
 };
-use dormouse_types::{CommandId, SandboxId, SnapshotId};
+use dormouse_types::{CommandId, SandboxId, SandboxName, SnapshotId};
 
 use crate::order::{LiveRun, Recorded};
 use crate::present::{self, take_page};
@@ -192,6 +192,11 @@ impl SandboxProvider for Control {
         Ok(present::snapshot(&self.find_snapshot(namespace, id).await?))
     }
 
+    async fn starting_from(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Vec<SandboxName>> {
+        self.find_snapshot(namespace, id).await?;
+        self.db.starting_from(id, 10).await.map_err(internal("find what starts from a snapshot"))
+    }
+
     async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
         self.drop_snapshot(namespace, id).await
     }
@@ -293,8 +298,12 @@ impl SandboxProvider for Control {
         self.live(run).await?.stdin(id, body).await
     }
 
-    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command> {
-        self.live(run).await?.kill(id, signal).await
+    async fn input(&self, run: &RunRef, id: &CommandId, input: Input) -> Result<u64> {
+        self.live(run).await?.input(id, input).await
+    }
+
+    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32, tree: bool) -> Result<Command> {
+        self.live(run).await?.kill(id, signal, tree).await
     }
 
     async fn write_files(&self, run: &RunRef, cwd: &str, gzip: bool, body: BodyStream) -> Result<()> {

@@ -201,7 +201,7 @@ impl SandboxConfig {
             grant,
             snapshot_expiration,
             retention,
-            current_snapshot: _,
+            start_from: _,
         } = changes;
         if resources.is_some() {
             self.resources = Resources { disk_mib: self.resources.disk_mib, ..limits.resources(resources)? };

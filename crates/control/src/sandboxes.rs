@@ -197,7 +197,7 @@ impl Control {
             check_env(&env)?;
             config.env = env;
         }
-        if request.changes.current_snapshot.is_some() {
+        if request.changes.start_from.is_some() {
             return Err(invalid("currentSnapshotId: a fork starts from its source's"));
         }
         let persistent = request.changes.persistent.unwrap_or(source.row.persistent);

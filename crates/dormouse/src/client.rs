@@ -23,8 +23,26 @@ pub(crate) struct Client {
 pub(crate) enum CallError {
     /// The run has ended: resume and repeat.
     Stopped,
+    Refused(Refused),
     Other(anyhow::Error),
 }
+
+/// The server's own words.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    status: StatusCode,
+    /// What the provider API says in a word; the session API has none.
+    pub(crate) code: String,
+    message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.message, self.status)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 impl From<anyhow::Error> for CallError {
     fn from(error: anyhow::Error) -> Self {
@@ -36,6 +54,7 @@ impl From<CallError> for anyhow::Error {
     fn from(error: CallError) -> Self {
         match error {
             CallError::Stopped => anyhow::anyhow!("the sandbox is stopped"),
+            CallError::Refused(refused) => Self::new(refused),
             CallError::Other(error) => error,
         }
     }
@@ -93,10 +112,11 @@ impl Client {
                 Err(CallError::Stopped)
             }
             (_, Ok(AnyError::Provider(reply))) => {
-                Err(CallError::Other(anyhow::anyhow!("{} ({status})", reply.error.message)))
+                let wire::ErrorDetail { code, message, .. } = reply.error;
+                Err(CallError::Refused(Refused { status, code, message }))
             }
             (_, Ok(AnyError::Session { error })) => {
-                Err(CallError::Other(anyhow::anyhow!("{error} ({status})")))
+                Err(CallError::Refused(Refused { status, code: String::new(), message: error }))
             }
             (_, Err(_)) => Err(CallError::Other(anyhow::anyhow!("the server answered {status}"))),
         }

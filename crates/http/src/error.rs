@@ -176,6 +176,9 @@ impl From<SessionError> for ApiError {
             SessionError::Provider(ProviderError::Unready(reason)) => {
                 return Self::new(StatusCode::SERVICE_UNAVAILABLE, reason);
             }
+            SessionError::Provider(ProviderError::Busy(reason)) => {
+                return Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, reason) };
+            }
             SessionError::Provider(ProviderError::TimeoutInvalid(reason)) => {
                 return Self::bad_request(reason);
             }

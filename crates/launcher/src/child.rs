@@ -52,6 +52,41 @@ const READ_ONLY: [&CStr; 5] = [c"bus", c"fs", c"irq", c"sys", c"sysrq-trigger"];
 /// SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, SYS_CHROOT, SETFCAP.
 const KEPT_CAPABILITIES: [u32; 11] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31];
 
+/// What the agent gets from the host.
+pub(crate) struct Inherited {
+    /// Where it is called.
+    pub(crate) listener: OwnedFd,
+    /// Where it is told the end of the run.
+    pub(crate) control: OwnedFd,
+    /// Directory for logs of commands.
+    pub(crate) output: OwnedFd,
+    /// What the kernel killed for lack of memory.
+    pub(crate) memory_events: OwnedFd,
+}
+
+/// Directories of a host's `/sys` that programs look into (`lscpu`, `nproc`, the virtual
+/// machines of languages, browsers): shown as they are, read-only.
+const SHOWN_OF_SYS: [&CStr; 3] =
+    [c"devices/system/cpu", c"devices/system/node", c"kernel/mm/transparent_hugepage"];
+
+/// Directories of `/sys` in which there is nothing in a sandbox: it has no block device and
+/// no bus.
+const EMPTY_IN_SYS: [&CStr; 13] = [
+    c"block",
+    c"bus",
+    c"bus/pci",
+    c"bus/pci/devices",
+    c"bus/usb",
+    c"bus/usb/devices",
+    c"class",
+    c"class/block",
+    c"class/net",
+    c"dev",
+    c"dev/block",
+    c"dev/char",
+    c"fs",
+];
+
 /// Refuses a host whose /dev does not hold the real devices.
 pub(crate) fn check_host_devices() -> Result<(), Error> {
     for (name, major, minor) in DEVICES {
@@ -71,10 +106,10 @@ pub(crate) fn run(
     channel: &OwnedFd,
     error_pipe: OwnedFd,
     agent: &OwnedFd,
-    listener: &OwnedFd,
+    inherited: &Inherited,
     filter: &[u8],
 ) -> ! {
-    let Err(error) = enter(spec, channel, agent, listener, filter);
+    let Err(error) = enter(spec, channel, agent, inherited, filter);
     // Nobody else to tell: the launcher reads this pipe, then reaps us.
     let _ = sys::write_all(&error_pipe, error.to_string().as_bytes());
     sys::exit_now(70)
@@ -84,7 +119,7 @@ fn enter(
     spec: &Spec,
     channel: &OwnedFd,
     agent: &OwnedFd,
-    listener: &OwnedFd,
+    inherited: &Inherited,
     filter: &[u8],
 ) -> Result<std::convert::Infallible, Error> {
     let root = sys::receive_fd(channel).context("receive the root file system")?;
@@ -99,13 +134,14 @@ fn enter(
 
     let dev = mount_dev(&root, spec)?;
     mount_proc(&root, &dev, spec)?;
-    let sysfs = tmpfs(None, c"555", sys::ATTR_RDONLY)?;
-    sys::attach(&sysfs, directory(&root, c"sys")?.as_fd()).context("mount /sys")?;
+    mount_sys(&root)?;
     let image_run = mount_run(&root, spec)?;
 
     sys::pivot_into_cwd().context("pivot_root")?;
     limit_privileges(filter)?;
-    sys::prepare_process(listener, agent, &image_run).context("arrange descriptors")?;
+    let Inherited { listener, control, output, memory_events } = inherited;
+    let kept = [listener, &image_run, output, control, memory_events];
+    sys::prepare_process(kept, agent).context("arrange descriptors")?;
     sys::exec_agent().context("exec the agent")
 }
 
@@ -176,6 +212,40 @@ fn tmpfs_of(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, 
     sys::fsmount(&fs, attributes).context("fsmount tmpfs")
 }
 
+/// A `/sys` of what concerns a sandbox. A sysfs of its own it cannot have: that belongs to
+/// who owns the network namespace.
+fn mount_sys(root: &OwnedFd) -> Result<(), Error> {
+    let fs = tmpfs(Some(64 << 10), c"555", 0)?;
+    sys::attach(&fs, directory(root, c"sys")?.as_fd()).context("mount /sys")?;
+    let shown = |what: &str, name: &CStr| format!("{what} /sys/{}", name.to_string_lossy());
+    for name in EMPTY_IN_SYS {
+        sys::mkdir_at(&fs, name, 0o755).context_with(|| shown("make", name))?;
+    }
+    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | sys::ATTR_RDONLY;
+    for name in SHOWN_OF_SYS {
+        let path = name.to_string_lossy();
+        let host = match sys::open_tree_clone(&format!("/sys/{path}")) {
+            // A kernel without NUMA, or without huge pages.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            other => other.context_with(|| shown("clone", name))?,
+        };
+        sys::set_attributes(&host, attributes).context_with(|| shown("protect", name))?;
+        let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
+        for end in ends.chain([path.len()]) {
+            let part = std::ffi::CString::new(&path[..end]).unwrap_or_default();
+            match sys::mkdir_at(&fs, &part, 0o755) {
+                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                    return Err(error).context_with(|| shown("make", &part));
+                }
+                _ => {}
+            }
+        }
+        let place = sys::open_dir_strict(&fs, name).context_with(|| shown("open", name))?;
+        sys::attach(&host, place.as_fd()).context_with(|| shown("mount", name))?;
+    }
+    sys::set_attributes(&fs, attributes).context("make /sys read-only")
+}
+
 fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     let dev = tmpfs_of(Some(64 << 10), c"755", sys::ATTR_NOSUID | sys::ATTR_NOEXEC)?;
     sys::attach(&dev, directory(root, c"dev")?.as_fd()).context("mount /dev")?;
@@ -204,7 +274,7 @@ fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     sys::attach(&pts, sys::open_dir_strict(&dev, c"pts").context("open /dev/pts")?.as_fd())
         .context("mount /dev/pts")?;
     sys::mkdir_at(&dev, c"shm", 0o1777).context("make /dev/shm")?;
-    let shm = tmpfs(Some(spec.shm_bytes), c"1777", 0)?;
+    let shm = tmpfs_of(Some(spec.shm_bytes), c"1777", sys::ATTR_NOSUID | sys::ATTR_NODEV)?;
     sys::attach(&shm, sys::open_dir_strict(&dev, c"shm").context("open /dev/shm")?.as_fd())
         .context("mount /dev/shm")?;
     Ok(dev)

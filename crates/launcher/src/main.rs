@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  launcher (host root)                    child (PID 1 of the new namespaces)
-//!  read the spec, open agent and socket
+//!  read the spec, open agent, sockets, files
 //!  join the network namespace
 //!  clone3 ───────────────────────────────► waits for the root file system
 //!  write uid_map, gid_map; join cgroups
@@ -66,14 +66,29 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     sys::die_with_parent().context("prctl(PR_SET_PDEATHSIG)")?;
     sys::forget_starter().context("undo what the server's starter has set")?;
     let agent = sys::open_exec(&spec.agent).context_with(|| format!("open agent {}", spec.agent))?;
-    let listener = sys::listen_in(&spec.socket_dir)
-        .context_with(|| format!("listen on agent.sock in {}", spec.socket_dir))?;
+    let listen = |name: &str| {
+        sys::listen_in(&spec.socket_dir, name)
+            .context_with(|| format!("listen on {name} in {}", spec.socket_dir))
+    };
+    let (output, events) = (&spec.output, &spec.memory_events);
+    let inherited = child::Inherited {
+        listener: listen("agent.sock")?,
+        control: listen("control.sock")?,
+        output: sys::open_path(output).context_with(|| format!("open {output}"))?,
+        memory_events: sys::open_path(events).context_with(|| format!("open {events}"))?,
+    };
     let filter =
         std::fs::read(&spec.seccomp).context_with(|| format!("read seccomp filter {}", spec.seccomp))?;
     child::check_host_devices()?;
     if let Some(netns) = &spec.netns {
         let ns = sys::open_path(netns).context_with(|| format!("open netns {netns}"))?;
         sys::setns_net(&ns).context_with(|| format!("join netns {netns}"))?;
+        // Belongs to the host, so the sandbox's root has no say in it: all ports are free, and
+        // everybody may send an echo request (`ip-sysctl`). Both are the namespace's own.
+        for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
+            let path = format!("/proc/sys/net/ipv4/{file}");
+            std::fs::write(&path, value).context_with(|| format!("write {path}"))?;
+        }
     }
     let (here, there) = sys::socket_pair().context("socketpair")?;
     let (error_read, error_write) = sys::pipe().context("pipe")?;
@@ -86,7 +101,7 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     let Some(pid) = pid else {
         drop(here);
         drop(error_read);
-        child::run(spec, &there, error_write, &agent, &listener, &filter);
+        child::run(spec, &there, error_write, &agent, &inherited, &filter);
     };
     drop(there);
     drop(error_write);

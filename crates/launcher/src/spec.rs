@@ -12,7 +12,7 @@ pub(crate) struct Spec {
     /// Agent binary, mode 0711 and owned by the host's root: it can be
     /// executed but not read inside, which also keeps PID 1 untraceable.
     pub(crate) agent: String,
-    /// Directory in which `agent.sock` is made.
+    /// Directory in which `agent.sock` and `control.sock` are made.
     pub(crate) socket_dir: String,
     /// Root directory of the mounted image.
     pub(crate) lower: String,
@@ -28,6 +28,10 @@ pub(crate) struct Spec {
     pub(crate) cgroup2: Option<String>,
     /// File with the compiled seccomp filter.
     pub(crate) seccomp: String,
+    /// Directory of the host's for logs of commands.
+    pub(crate) output: String,
+    /// File in which the kernel counts what it killed for lack of memory.
+    pub(crate) memory_events: String,
     /// Host name inside.
     pub(crate) hostname: String,
     /// Size of /dev/shm in bytes.
@@ -62,6 +66,8 @@ impl Spec {
                 "cgroup" => spec.cgroups.push(value.to_owned()),
                 "cgroup2" => spec.cgroup2 = Some(value.to_owned()),
                 "seccomp" => value.clone_into(&mut spec.seccomp),
+                "output" => value.clone_into(&mut spec.output),
+                "memory-events" => value.clone_into(&mut spec.memory_events),
                 "hostname" => value.clone_into(&mut spec.hostname),
                 "shm-bytes" => spec.shm_bytes = number()?,
                 "run-bytes" => spec.run_bytes = number()?,
@@ -79,6 +85,8 @@ impl Spec {
             ("lower", &spec.lower),
             ("volume", &spec.volume),
             ("seccomp", &spec.seccomp),
+            ("output", &spec.output),
+            ("memory-events", &spec.memory_events),
             ("hostname", &spec.hostname),
         ] {
             if value.is_empty() {
@@ -94,7 +102,16 @@ mod tests {
     use super::Spec;
 
     fn parse(extra: &[&str]) -> Result<Spec, super::Error> {
-        let args = ["agent=/a", "socket-dir=/s", "lower=/l", "volume=/v", "seccomp=/b", "hostname=h"];
+        let args = [
+            "agent=/a",
+            "socket-dir=/s",
+            "lower=/l",
+            "volume=/v",
+            "seccomp=/b",
+            "output=/o",
+            "memory-events=/m",
+            "hostname=h",
+        ];
         Spec::from_args(args.iter().chain(extra).map(|s| (*s).to_owned()))
     }
 

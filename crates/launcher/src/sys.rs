@@ -29,12 +29,13 @@ const RESOLVE_NO_SYMLINKS: u64 = 0x04;
 const RESOLVE_BENEATH: u64 = 0x08;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-/// Descriptor on which the agent finds its listener (`agent-protocol`).
-const LISTENER: RawFd = 3;
-/// Descriptor on which the agent finds the image's `/run` (`agent-protocol`).
-const IMAGE_RUN: RawFd = 4;
+/// The first descriptor that the agent finds (`agent-protocol`: its listener, the image's
+/// `/run`, the directory for output, the listener for control, the kernel's count).
+const FIRST_KEPT: RawFd = 3;
+/// How many they are.
+pub(crate) const KEPT: usize = 5;
 /// Descriptor that holds the agent's binary until the exec.
-const AGENT: RawFd = 5;
+const AGENT: RawFd = 8;
 
 fn check(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -82,9 +83,9 @@ pub(crate) fn device_numbers(path: &str) -> io::Result<Option<(u32, u32)>> {
 
 /// A listening Unix socket at `dir`/agent.sock. It is bound through the
 /// directory's descriptor, so the length of `dir` does not matter.
-pub(crate) fn listen_in(dir: &str) -> io::Result<OwnedFd> {
+pub(crate) fn listen_in(dir: &str, name: &str) -> io::Result<OwnedFd> {
     let dir = open(dir, libc::O_PATH | libc::O_DIRECTORY)?;
-    let path = format!("/proc/self/fd/{}/agent.sock", dir.as_raw_fd());
+    let path = format!("/proc/self/fd/{}/{name}", dir.as_raw_fd());
     // SAFETY: plain integers.
     let socket = owned(
         unsafe {
@@ -589,13 +590,13 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
     capset([half(mask), half(mask >> 32)])
 }
 
-/// Descriptors that a process in a sandbox may have until it asks for more, not
-/// the server's own number: some programs close all there might be.
-const OPEN_FILES: libc::rlim_t = 65_536;
+/// Descriptors that a process in a sandbox may have, and how many if it asks for more: as on
+/// a server, and not the most there can be, since some programs close all there might be.
+const OPEN_FILES: [libc::rlim_t; 2] = [65_536, 1 << 20];
 
 /// Limits of a sandbox's processes: soft, hard. What a sandbox may take of the
 /// host is bounded by its cgroup and quota, so these are the usual ones.
-const LIMITS: [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 15] = [
+const LIMITS: [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 16] = [
     (libc::RLIMIT_AS, [libc::RLIM_INFINITY; 2]),
     (libc::RLIMIT_CORE, [0; 2]),
     (libc::RLIMIT_CPU, [libc::RLIM_INFINITY; 2]),
@@ -605,6 +606,7 @@ const LIMITS: [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 15] = [
     (libc::RLIMIT_MEMLOCK, [8 << 20; 2]),
     (libc::RLIMIT_MSGQUEUE, [819_200; 2]),
     (libc::RLIMIT_NICE, [0; 2]),
+    (libc::RLIMIT_NOFILE, OPEN_FILES),
     (libc::RLIMIT_NPROC, [libc::RLIM_INFINITY; 2]),
     (libc::RLIMIT_RSS, [libc::RLIM_INFINITY; 2]),
     (libc::RLIMIT_RTPRIO, [0; 2]),
@@ -656,31 +658,27 @@ pub(crate) fn forget_starter() -> io::Result<()> {
     }
 }
 
-/// Standard streams to /dev/null, the listener and the image's `/run` at their
-/// places, nothing else; how many there may be, and the mask of file modes.
-pub(crate) fn prepare_process(listener: &OwnedFd, agent: &OwnedFd, image_run: &OwnedFd) -> io::Result<()> {
+/// Standard streams to /dev/null, what is kept at its place from [`FIRST_KEPT`] on, nothing
+/// else; and the mask of file modes.
+pub(crate) fn prepare_process(kept: [&OwnedFd; KEPT], agent: &OwnedFd) -> io::Result<()> {
     let null = open("/dev/null", libc::O_RDWR)?;
     // Copies out of the way first, so that no dup2 closes what a later needs.
     let high = |fd: BorrowedFd<'_>| -> io::Result<OwnedFd> {
         // SAFETY: plain integers.
         owned(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) }.into())
     };
-    let (null, listener, agent) = (high(null.as_fd())?, high(listener.as_fd())?, high(agent.as_fd())?);
-    let image_run = high(image_run.as_fd())?;
-    let mut files = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `files` outlives the call.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) }.into())?;
-    files.rlim_cur = files.rlim_max.min(OPEN_FILES);
+    let (null, agent) = (high(null.as_fd())?, high(agent.as_fd())?);
+    let kept = kept.into_iter().map(|fd| high(fd.as_fd())).collect::<io::Result<Vec<_>>>()?;
     // SAFETY: plain integers; descriptors above AGENT become close-on-exec.
     unsafe {
         for fd in 0..3 {
             check(libc::dup2(null.as_raw_fd(), fd).into())?;
         }
-        check(libc::dup2(listener.as_raw_fd(), LISTENER).into())?;
-        check(libc::dup2(image_run.as_raw_fd(), IMAGE_RUN).into())?;
+        for (place, fd) in (FIRST_KEPT..).zip(&kept) {
+            check(libc::dup2(fd.as_raw_fd(), place).into())?;
+        }
         check(libc::dup3(agent.as_raw_fd(), AGENT, libc::O_CLOEXEC).into())?;
         check(libc::syscall(libc::SYS_close_range, AGENT + 1, c_uint::MAX, 4 /* CLOEXEC */))?;
-        check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files).into())?;
         libc::umask(0o022);
         check(libc::prctl(libc::PR_SET_PDEATHSIG, 0, 0, 0, 0).into())?;
     }

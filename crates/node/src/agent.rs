@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_agent_protocol::{Decoder, Errno, Frame, GENERATION, Hello, OLDEST_GENERATION, Reply, Request};
@@ -10,9 +11,19 @@ use dormouse_provider::ProviderError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long an agent may take to answer where it has nothing to wait for.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Calls at once on one run. The agent has a descriptor for each, and some more.
+const PLACES: usize = 768;
+
+/// How long a call waits for a place.
+const PLACE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long it waits until an agent with a full backlog is tried again.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
 
 /// Why a call to an agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +40,9 @@ pub(crate) enum AgentError {
     /// The agent answered with an error.
     #[error("{}", .0.message)]
     Refused(Errno),
+    /// All places are taken, or the agent's backlog stays full.
+    #[error("the sandbox has {PLACES} calls at once, its limit; try again")]
+    Busy,
     /// The agent did not answer in time.
     #[error("the agent did not answer within {} seconds", PATIENCE.as_secs())]
     Silent,
@@ -38,9 +52,11 @@ impl From<AgentError> for ProviderError {
     fn from(error: AgentError) -> Self {
         match error {
             AgentError::Gone(_) => Self::Stopped,
+            busy @ AgentError::Busy => Self::Busy(busy.to_string()),
             AgentError::Refused(Errno { errno, message }) => match errno {
                 libc::ESHUTDOWN => Self::Stopping,
-                libc::ENOENT | libc::ESRCH => Self::NotFound(message),
+                libc::ESRCH => Self::NotFound(message),
+                libc::ENOENT => Self::NotFound(subject(&message).to_owned()),
                 libc::EINVAL => Self::Invalid(message),
                 _ => Self::Refused { errno, message },
             },
@@ -50,36 +66,83 @@ impl From<AgentError> for ProviderError {
     }
 }
 
+/// What a message is about that has operation, subject and reason.
+fn subject(message: &str) -> &str {
+    let subject = message.split_once(' ').map_or(message, |(_, rest)| rest);
+    subject.rsplit_once(": ").map_or(subject, |(subject, _)| subject)
+}
+
 /// Where an agent listens.
 #[derive(Debug, Clone)]
 pub(crate) struct Agent {
-    socket: PathBuf,
+    dir: PathBuf,
+    places: Arc<Semaphore>,
+}
+
+/// Its two sockets.
+#[derive(Debug, Clone, Copy)]
+enum Door {
+    /// For calls.
+    Calls,
+    /// For boot, health and the end of the run, which wait behind no call.
+    Control,
 }
 
 impl Agent {
-    /// The agent whose socket lies in `dir`.
+    /// The agent whose sockets lie in `dir`.
     pub(crate) fn in_dir(dir: &Path) -> Self {
-        Self { socket: dir.join("agent.sock") }
+        Self { dir: dir.to_owned(), places: Arc::new(Semaphore::new(PLACES)) }
     }
 
-    async fn connect(&self) -> Result<UnixStream, AgentError> {
+    async fn connect(&self, door: Door) -> Result<UnixStream, AgentError> {
         // A socket address holds 107 bytes, a data directory's path may be
         // longer: go through the descriptor of the directory.
-        let dir = self.socket.parent().map(std::fs::File::open).transpose();
-        let dir = dir.map_err(AgentError::Gone)?;
-        let dir = dir.ok_or_else(|| AgentError::Gone(io::ErrorKind::NotFound.into()))?;
-        let path = format!("/proc/self/fd/{}/agent.sock", dir.as_raw_fd());
-        UnixStream::connect(path).await.map_err(AgentError::Gone)
+        let dir = std::fs::File::open(&self.dir).map_err(AgentError::Gone)?;
+        let path = |name: &str| format!("/proc/self/fd/{}/{name}", dir.as_raw_fd());
+        let begun = tokio::time::Instant::now();
+        let mut name = match door {
+            Door::Calls => "agent.sock",
+            Door::Control => "control.sock",
+        };
+        loop {
+            match UnixStream::connect(path(name)).await {
+                Ok(stream) => return Ok(stream),
+                // A full backlog (`unix(7)`): it is busy, not dead.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if begun.elapsed() >= PATIENCE {
+                        return Err(AgentError::Busy);
+                    }
+                    tokio::time::sleep(BACKLOG_PAUSE).await;
+                }
+                // A run of before has one socket for everything.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && name == "control.sock" => {
+                    name = "agent.sock";
+                }
+                Err(error) => return Err(AgentError::Gone(error)),
+            }
+        }
     }
 
     /// Opens a connection and sends the request.
     pub(crate) async fn open(&self, request: Request) -> Result<Dialogue, AgentError> {
-        let mut stream = self.connect().await?;
+        let place = tokio::time::timeout(PLACE_PATIENCE, self.places.clone().acquire_owned()).await;
+        // The semaphore is never closed.
+        let place = place.map_err(|_| AgentError::Busy)?.map_err(|_| AgentError::Busy)?;
+        self.open_by(Door::Calls, Some(place), request).await
+    }
+
+    async fn open_by(
+        &self,
+        door: Door,
+        place: Option<OwnedSemaphorePermit>,
+        request: Request,
+    ) -> Result<Dialogue, AgentError> {
+        let mut stream = self.connect(door).await?;
         let mut bytes = Frame::Hello(Hello { generation: GENERATION, oldest: OLDEST_GENERATION }).to_bytes();
         Frame::Request(request).encode(&mut bytes);
         stream.write_all(&bytes).await.map_err(AgentError::Broken)?;
-        let mut dialogue =
-            Dialogue { stream, decoder: Decoder::default(), generation: OLDEST_GENERATION, descriptor: None };
+        let (generation, decoder) = (OLDEST_GENERATION, Decoder::default());
+        let mut dialogue = Dialogue { stream, decoder, generation, descriptor: None, place };
         let hello =
             tokio::time::timeout(PATIENCE, dialogue.next()).await.map_err(|_| AgentError::Silent)??;
         match hello {
@@ -99,20 +162,19 @@ impl Agent {
 
     /// One request, one structured answer, within a bound.
     pub(crate) async fn call(&self, request: Request) -> Result<Reply, AgentError> {
-        self.call_within(request, PATIENCE).await
+        within(PATIENCE, self.open(request)).await
+    }
+
+    /// The same about the run itself: it waits behind no call.
+    pub(crate) async fn control(&self, request: Request, limit: Duration) -> Result<Reply, AgentError> {
+        within(limit, self.open_by(Door::Control, None, request)).await
     }
 
     /// [`Agent::open`] for what came with a generation after the first. A run
     /// that began before an upgrade of the server has an agent without it.
     pub(crate) async fn open_new(&self, generation: u32, request: Request) -> Result<Dialogue, AgentError> {
         let dialogue = self.open(request).await?;
-        if dialogue.generation < generation {
-            return Err(AgentError::Refused(Errno {
-                errno: libc::ENOTSUP,
-                message: "this run began before the server could do this; stop and resume the sandbox"
-                    .to_owned(),
-            }));
-        }
+        dialogue.needs(generation)?;
         Ok(dialogue)
     }
 
@@ -120,13 +182,15 @@ impl Agent {
     pub(crate) async fn end_after(&self, left: Duration, grace: Duration) -> Result<(), AgentError> {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let request = Request::Lifetime { left_ms: millis(left), grace_ms: millis(grace) };
-        let talk = async {
-            match self.open_new(3, request).await?.expect().await? {
-                Frame::Reply(Reply::Noted) => Ok(()),
-                other => Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
-            }
+        let open = async {
+            let dialogue = self.open_by(Door::Control, None, request).await?;
+            dialogue.needs(3)?;
+            Ok(dialogue)
         };
-        tokio::time::timeout(PATIENCE, talk).await.map_err(|_| AgentError::Silent)?
+        match within(PATIENCE, open).await? {
+            Reply::Noted => Ok(()),
+            other => Err(AgentError::Protocol(format!("unexpected reply {other:?}"))),
+        }
     }
 
     /// A connection to a TCP port of the sandbox's loopback.
@@ -138,7 +202,7 @@ impl Agent {
                 other => return Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
             }
             let missing = || AgentError::Protocol("it sent no socket".to_owned());
-            let socket = dialogue.descriptor.take().ok_or_else(missing)?;
+            let socket = dialogue.descriptor().ok_or_else(missing)?;
             // The agent is ours; that it sent what it should costs little to see.
             let kind = rustix::net::sockopt::socket_type(&socket);
             let family = rustix::net::sockopt::socket_domain(&socket);
@@ -153,18 +217,20 @@ impl Agent {
         };
         tokio::time::timeout(PATIENCE, talk).await.map_err(|_| AgentError::Silent)?
     }
+}
 
-    /// [`Agent::call`] with a bound of its own.
-    pub(crate) async fn call_within(&self, request: Request, limit: Duration) -> Result<Reply, AgentError> {
-        let talk = async {
-            let mut dialogue = self.open(request).await?;
-            match dialogue.expect().await? {
-                Frame::Reply(reply) => Ok(reply),
-                other => Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
-            }
-        };
-        tokio::time::timeout(limit, talk).await.map_err(|_| AgentError::Silent)?
-    }
+/// The one structured answer of a dialogue, within a bound.
+async fn within(
+    limit: Duration,
+    open: impl Future<Output = Result<Dialogue, AgentError>>,
+) -> Result<Reply, AgentError> {
+    let talk = async {
+        match open.await?.expect().await? {
+            Frame::Reply(reply) => Ok(reply),
+            other => Err(AgentError::Protocol(format!("unexpected frame {other:?}"))),
+        }
+    };
+    tokio::time::timeout(limit, talk).await.map_err(|_| AgentError::Silent)?
 }
 
 /// An open connection.
@@ -175,9 +241,30 @@ pub(crate) struct Dialogue {
     generation: u32,
     /// The last descriptor that came along.
     descriptor: Option<OwnedFd>,
+    /// Given back with the dialogue.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Dialogue {
+    /// Whether the agent does what came with a generation.
+    ///
+    /// # Errors
+    /// `ENOTSUP` where the run began before an upgrade of the server.
+    pub(crate) fn needs(&self, generation: u32) -> Result<(), AgentError> {
+        if self.generation >= generation {
+            return Ok(());
+        }
+        Err(AgentError::Refused(Errno {
+            errno: libc::ENOTSUP,
+            message: "this run began before the server could do this; stop and resume the sandbox".to_owned(),
+        }))
+    }
+
+    /// The descriptor that came with what was read last.
+    pub(crate) fn descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
+    }
+
     /// The next frame; `None` at the end of the connection.
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, AgentError> {
         // On the heap: each caller's future would be as large.
@@ -208,7 +295,8 @@ impl Dialogue {
     /// The two directions, for two tasks.
     pub(crate) fn split(self) -> (DialogueReader, DialogueWriter) {
         let (reader, writer) = self.stream.into_split();
-        (DialogueReader { stream: reader, decoder: self.decoder }, DialogueWriter(writer))
+        let reader = DialogueReader { stream: reader, decoder: self.decoder, _place: self.place };
+        (reader, DialogueWriter(writer))
     }
 
     /// Sends one frame.
@@ -239,6 +327,8 @@ async fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, O
 pub(crate) struct DialogueReader {
     stream: OwnedReadHalf,
     decoder: Decoder,
+    /// Given back with this.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl DialogueReader {

@@ -10,14 +10,15 @@ use dormouse_agent_protocol::{CommandStatus, Frame, MAX_DATA, Reply, Request, Sp
 use dormouse_control::order::LiveRun;
 use dormouse_egress::{Access, Sums};
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, LogEvent, Namespace, NetworkAccess, NetworkUse, PortError,
-    PortStream, ProviderError, Result, StdinSource, TerminalOutput, TerminalSize, TerminalStream,
+    BodyStream, BoxStream, Command, CommandSpec, Input, LogEvent, Namespace, NetworkAccess, NetworkUse,
+    PortError, PortStream, ProviderError, Result, StdinSource, TerminalOutput, TerminalSize, TerminalStream,
 };
 use dormouse_types::{CommandId, SandboxId, Timestamp};
 use futures::StreamExt as _;
 
 use crate::agent::{AgentError, Dialogue};
 use crate::live::Live;
+use crate::output::{Output, Piece};
 use crate::ports::Tied;
 use crate::trust;
 
@@ -43,7 +44,7 @@ impl LiveRun for Live {
     }
 
     async fn start(self: Arc<Self>, id: CommandId, spec: CommandSpec) -> Result<Command> {
-        let request = start_request(&self, &id, &spec, false)?;
+        let request = Request::Start { spawn: spawn(&self, &id, &spec)?, follow: false, log: false };
         match self.agent.call(request).await? {
             Reply::Started(status) => Ok(started(&self, &id, &spec, &status)),
             other => Err(unexpected(&other)),
@@ -73,32 +74,52 @@ impl LiveRun for Live {
     }
 
     async fn wait(self: Arc<Self>, id: &CommandId) -> Result<Command> {
-        let mut dialogue = self.agent.open(Request::Follow { id: id.to_string(), output: false }).await?;
-        match dialogue.expect().await {
-            Ok(Frame::Reply(Reply::Exited(status))) => Ok(command(&self, id, &status)),
-            Ok(other) => Err(unexpected(&other)),
-            Err(error) => Err(cut_off(error)),
-        }
+        let status = self.outputs.follow(&self.agent, id).await?.exit().await?;
+        Ok(command(&self, id, &status))
     }
 
     async fn logs(self: Arc<Self>, id: &CommandId) -> Result<BoxStream<LogEvent>> {
-        let dialogue = self.agent.open(Request::Follow { id: id.to_string(), output: true }).await?;
-        Ok(first_or_error(events(self, dialogue, id.clone(), None)).await?)
+        let output = self.outputs.follow(&self.agent, id).await?;
+        Ok(events(self, output, id.clone(), None))
     }
 
     async fn exec(self: Arc<Self>, id: CommandId, spec: CommandSpec) -> Result<BoxStream<LogEvent>> {
-        let dialogue = self.agent.open(start_request(&self, &id, &spec, true)?).await?;
-        Ok(first_or_error(events(self, dialogue, id, Some(spec))).await?)
+        let request = Request::Start { spawn: spawn(&self, &id, &spec)?, follow: true, log: true };
+        let mut dialogue = self.agent.open(request).await?;
+        let begun = match dialogue.expect().await? {
+            Frame::Reply(Reply::Started(status)) => started(&self, &id, &spec, &status),
+            other => return Err(unexpected(&other)),
+        };
+        let output = self.outputs.take(&id, dialogue);
+        let first = futures::stream::iter([Ok(LogEvent::Started(begun))]);
+        Ok(Box::pin(first.chain(events(self, output, id, Some(spec)))))
     }
 
     async fn stdin(self: Arc<Self>, id: &CommandId, mut body: BodyStream) -> Result<()> {
-        let mut dialogue = self.agent.open(Request::Stdin { id: id.to_string() }).await?;
-        deliver(&mut dialogue, &mut body).await
+        let request = Request::Stdin { id: id.to_string(), counted: false, offset: None, close: false };
+        let mut dialogue = self.agent.open(request).await?;
+        match deliver(&mut dialogue, &mut body).await.map_err(refused_input)? {
+            Frame::End => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    async fn kill(self: Arc<Self>, id: &CommandId, signal: i32) -> Result<Command> {
-        match self.agent.call(Request::Signal { id: id.to_string(), signal }).await? {
-            Reply::Command(status) => Ok(command(&self, id, &status)),
+    async fn input(self: Arc<Self>, id: &CommandId, input: Input) -> Result<u64> {
+        let Input { data, offset, close } = input;
+        let request = Request::Stdin { id: id.to_string(), counted: true, offset, close };
+        let mut dialogue = self.agent.open_new(4, request).await?;
+        let mut body: BodyStream = Box::pin(futures::stream::iter([Ok(data)]));
+        match deliver(&mut dialogue, &mut body).await.map_err(refused_input)? {
+            Frame::Reply(Reply::Taken { total }) => Ok(total),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn kill(self: Arc<Self>, id: &CommandId, signal: i32, tree: bool) -> Result<Command> {
+        let request = Request::Signal { id: id.to_string(), signal, tree };
+        let mut dialogue = self.agent.open_new(if tree { 4 } else { 1 }, request).await?;
+        match dialogue.expect().await? {
+            Frame::Reply(Reply::Command(status)) => Ok(command(&self, id, &status)),
             other => Err(unexpected(&other)),
         }
     }
@@ -107,7 +128,10 @@ impl LiveRun for Live {
         let cwd = absolute(&self.cwd, cwd)?;
         let request = Request::WriteTar { cwd, gzip, user: self.config.user.clone() };
         let mut dialogue = self.agent.open(request).await?;
-        deliver(&mut dialogue, &mut body).await
+        match deliver(&mut dialogue, &mut body).await? {
+            Frame::End => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn read_file(self: Arc<Self>, path: &str, cwd: Option<&str>) -> Result<BoxStream<Bytes>> {
@@ -131,12 +155,14 @@ impl LiveRun for Live {
         let request =
             Request::Mkdir { path: path_text(path)?, cwd, recursive, user: self.config.user.clone() };
         let mut dialogue = self.agent.open(request).await?;
-        match dialogue.expect().await.map_err(ProviderError::from) {
+        match dialogue.expect().await {
             Ok(Frame::End) => Ok(()),
             Ok(other) => Err(unexpected(&other)),
             // What is missing is the parent: the request is wrong, not lost.
-            Err(ProviderError::NotFound(message)) => Err(ProviderError::Invalid(message)),
-            Err(error) => Err(error),
+            Err(AgentError::Refused(refused)) if refused.errno == libc::ENOENT => {
+                Err(ProviderError::Invalid(refused.message))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -175,7 +201,7 @@ pub(crate) fn cut_off(error: AgentError) -> ProviderError {
 ///
 /// # Errors
 /// At once when the body breaks: the agent would wait for the rest.
-async fn deliver(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<()> {
+async fn deliver(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<Frame> {
     let mut sent = Ok(());
     'body: while let Some(chunk) = body.next().await {
         let chunk =
@@ -191,10 +217,17 @@ async fn deliver(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<()> {
         sent = dialogue.send(&Frame::End).await;
     }
     match dialogue.expect().await {
-        Ok(Frame::End) => Ok(()),
-        Ok(other) => Err(unexpected(&other)),
+        Ok(last) => Ok(last),
         Err(AgentError::Refused(errno)) => Err(AgentError::Refused(errno).into()),
         Err(other) => Err(sent.err().unwrap_or(other).into()),
+    }
+}
+
+/// Standard input that nobody reads any more is not a fault of the sandbox's.
+fn refused_input(error: ProviderError) -> ProviderError {
+    match error {
+        ProviderError::Refused { errno: libc::EPIPE, message } => ProviderError::InputRefused(message),
+        other => other,
     }
 }
 
@@ -208,35 +241,25 @@ async fn first_or_error<T: Send + 'static>(mut stream: BoxStream<T>) -> Result<B
     }
 }
 
-fn events(
-    live: Arc<Live>,
-    dialogue: Dialogue,
-    id: CommandId,
-    spec: Option<CommandSpec>,
-) -> BoxStream<LogEvent> {
-    Box::pin(futures::stream::unfold(Some(dialogue), move |dialogue| {
+fn events(live: Arc<Live>, output: Output, id: CommandId, spec: Option<CommandSpec>) -> BoxStream<LogEvent> {
+    Box::pin(futures::stream::unfold(Some(output), move |output| {
         let (live, id, spec) = (live.clone(), id.clone(), spec.clone());
         async move {
-            let mut dialogue = dialogue?;
-            let event = match dialogue.expect().await {
-                Ok(Frame::Stdout(data)) => LogEvent::Stdout(data.into()),
-                Ok(Frame::Stderr(data)) => LogEvent::Stderr(data.into()),
-                Ok(Frame::Reply(Reply::Started(status))) => LogEvent::Started(match &spec {
-                    Some(spec) => started(&live, &id, spec, &status),
-                    None => command(&live, &id, &status),
-                }),
-                Ok(Frame::Reply(Reply::Exited(status))) => {
+            let mut output = output?;
+            let event = match output.next().await {
+                Ok(Piece::Stdout(data)) => LogEvent::Stdout(data),
+                Ok(Piece::Stderr(data)) => LogEvent::Stderr(data),
+                Ok(Piece::Lost(bytes)) => LogEvent::Lost(bytes),
+                Ok(Piece::Exited(status)) => {
                     let mut exited = command(&live, &id, &status);
                     if let Some(spec) = &spec {
                         exited.argv.clone_from(&spec.argv);
                     }
                     return Some((Ok(LogEvent::Exited(exited)), None));
                 }
-                Ok(Frame::End) => return None,
-                Ok(other) => return Some((Err(unexpected(&other)), None)),
-                Err(error) => return Some((Err(cut_off(error)), None)),
+                Err(error) => return Some((Err(error), None)),
             };
-            Some((Ok(event), Some(dialogue)))
+            Some((Ok(event), Some(output)))
         }
     }))
 }
@@ -255,21 +278,14 @@ fn access(line: Access) -> NetworkAccess {
     }
 }
 
-pub(crate) fn start_request(
-    live: &Live,
-    id: &CommandId,
-    spec: &CommandSpec,
-    follow: bool,
-) -> Result<Request> {
+/// The command as the agent is told it.
+pub(crate) fn spawn(live: &Live, id: &CommandId, spec: &CommandSpec) -> Result<Spawn> {
     if spec.argv.first().is_none_or(String::is_empty) {
         return Err(ProviderError::Invalid("command must not be empty".to_owned()));
     }
     let mut env = trust::environment();
     env.extend(live.config.image_env.clone());
     env.extend(live.config.env.clone());
-    if spec.sudo {
-        env.insert("SUDO_USER".to_owned(), live.config.user.clone());
-    }
     env.extend(spec.env.clone());
     let size: usize = spec.argv.iter().map(String::len).sum::<usize>()
         + env.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
@@ -281,20 +297,18 @@ pub(crate) fn start_request(
     if let Some(key) = env.keys().find(|key| key.is_empty() || key.contains('=')) {
         return Err(ProviderError::Invalid(format!("env has a name that no environment can hold: {key:?}")));
     }
-    Ok(Request::Start {
-        spawn: Spawn {
-            id: id.to_string(),
-            argv: spec.argv.clone(),
-            cwd: absolute(&live.cwd, spec.cwd.as_deref().unwrap_or("."))?,
-            env: env.into_iter().collect(),
-            user: if spec.sudo { "root".to_owned() } else { live.config.user.clone() },
-            stdin: match spec.stdin {
-                StdinSource::Empty => StdinMode::Null,
-                StdinSource::Stream => StdinMode::Pipe,
-            },
-            timeout_ms: spec.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+    Ok(Spawn {
+        id: id.to_string(),
+        argv: spec.argv.clone(),
+        cwd: absolute(&live.cwd, spec.cwd.as_deref().unwrap_or("."))?,
+        env: env.into_iter().collect(),
+        user: if spec.sudo { "root".to_owned() } else { live.config.user.clone() },
+        stdin: match spec.stdin {
+            StdinSource::Empty => StdinMode::Null,
+            StdinSource::Stream => StdinMode::Pipe,
         },
-        follow,
+        timeout_ms: spec.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        sudo_user: spec.sudo.then(|| live.config.user.clone()),
     })
 }
 
@@ -325,7 +339,9 @@ fn command(live: &Live, id: &CommandId, status: &CommandStatus) -> Command {
         exit_code: status.exit_code,
         duration: status.duration_ms.map(Duration::from_millis),
         timed_out: status.timed_out,
-        output_truncated: status.output_truncated,
+        // An agent of before does not say how much.
+        output_lost: status.output_lost.max(status.output_truncated.into()),
+        oom: status.oom,
     }
 }
 

@@ -171,6 +171,15 @@ impl Cgroups {
         }
     }
 
+    /// Where the kernel counts the processes of a run that it killed for lack of memory.
+    pub(crate) fn memory_events(&self, run: &str) -> PathBuf {
+        let file = match self.version {
+            CgroupVersion::V1 => "memory.oom_control",
+            CgroupVersion::V2 => "memory.events",
+        };
+        self.parents[0].join(run).join(file)
+    }
+
     /// What the processes of a run have used of processors, where the host counts
     /// it.
     pub(crate) fn processor_time(&self, run: &RunId) -> Option<Duration> {

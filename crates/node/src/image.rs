@@ -249,11 +249,10 @@ fn fill(
 ) -> Result<ImageConfig, ImageError> {
     let config = match source {
         ImageSource::Recipe(recipe) => {
-            // Most are the default image and something on top.
             for part in recipe.parts() {
                 unpack_tar(&part.tar(cache, progress)?, target, progress)?;
             }
-            ImageConfig::default()
+            recipe.config()?
         }
         ImageSource::Tar(path) => {
             unpack_tar(path, target, progress)?;

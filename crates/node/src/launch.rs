@@ -14,7 +14,7 @@ use dormouse_types::{RunId, SandboxId, hex};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, PATIENCE};
 use crate::cgroup::CgroupVersion;
 use crate::host::Host;
 use crate::network::PreparedNet;
@@ -134,6 +134,8 @@ async fn make(
         .arg(path("socket-dir", socket_dir.clone()))
         .arg(path("lower", footing.image.clone()))
         .arg(path("volume", host.storage.volume_path(&run.volume_id)))
+        .arg(path("output", host.storage.output()))
+        .arg(path("memory-events", host.cgroups.memory_events(run.id.as_str())))
         .arg(format!("boots={}", footing.boots))
         .arg(format!("shm-bytes={}", shm_bytes(memory)))
         .arg(format!("run-bytes={}", run_bytes(memory)))
@@ -173,15 +175,16 @@ async fn make(
         user: config.user.clone(),
     };
     let agent_failed = |source| LaunchError::Agent { run: run.id.clone(), source };
-    let (warnings, workdir) = match Agent::in_dir(&socket_dir).call(boot).await.map_err(agent_failed)? {
-        Reply::Ready { warnings, workdir } => (warnings, workdir),
-        other => {
-            return Err(LaunchError::Launcher {
-                run: run.id.clone(),
-                message: format!("agent answered {other:?}"),
-            });
-        }
-    };
+    let (warnings, workdir) =
+        match Agent::in_dir(&socket_dir).control(boot, PATIENCE).await.map_err(agent_failed)? {
+            Reply::Ready { warnings, workdir } => (warnings, workdir),
+            other => {
+                return Err(LaunchError::Launcher {
+                    run: run.id.clone(),
+                    message: format!("agent answered {other:?}"),
+                });
+            }
+        };
     let process = RunProcess { pid, start_time, boot_id: host.boot_id.clone(), slot: net.slot };
     Ok(Launched { process, workdir, warnings })
 }

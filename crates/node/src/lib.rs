@@ -26,6 +26,7 @@ mod launch;
 mod live;
 mod machine;
 mod network;
+mod output;
 mod ports;
 mod recovery;
 mod registry;

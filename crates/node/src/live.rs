@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroups;
+use crate::output::Outputs;
 
 /// Where the answer to a command goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -91,6 +92,8 @@ pub(crate) struct Live {
     /// Bytes sent and received, as the row has them.
     pub(crate) saved: Mutex<(i64, i64)>,
     pub(crate) cgroups: Arc<Cgroups>,
+    /// Logs of its commands that somebody follows.
+    pub(crate) outputs: Outputs,
     /// Ends what outlives no run: connections to its ports.
     pub(crate) ended: CancellationToken,
 }

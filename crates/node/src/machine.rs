@@ -16,7 +16,7 @@ use dormouse_control::order::{CopyTo, Creation, Recorded};
 use dormouse_control::{Files, Ground, SandboxConfig, SandboxRecord, Stored as _, new_routes, pending_run};
 use dormouse_provider::{
     Grant, NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source,
-    StopReason, UpdateSandbox,
+    StartFrom, StopReason, UpdateSandbox,
 };
 use dormouse_store::{
     Garbage, GarbageKind, ImageRow, RunProcess, RunRow, SandboxWithRun, SnapshotRow, VolumeState,
@@ -32,6 +32,7 @@ use crate::files::{Ended, abandon, finish, prepare};
 use crate::host::{self, Host, internal, pool};
 use crate::launch::{self, Footing, LaunchError, Launched};
 use crate::live::{Command, Live, in_a_row};
+use crate::output::Outputs;
 use crate::registry::Registry;
 use crate::{copies, source, sys};
 
@@ -421,6 +422,7 @@ impl Machine {
             address: self.host.numbering.address(process.slot),
             sandboxes: self.host.sandboxes.clone(),
             saved: Mutex::new((row.sent_bytes, row.received_bytes)),
+            outputs: Outputs::default(),
             ended: CancellationToken::new(),
         });
         let expires_at = row.expires_at.unwrap_or_else(|| self.host.clock.now());
@@ -581,8 +583,8 @@ impl Machine {
         let mut config = SandboxConfig::clone(record.config()?);
         let mut row = record.row;
         let (tags, ports) = (changes.tags.clone(), changes.ports.clone());
-        let rolled_back = changes.current_snapshot.clone();
-        if let Some(id) = &rolled_back {
+        let rolled_back = changes.start_from.clone();
+        if let Some(StartFrom::Snapshot(id)) = &rolled_back {
             let found = self.host.db.snapshot(id).await.map_err(internal("read snapshot"))?;
             let fits = |snapshot: &SnapshotRow| {
                 snapshot.namespace == row.namespace && snapshot.status == SnapshotStatus::Created
@@ -603,14 +605,23 @@ impl Machine {
         let routes = ports.as_deref().map(new_routes).transpose()?;
         let updated = self.host.db.update_sandbox(&row, tags.as_ref(), routes.as_deref()).await;
         updated.map_err(internal("update sandbox"))?;
-        if let Some(id) = rolled_back {
+        if let Some(from) = rolled_back {
             let live = self.live.as_ref().map(|live| &live.row);
-            let rolled_back = self.host.db.roll_back(&self.sandbox, &id, live, row.updated_at).await;
+            let snapshot = match from {
+                StartFrom::Snapshot(id) => Some(id),
+                StartFrom::Image => None,
+            };
+            let host = &self.host.config.host;
+            let rolled_back =
+                self.host.db.roll_back(&self.sandbox, snapshot.as_ref(), host, live, row.updated_at).await;
             if !rolled_back.map_err(internal("roll back"))? {
-                return Err(ProviderError::SnapshotGone(id.to_string()));
+                return Err(match snapshot {
+                    Some(id) => ProviderError::SnapshotGone(id.to_string()),
+                    None => ProviderError::NotFound("sandbox".to_owned()),
+                });
             }
             self.host.untidy.notify_one();
-            row.current_snapshot = Some(id);
+            row.current_snapshot = snapshot;
         }
         self.host.sync_database().await?;
         let run = if policy { self.apply_policy(&config, run).await? } else { run };
@@ -763,7 +774,7 @@ async fn end_processes(host: &Host, live: &Owned, at_once: bool) {
     if !has_ended(live) {
         let agent = Agent::in_dir(&host.socket_dir(live.row.id.as_str()));
         let shutdown = Request::Shutdown { grace_ms: u64::try_from(grace.as_millis()).unwrap_or(0) };
-        if let Err(error) = agent.call_within(shutdown, grace + STOP_SLACK).await {
+        if let Err(error) = agent.control(shutdown, grace + STOP_SLACK).await {
             tracing::warn!(run = %live.row.id, %error, "the agent did not end the run; killing it");
             let _ = sys::pidfd_kill(live.pidfd.get_ref());
         }

@@ -85,6 +85,7 @@ pub(crate) async fn put_in(
         env: trust::environment().into_iter().chain(config.image_env.clone()).collect(),
         user: config.user.clone(),
         stdin: StdinMode::Null,
+        sudo_user: None,
         timeout_ms: Some(u64::try_from(host.config.source_timeout.as_millis()).unwrap_or(u64::MAX)),
     };
     let agent = Agent::in_dir(&host.socket_dir(run.id.as_str()));
@@ -127,7 +128,7 @@ fn with_credentials(policy: &NetworkPolicy, source: &Source) -> NetworkPolicy {
 
 /// Runs a command to its end: exit code, whether its time ran out, its words.
 async fn run_command(agent: &Agent, spawn: Spawn) -> Result<(i32, bool, String)> {
-    let mut dialogue = agent.open(Request::Start { spawn, follow: true }).await?;
+    let mut dialogue = agent.open(Request::Start { spawn, follow: true, log: false }).await?;
     let mut words = Vec::new();
     loop {
         match dialogue.expect().await? {

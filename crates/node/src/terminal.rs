@@ -2,14 +2,13 @@
 
 use dormouse_agent_protocol::{Frame, MAX_DATA, Reply, Request};
 use dormouse_provider::{
-    BoxStream, CommandSpec, ProviderError, Result, TerminalInput, TerminalOutput, TerminalSize,
-    TerminalStream,
+    BoxStream, CommandSpec, Result, TerminalInput, TerminalOutput, TerminalSize, TerminalStream,
 };
 use dormouse_types::CommandId;
 use futures::StreamExt as _;
 
 use crate::agent::{AgentError, DialogueWriter};
-use crate::calls::{cut_off, start_request, unexpected};
+use crate::calls::{cut_off, spawn, unexpected};
 use crate::live::Live;
 
 impl Live {
@@ -19,9 +18,7 @@ impl Live {
         size: TerminalSize,
         input: TerminalStream,
     ) -> Result<BoxStream<TerminalOutput>> {
-        let Request::Start { spawn, .. } = start_request(self, &CommandId::generate(), &spec, false)? else {
-            return Err(ProviderError::internal("open terminal", "no command"));
-        };
+        let spawn = spawn(self, &CommandId::generate(), &spec)?;
         let request = Request::Terminal { spawn, cols: size.cols, rows: size.rows };
         let mut dialogue = self.agent.open_new(2, request).await?;
         match dialogue.expect().await? {

@@ -205,6 +205,13 @@ impl Work {
         }
         let log: wire::LogLine = serde_json::from_slice(line)
             .map_err(|error| ProviderError::internal("read the output of a command", error))?;
+        if let Some(lost) = log.lost {
+            // An answer that is read again tells it again.
+            if lost > 0 && skip.iter().all(|left| *left == 0) {
+                self.tell(LogEvent::Lost(lost)).await?;
+            }
+            return Ok(false);
+        }
         let stream = match log.stream.as_str() {
             "stdout" => 0,
             "stderr" => 1,

@@ -4,10 +4,11 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use dormouse_provider::{
     BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, Environment, Expiration,
-    ForkSandbox, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, Page,
+    ForkSandbox, Input, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, Page,
     ProviderError, Result, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxProvider, SandboxView,
     Snapshot, SnapshotRequest, SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalOutput,
     TerminalSize, TerminalStream, UpdateSandbox,
@@ -381,9 +382,24 @@ impl SandboxProvider for Vercel {
         self.transport.upload(&call, HeaderMap::new(), reqwest::Body::wrap_stream(body), TRANSFER).await
     }
 
-    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command> {
+    async fn input(&self, run: &RunRef, id: &CommandId, input: Input) -> Result<u64> {
+        let path = self.followed(run, None).path(id, "/stdin");
+        let Input { data, offset, close } = input;
+        let body = wire::InputRequest { data: BASE64_STANDARD.encode(&data), offset, close };
+        let call = Call::post(path, format!("command {id}")).json(&body)?;
+        let reply: wire::InputReply = self.transport.json(&call).await?;
+        let silent = || ProviderError::internal("feed a command", "the answer has no bytesWritten");
+        reply.bytes_written.ok_or_else(silent)
+    }
+
+    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32, tree: bool) -> Result<Command> {
+        if tree && !self.session(run).await?.session.stdin {
+            return Err(ProviderError::Invalid(
+                "this sandbox provider sends signals to process groups only".to_owned(),
+            ));
+        }
         let path = self.followed(run, None).path(id, "/kill");
-        let call = Call::post(path, format!("command {id}")).json(&wire::KillRequest { signal })?;
+        let call = Call::post(path, format!("command {id}")).json(&wire::KillRequest { signal, tree })?;
         replies::command(self.transport.json::<wire::CommandReply>(&call).await?.command, None)
     }
 

@@ -210,7 +210,8 @@ pub(crate) fn tree(tree: wire::SnapshotTree) -> Result<SnapshotTree> {
 pub(crate) fn command(command: wire::Command, limit: Option<Duration>) -> Result<Command> {
     let duration = command.duration_ms.map(Duration::from_millis);
     let killed = command.exit_code == Some(128 + 9);
-    let timed_out = killed && limit.zip(duration).is_some_and(|(limit, duration)| duration >= limit);
+    let timed_out =
+        command.timed_out || killed && limit.zip(duration).is_some_and(|(limit, duration)| duration >= limit);
     Ok(Command {
         id: id("command.id", &command.id)?,
         argv: std::iter::once(command.name).chain(command.args).collect(),
@@ -220,6 +221,7 @@ pub(crate) fn command(command: wire::Command, limit: Option<Duration>) -> Result
         exit_code: command.exit_code,
         duration,
         timed_out,
-        output_truncated: false,
+        output_lost: command.output_lost,
+        oom: command.oom,
     })
 }

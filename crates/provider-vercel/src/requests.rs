@@ -2,7 +2,7 @@
 
 use dormouse_provider::{
     Action, CommandSpec, CustomPolicy, Direction, Expiration, KeepLast, NetworkPolicy, ProviderError,
-    ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StdinSource, UpdateSandbox,
+    ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StartFrom, StdinSource, UpdateSandbox,
 };
 use dormouse_wire as wire;
 
@@ -76,6 +76,15 @@ pub(crate) fn source(source: &Source) -> wire::Source {
 }
 
 pub(crate) fn changes(changes: UpdateSandbox) -> Result<wire::UpdateRequest> {
+    let current_snapshot_id = match changes.start_from {
+        None => None,
+        Some(StartFrom::Snapshot(id)) => Some(Some(id.to_string())),
+        Some(StartFrom::Image) => {
+            return Err(ProviderError::Invalid(
+                "this sandbox provider cannot start a sandbox from its image again".to_owned(),
+            ));
+        }
+    };
     Ok(wire::UpdateRequest {
         persistent: changes.persistent,
         resources: changes.resources.map(resources),
@@ -85,7 +94,7 @@ pub(crate) fn changes(changes: UpdateSandbox) -> Result<wire::UpdateRequest> {
         ports: changes.ports,
         snapshot_expiration: changes.snapshot_expiration.map(expiration),
         keep_last_snapshots: changes.retention.map(retention),
-        current_snapshot_id: changes.current_snapshot.map(|id| id.to_string()),
+        current_snapshot_id,
         ..wire::UpdateRequest::default()
     })
 }
@@ -100,7 +109,7 @@ pub(crate) fn command(spec: &CommandSpec) -> Result<wire::CommandRequest> {
         env: spec.env.clone(),
         sudo: spec.sudo,
         timeout: spec.timeout.map(millis),
-        stdin: spec.stdin == StdinSource::Stream,
+        attach_stdin: spec.stdin == StdinSource::Stream,
         ..wire::CommandRequest::default()
     })
 }

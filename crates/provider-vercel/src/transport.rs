@@ -163,6 +163,8 @@ impl Failure {
         };
         match (status, code.as_str()) {
             (StatusCode::BAD_REQUEST, "sandbox_timeout_invalid") => ProviderError::TimeoutInvalid(message),
+            (StatusCode::BAD_REQUEST, "command_stdin_unavailable") => ProviderError::InputRefused(message),
+            (StatusCode::TOO_MANY_REQUESTS, "sandbox_busy") => ProviderError::Busy(message),
             (StatusCode::NOT_FOUND, _) => ProviderError::NotFound(call.subject.clone()),
             (StatusCode::CONFLICT, _) => ProviderError::Conflict(call.subject.clone()),
             (StatusCode::GONE, "snapshot_not_found") => {

@@ -37,6 +37,12 @@ pub enum ProviderError {
         /// Operation, path and reason.
         message: String,
     },
+    /// Standard input that nobody takes: the command has ended, closed it, or never had one.
+    #[error("{0}")]
+    InputRefused(String),
+    /// More is asked of the sandbox at once than it takes; the message says what.
+    #[error("{0}")]
+    Busy(String),
     /// The sandbox lives on another server of the same service; calls that need
     /// its host go there.
     #[error("{subject} lives on another server: {url}")]
@@ -88,6 +94,8 @@ impl ProviderError {
             Self::Elsewhere { subject, url } => {
                 Self::Elsewhere { subject: subject.clone(), url: url.clone() }
             }
+            Self::InputRefused(message) => Self::InputRefused(message.clone()),
+            Self::Busy(message) => Self::Busy(message.clone()),
             Self::Capacity(reason) => Self::Capacity(reason.clone()),
             Self::Unready(reason) => Self::Unready(reason.clone()),
             Self::Internal { operation, .. } => Self::internal(operation.clone(), self.causes()),

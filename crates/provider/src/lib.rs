@@ -22,10 +22,10 @@ pub use error::{ProviderError, Result};
 pub use health::{Count, HealthCheck, HealthSource, HealthState};
 pub use model::{
     CloneDirectory, Command, CommandSpec, CreateSandbox, Direction, DiskUse, Environment, Expiration,
-    ForkSandbox, GitSource, Grant, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page,
+    ForkSandbox, GitSource, Grant, Input, KeepLast, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Page,
     ResourcesRequest, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxSort, SandboxView, Snapshot,
-    SnapshotNode, SnapshotRequest, SnapshotTree, Source, StdinSource, Stopped, TerminalInput, TerminalOutput,
-    TerminalSize, Transfer, UpdateSandbox, shown_url,
+    SnapshotNode, SnapshotRequest, SnapshotTree, Source, StartFrom, StdinSource, Stopped, TerminalInput,
+    TerminalOutput, TerminalSize, Transfer, UpdateSandbox, shown_url,
 };
 pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{
@@ -38,7 +38,7 @@ pub use ports::{PortConnection, PortError, PortGateway, PortStream};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use dormouse_types::{CommandId, SnapshotId};
+use dormouse_types::{CommandId, SandboxName, SnapshotId};
 use futures::Stream;
 
 /// A stream that a provider returns.
@@ -138,6 +138,11 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     /// One snapshot, deleted or not.
     async fn get_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot>;
 
+    /// Sleeping sandboxes that would start from a snapshot next, at most ten of them.
+    async fn starting_from(&self, _namespace: &Namespace, _id: &SnapshotId) -> Result<Vec<SandboxName>> {
+        Ok(Vec::new())
+    }
+
     /// Deletes a snapshot. Sandboxes that would start from it next do not
     /// start; runs that stand on it go on.
     async fn delete_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot>;
@@ -216,11 +221,23 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
     async fn exec(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<BoxStream<LogEvent>>;
 
     /// Feeds standard input of a command that was started with
-    /// [`StdinSource::Stream`]; the end of the stream closes it.
+    /// [`StdinSource::Stream`]; the end of the stream closes it. Writers take turns.
+    ///
+    /// # Errors
+    /// [`ProviderError::InputRefused`] where the command does not take all of it.
     async fn stdin(&self, run: &RunRef, id: &CommandId, body: BodyStream) -> Result<()>;
 
-    /// Sends a signal to the command's process group.
-    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command>;
+    /// Feeds a part of standard input; how many bytes the command has taken since it
+    /// started.
+    ///
+    /// # Errors
+    /// [`ProviderError::InputRefused`] where the command takes no input;
+    /// [`ProviderError::Invalid`] for an offset beyond what it has taken.
+    async fn input(&self, run: &RunRef, id: &CommandId, input: Input) -> Result<u64>;
+
+    /// Sends a signal to the command's process group; with `tree`, to everything that
+    /// descends from it too, whatever group or session it made for itself.
+    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32, tree: bool) -> Result<Command>;
 
     /// Unpacks a tar archive (gzip or plain) below `cwd`, as the default user.
     async fn write_files(&self, run: &RunRef, cwd: &str, gzip: bool, body: BodyStream) -> Result<()>;

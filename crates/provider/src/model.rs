@@ -252,7 +252,16 @@ pub struct UpdateSandbox {
     /// Which snapshots stay.
     pub retention: Option<Retention>,
     /// What the next run starts from.
-    pub current_snapshot: Option<SnapshotId>,
+    pub start_from: Option<StartFrom>,
+}
+
+/// What the next run of a sandbox starts from, instead of what it has on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartFrom {
+    /// A snapshot.
+    Snapshot(SnapshotId),
+    /// Its image, as when it was made.
+    Image,
 }
 
 /// A sandbox to make from another: its files as they were last kept, and its
@@ -547,8 +556,22 @@ pub struct Command {
     pub duration: Option<Duration>,
     /// It was killed because its time limit passed.
     pub timed_out: bool,
-    /// Some output was lost.
-    pub output_truncated: bool,
+    /// Bytes of output that were lost; 1 where it is not known how many.
+    pub output_lost: u64,
+    /// It, or a process of it, was killed because the sandbox's memory was used up.
+    pub oom: bool,
+}
+
+/// Standard input for a command, which does not end with it.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// The bytes.
+    pub data: Bytes,
+    /// Where they stand in all that the command was ever sent: what it has taken already is
+    /// passed over, so the same may be sent again. `None`: behind what it has taken.
+    pub offset: Option<u64>,
+    /// Close standard input after them.
+    pub close: bool,
 }
 
 /// What a followed command tells.
@@ -560,6 +583,8 @@ pub enum LogEvent {
     Stdout(Bytes),
     /// Standard error.
     Stderr(Bytes),
+    /// As many bytes of output were lost here.
+    Lost(u64),
     /// It ended; nothing comes after.
     Exited(Command),
 }

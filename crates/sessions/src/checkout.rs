@@ -125,7 +125,7 @@ impl Sessions {
                         progress.send_if_modified(|told| std::mem::replace(told, percent) != percent);
                     }
                 }
-                LogEvent::Started(_) => {}
+                LogEvent::Started(_) | LogEvent::Lost(_) => {}
                 LogEvent::Exited(command) => {
                     // Postgres keeps no NUL.
                     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\0', "");

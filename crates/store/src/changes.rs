@@ -177,35 +177,40 @@ impl Db {
         tx.commit("record snapshot").await
     }
 
-    /// The next run of a sandbox starts from `snapshot`. What it has on disk
-    /// goes: at once, or, while `live` has it, with that run. `false`, and
-    /// nothing done, where the snapshot or the sandbox is gone.
+    /// The next run of a sandbox starts from `snapshot`; `None`: from its image. What it
+    /// has on disk, on `host`, goes: at once, or, while `live` has it, with that run.
+    /// `false`, and nothing done, where the snapshot or the sandbox is gone.
     pub async fn roll_back(
         &self,
         id: &SandboxId,
-        snapshot: &SnapshotId,
+        snapshot: Option<&SnapshotId>,
+        host: &HostId,
         live: Option<&RunRow>,
         now: Timestamp,
     ) -> Result<bool> {
         let mut tx = self.write().await?;
         let Some(mut sandbox) = sandboxes::lock(&mut tx, id).await? else { return Ok(false) };
-        let text =
-            format!("SELECT host_id FROM snapshots WHERE id = $1 AND status = 'created'{}", tx.locking());
-        let host: Option<HostId> = tx
-            .sql(format!("lock snapshot {snapshot}"), text)
-            .bind(snapshot)
-            .one(|row| row.of("snapshots", "").get("host_id"))
-            .await?;
-        let Some(host) = host else { return Ok(false) };
+        if let Some(snapshot) = snapshot {
+            let text =
+                format!("SELECT id FROM snapshots WHERE id = $1 AND status = 'created'{}", tx.locking());
+            let found: Option<SnapshotId> = tx
+                .sql(format!("lock snapshot {snapshot}"), text)
+                .bind(snapshot)
+                .one(|row| row.of("snapshots", "").get("id"))
+                .await?;
+            if found.is_none() {
+                return Ok(false);
+            }
+        }
         if let Some(volume) = sandbox.volume_id.take()
             && live.is_none_or(|live| live.volume_id != volume)
         {
-            garbage::add(&mut tx, &host, GarbageKind::Volume, volume.as_str(), now).await?;
+            garbage::add(&mut tx, host, GarbageKind::Volume, volume.as_str(), now).await?;
         }
-        let before = sandbox.current_snapshot.replace(snapshot.clone());
+        let before = std::mem::replace(&mut sandbox.current_snapshot, snapshot.cloned());
         sandbox.updated_at = now;
         sandboxes::write_files(&mut tx, &sandbox).await?;
-        if let Some(before) = before.filter(|before| before != snapshot) {
+        if let Some(before) = before.filter(|before| Some(before) != snapshot) {
             snapshots::let_go(&mut tx, &before, now).await?;
         }
         tx.commit("roll back").await.map(|()| true)

@@ -338,6 +338,20 @@ impl Db {
         tx.commit("delete snapshot").await
     }
 
+    /// Names of the sandboxes that would start from a snapshot next, at most `limit`: those
+    /// that have it and no run.
+    pub async fn starting_from(&self, id: &SnapshotId, limit: i64) -> Result<Vec<SandboxName>> {
+        self.sql(
+            format!("find what starts from snapshot {id}"),
+            "SELECT s.name FROM sandboxes s JOIN runs r ON r.id = s.current_run
+             WHERE s.current_snapshot = $1 AND r.stopped_at IS NOT NULL ORDER BY s.name LIMIT $2",
+        )
+        .bind(id)
+        .bind(limit)
+        .all(|row| row.of("sandboxes", "").get("name"))
+        .await
+    }
+
     /// Deletes what has expired, at most `limit`; how many that were. Where
     /// nobody asked for an expiration, what a sandbox would start from next stays
     /// until none does.

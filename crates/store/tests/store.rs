@@ -408,14 +408,14 @@ async fn a_rollback_drops_what_was_there() {
         assert_eq!(stopped.descends_from.as_ref(), Some(&kept.id));
 
         // While it is stopped: at once.
-        assert!(db.roll_back(&sandbox.id, &kept.id, None, NOW).await.unwrap());
+        assert!(db.roll_back(&sandbox.id, Some(&kept.id), &host(), None, NOW).await.unwrap());
         assert_eq!(take_garbage(&db).await, [of_volume(&first.volume_id)]);
         assert_eq!(reread(&db, &sandbox).await.volume_id, None);
 
         // While it runs: with the run, which is not the current one any more.
         let next = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
         add_run(&db, &next).await;
-        assert!(db.roll_back(&sandbox.id, &kept.id, Some(&next), NOW).await.unwrap());
+        assert!(db.roll_back(&sandbox.id, Some(&kept.id), &host(), Some(&next), NOW).await.unwrap());
         assert!(take_garbage(&db).await.is_empty());
         assert!(db.owns_volume(&next.volume_id).await.unwrap(), "the live run owns it");
         let late = snapshot(&next, &image, Some(kept.id.clone()));
@@ -424,6 +424,15 @@ async fn a_rollback_drops_what_was_there() {
         assert_eq!((found.current_snapshot.as_ref(), found.volume_id), (Some(&kept.id), None));
         assert_eq!(status(&db, &late.id).await, SnapshotStatus::Created);
         assert_eq!(take_garbage(&db).await, [of_volume(&next.volume_id)]);
+
+        // To the image: nothing is current any more.
+        let again = RunRow { volume_id: VolumeId::generate(), ..run(&sandbox) };
+        add_run(&db, &again).await;
+        end(&db, &again, None, None, Volume::Kept).await;
+        assert!(db.roll_back(&sandbox.id, None, &host(), None, NOW).await.unwrap());
+        let found = reread(&db, &sandbox).await;
+        assert_eq!((found.current_snapshot, found.volume_id), (None, None));
+        assert_eq!(take_garbage(&db).await, [of_volume(&again.volume_id)]);
     }
 }
 
@@ -446,7 +455,10 @@ async fn what_was_read_of_a_sandbox_may_have_gone() {
         add_run(&db, &fresh).await;
         end(&db, &fresh, None, None, Volume::Kept).await;
         take_garbage(&db).await;
-        assert!(!db.roll_back(&sandbox.id, &kept.id, None, NOW).await.unwrap(), "to what is gone");
+        assert!(
+            !db.roll_back(&sandbox.id, Some(&kept.id), &host(), None, NOW).await.unwrap(),
+            "to what is gone"
+        );
         assert_eq!(reread(&db, &sandbox).await.volume_id, Some(fresh.volume_id.clone()));
         assert!(take_garbage(&db).await.is_empty());
     }
@@ -460,7 +472,7 @@ async fn a_live_snapshot_does_not_undo_a_rollback() {
         let (sandbox, first) = started(&db, &image, "one").await;
         let kept = snapshot(&first, &image, None);
         db.record_snapshot(&kept, &first, Retire::Replaced).await.unwrap();
-        assert!(db.roll_back(&sandbox.id, &kept.id, Some(&first), NOW).await.unwrap());
+        assert!(db.roll_back(&sandbox.id, Some(&kept.id), &host(), Some(&first), NOW).await.unwrap());
         let late = snapshot(&first, &image, Some(kept.id.clone()));
         db.record_snapshot(&late, &first, Retire::Replaced).await.unwrap();
         assert_eq!(reread(&db, &sandbox).await.current_snapshot, Some(kept.id.clone()));

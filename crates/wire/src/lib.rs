@@ -15,7 +15,10 @@ mod snapshot;
 mod terminal;
 pub mod v1;
 
-pub use command::{Command, CommandList, CommandReply, CommandRequest, KillRequest, LogLine, PathRequest};
+pub use command::{
+    Command, CommandList, CommandReply, CommandRequest, Encoding, InputReply, InputRequest, KillRequest,
+    LogLine, PathRequest,
+};
 pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{
     AllowedDomains, ForwardRule, InjectionRule, NetworkPolicy, NetworkPolicyRequest, PolicyRule, Subnets,

@@ -160,9 +160,10 @@ pub struct UpdateRequest {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<KeepLastSnapshots>))]
     pub keep_last_snapshots: Option<Option<KeepLastSnapshots>>,
-    /// What the next session starts from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub current_snapshot_id: Option<String>,
+    /// What the next session starts from; `null` is ours: its image, as when it was made.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub current_snapshot_id: Option<Option<String>>,
     /// Where it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,

@@ -69,6 +69,9 @@ pub struct MadeSnapshotReply {
 pub struct SnapshotReply {
     /// The snapshot.
     pub snapshot: Snapshot,
+    /// Ours: what its deletion means for sandboxes.
+    #[serde(rename = "__warnings", default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Reply of the list of snapshots.

@@ -356,7 +356,8 @@ pub(crate) enum ImageAction {
         /// Its name; that of the recipe when it is left out, else `default`.
         #[arg(long)]
         name: Option<String>,
-        /// A recipe of this release: default, node22, node24 or python3.13.
+        /// A recipe of this release: universal (the default), slim, node22, node24, python3.13 or
+        /// agent.
         #[arg(long, value_name = "NAME", conflicts_with_all = ["tar", "oci_layout", "from"])]
         recipe: Option<Recipe>,
         /// A tar of a root file system: plain, gzip or zstd.

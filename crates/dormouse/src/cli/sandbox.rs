@@ -41,14 +41,17 @@ pub(crate) enum SandboxAction {
         #[arg(long)]
         live: bool,
     },
-    /// Give a sandbox the files of a snapshot, from its next start on. What it
-    /// wrote since then and no snapshot holds is gone.
+    /// Give a sandbox the files of a snapshot or of its image, from its next start on.
+    /// What it wrote since then and no snapshot holds is gone.
     Rollback {
         /// Sandbox.
         name: String,
         /// Snapshot, of it or of another sandbox on the same image.
-        #[arg(value_name = "ID")]
-        snapshot: String,
+        #[arg(value_name = "ID", required_unless_present = "image")]
+        snapshot: Option<String>,
+        /// Its image, as when it was made.
+        #[arg(long, conflicts_with = "snapshot")]
+        image: bool,
     },
     /// Open a shell on a terminal; wakes the sandbox if it sleeps.
     Shell {
@@ -99,7 +102,8 @@ pub(crate) enum SandboxAction {
         /// Its name.
         name: String,
     },
-    /// Run a command; wakes the sandbox if it sleeps.
+    /// Run a command and exit with its code; wakes the sandbox if it sleeps. Control-C
+    /// interrupts the command, a second one kills it.
     Exec {
         /// Sandbox.
         name: String,
@@ -115,18 +119,43 @@ pub(crate) enum SandboxAction {
         /// Kill the command after this long, such as 10m.
         #[arg(long, value_name = "DURATION")]
         timeout: Option<String>,
-        /// Pass standard input on.
+        /// Pass standard input on; without this the command reads nothing.
         #[arg(long, short)]
         interactive: bool,
-        /// Print the command's id and leave it running; see `logs`.
-        #[arg(long, short, conflicts_with = "interactive")]
+        /// Run it on a terminal, as `shell` does.
+        #[arg(long, short, conflicts_with = "timeout")]
+        tty: bool,
+        /// Print the command's id and leave it running; see `logs`, `ps` and `kill`.
+        #[arg(long, short, conflicts_with_all = ["interactive", "tty"])]
         detach: bool,
         /// Command and arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Copy a file or directory into a sandbox, or a file out of it. The side
-    /// in the sandbox is written NAME:PATH.
+    /// List the commands that the current run remembers, oldest first.
+    Ps {
+        /// Sandbox.
+        name: String,
+        /// Those too that have ended.
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// Send a signal to a command of the current run.
+    Kill {
+        /// Sandbox.
+        name: String,
+        /// Command id; the newest command that runs when it is left out.
+        command: Option<String>,
+        /// Signal, by name or number.
+        #[arg(long, short, default_value = "TERM")]
+        signal: String,
+        /// Send it to everything that descends from the command too, whatever group or
+        /// session it made for itself.
+        #[arg(long)]
+        tree: bool,
+    },
+    /// Copy a file or directory into a sandbox, or out of it. The side in the sandbox is
+    /// written NAME:PATH.
     Cp {
         /// From.
         from: String,

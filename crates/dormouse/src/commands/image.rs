@@ -17,7 +17,8 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
     match action {
         ImageAction::Build { data, name, recipe, tar, oci_layout, from, if_missing } => {
             let config = Config::load_data(&data)?;
-            let name = name.unwrap_or_else(|| recipe.unwrap_or(Recipe::DEFAULT).name().to_owned());
+            let name = name.or_else(|| recipe.map(|recipe| recipe.name().to_owned()));
+            let name = name.unwrap_or_else(|| "default".to_owned());
             prepare_data_dir(&config.data_dir)?;
             let db = Db::open(&config.database()?).await?;
             let host = host_id(&config.data_dir)?;

@@ -29,6 +29,9 @@ pub(crate) async fn run(
             let request = client.request(Method::DELETE, &format!("/snapshots/{id}"));
             let deleted: wire::SnapshotReply = client.json(request).await?;
             output.data(&serde_json::to_value(&deleted)?, &format!("{id} deleted"));
+            for warning in &deleted.warnings {
+                eprintln!("warning: {warning}");
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

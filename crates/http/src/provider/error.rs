@@ -41,7 +41,11 @@ impl WireError {
 impl IntoResponse for WireError {
     fn into_response(self) -> Response {
         let request_id = crate::request::current_id();
-        (self.status, Json(ErrorReply { error: self.detail(), request_id })).into_response()
+        let again = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status);
+        let mut response =
+            (self.status, Json(ErrorReply { error: self.detail(), request_id })).into_response();
+        crate::error::say_when(&mut response, again.then_some(1));
+        response
     }
 }
 
@@ -127,6 +131,7 @@ impl From<ProviderError> for WireError {
     fn from(error: ProviderError) -> Self {
         let message = error.to_string();
         let (status, code) = match &error {
+            ProviderError::Refused { errno: libc::EISDIR, .. } => (StatusCode::BAD_REQUEST, "is_a_directory"),
             ProviderError::Invalid(_) | ProviderError::Refused { .. } => {
                 (StatusCode::BAD_REQUEST, "bad_request")
             }
@@ -137,6 +142,9 @@ impl From<ProviderError> for WireError {
             ProviderError::Stopping => (StatusCode::UNPROCESSABLE_ENTITY, "sandbox_stopping"),
             ProviderError::SnapshotGone(_) => (StatusCode::GONE, "snapshot_not_found"),
             ProviderError::Elsewhere { .. } => (StatusCode::MISDIRECTED_REQUEST, "wrong_server"),
+            // What clients of the protocol look for, status and code.
+            ProviderError::InputRefused(_) => (StatusCode::BAD_REQUEST, "command_stdin_unavailable"),
+            ProviderError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "sandbox_busy"),
             ProviderError::Capacity(_) | ProviderError::Unready(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }

@@ -204,6 +204,9 @@ pub(crate) fn command(command: Command) -> wire::Command {
         exit_code: command.exit_code,
         started_at: command.started_at.as_millis(),
         duration_ms: command.duration.map(millis),
+        timed_out: command.timed_out,
+        oom: command.oom,
+        output_lost: command.output_lost,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dormouse_provider::{
     Action, CloneDirectory, CustomPolicy, DomainPolicy, Environment, Expiration, GitSource, KeepLast,
-    NetworkPolicy, ResourcesRequest, Retention, Rule, Source, UpdateSandbox,
+    NetworkPolicy, ResourcesRequest, Retention, Rule, Source, StartFrom, UpdateSandbox,
 };
 use dormouse_types::{Cidr, SandboxName};
 use dormouse_wire as wire;
@@ -125,8 +125,10 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         body.network_id.as_deref(),
         body.mounts.as_ref(),
     )?;
-    let snapshot = |id: String| {
-        id.parse().map_err(|_| WireError::not_found(format!("currentSnapshotId: snapshot {id} not found")))
+    let start_from = |id: Option<String>| {
+        let Some(id) = id else { return Ok(StartFrom::Image) };
+        let unknown = |_| WireError::not_found(format!("currentSnapshotId: snapshot {id} not found"));
+        id.parse().map(StartFrom::Snapshot).map_err(unknown)
     };
     Ok(UpdateSandbox {
         persistent: body.persistent,
@@ -138,7 +140,7 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         grant: None,
         snapshot_expiration: body.snapshot_expiration.map(expiration).transpose()?,
         retention: body.keep_last_snapshots.map(retention).transpose()?,
-        current_snapshot: body.current_snapshot_id.map(snapshot).transpose()?,
+        start_from: body.current_snapshot_id.map(start_from).transpose()?,
     })
 }
 

@@ -1,55 +1,93 @@
-//! Recipes of this release: what is in `images/`. A Debian recipe is a release
-//! and a list of packages, built by `mmdebstrap`; an npm recipe is a list of
-//! packages on top of the default image, fetched by `npm`. What was built is
-//! kept in the cache under a digest of the recipe.
+//! Recipes of this release: what is in `images/`. A recipe is a list of Debian packages,
+//! built by `mmdebstrap`, and layers on top: programs from npm and PyPI, links, environment.
+//! Either is kept in the cache under a digest of what went into it.
+//!
+//! ```text
+//!  slim ─┬─ node22, node24        a layer
+//!        └─ python3.13            more packages
+//!             └─ universal        more packages, and layers
+//!                  └─ agent       more of both
+//! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use dormouse_control::ImageConfig;
 use dormouse_types::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{ImageError, Workplace, io_error};
 
-const PACKAGES: &str = include_str!("../../../../images/default/packages");
-const SETUP: &str = include_str!("../../../../images/default/setup.sh");
+/// The Debian release of all recipes.
+const RELEASE: &str = "trixie";
+
+const SETUP: &str = include_str!("../../../../images/setup.sh");
+
+/// A list of Debian packages, with the lists below it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Base {
+    name: &'static str,
+    lists: &'static [&'static str],
+    /// Manuals stay, for who has a program that shows them.
+    manuals: bool,
+}
+
+/// What comes on top.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Layer {
+    name: &'static str,
+    lines: &'static str,
+}
+
+macro_rules! packages {
+    ($($name:literal),*) => {
+        &[$(include_str!(concat!("../../../../images/", $name, "/packages"))),*]
+    };
+}
+
+macro_rules! layer {
+    ($name:literal) => {
+        Layer { name: $name, lines: include_str!(concat!("../../../../images/", $name, "/layer")) }
+    };
+}
+
+static SLIM: Base = Base { name: "slim", lists: packages!["slim"], manuals: false };
+static PYTHON: Base = Base { name: "python3.13", lists: packages!["slim", "python3.13"], manuals: false };
+static UNIVERSAL: Base =
+    Base { name: "universal", lists: packages!["slim", "python3.13", "universal"], manuals: true };
+static AGENT: Base =
+    Base { name: "agent", lists: packages!["slim", "python3.13", "universal", "agent"], manuals: true };
+
+static NODE_22: Layer = layer!("node22");
+static NODE_24: Layer = layer!("node24");
+static TOOLS: Layer = layer!("universal");
+static DRIVERS: Layer = layer!("agent");
 
 /// A recipe of this release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
     name: &'static str,
-    method: Method,
+    base: &'static Base,
+    layers: &'static [&'static Layer],
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Method {
-    /// A root file system of this Debian release.
-    Debian { release: &'static str },
-    /// Packages on top of the default image.
-    Npm { packages: &'static str },
-}
-
-const RECIPES: [Recipe; 4] = [
-    Recipe {
-        name: "default",
-        method: Method::Debian { release: include_str!("../../../../images/default/release") },
-    },
-    Recipe {
-        name: "node22",
-        method: Method::Npm { packages: include_str!("../../../../images/node22/npm") },
-    },
-    Recipe {
-        name: "node24",
-        method: Method::Npm { packages: include_str!("../../../../images/node24/npm") },
-    },
-    Recipe {
-        name: "python3.13",
-        // The release whose own Python it is.
-        method: Method::Debian { release: include_str!("../../../../images/python3.13/release") },
-    },
+const RECIPES: [Recipe; 6] = [
+    Recipe { name: "universal", base: &UNIVERSAL, layers: &[&NODE_24, &TOOLS] },
+    Recipe { name: "slim", base: &SLIM, layers: &[] },
+    Recipe { name: "node22", base: &SLIM, layers: &[&NODE_22] },
+    Recipe { name: "node24", base: &SLIM, layers: &[&NODE_24] },
+    Recipe { name: "python3.13", base: &PYTHON, layers: &[] },
+    Recipe { name: "agent", base: &AGENT, layers: &[&NODE_24, &TOOLS, &DRIVERS] },
 ];
+
+/// Search path of every command: where the user installs, where the platform's clients look,
+/// and the system's own.
+const SEARCH_PATH: &str = "/home/ubuntu/.local/bin:/home/ubuntu/.npm-global/bin:/home/ubuntu/.cargo/bin:\
+    /home/ubuntu/go/bin:/home/ubuntu/.bun/bin:/vercel/bin:\
+    /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// No recipe has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +107,42 @@ fn entries(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
+/// A line of a layer.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'a> {
+    /// The files of an npm package go below a directory.
+    Npm(&'a str, &'a str),
+    /// The programs of a wheel go into a directory.
+    Pypi(&'a str, &'a str),
+    /// A symbolic link.
+    Link(&'a str, &'a str),
+    /// An empty file.
+    File(&'a str),
+    /// A variable of every command.
+    Env(&'a str, &'a str),
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Result<Self, ImageError> {
+        let mut words = line.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("npm"), Some(package), Some(place)) => Ok(Self::Npm(package, place)),
+            (Some("pypi"), Some(package), Some(place)) => Ok(Self::Pypi(package, place)),
+            (Some("link"), Some(path), Some(target)) => Ok(Self::Link(path, target)),
+            (Some("file"), Some(path), None) => Ok(Self::File(path)),
+            (Some("env"), Some(name), Some(value)) => Ok(Self::Env(name, value)),
+            _ => Err(ImageError::Invalid(format!("{line:?} is no line of a layer"))),
+        }
+    }
+}
+
+/// A part of a recipe that has an archive of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Base(&'static Base),
+    Layer(&'static Layer),
+}
+
 impl Recipe {
     /// The one of the default image.
     pub const DEFAULT: Self = RECIPES[0];
@@ -85,23 +159,40 @@ impl Recipe {
         self.name
     }
 
-    /// The recipes whose archives make it, lowest first.
-    pub(super) fn parts(self) -> Vec<Self> {
-        match self.method {
-            Method::Debian { .. } => vec![self],
-            Method::Npm { .. } => vec![Self::DEFAULT, self],
+    /// The parts that make it, lowest first.
+    pub(super) fn parts(self) -> Vec<Part> {
+        let layers = self.layers.iter().map(|layer| Part::Layer(layer));
+        std::iter::once(Part::Base(self.base)).chain(layers).collect()
+    }
+
+    /// What every command gets of it.
+    pub(super) fn config(self) -> Result<ImageConfig, ImageError> {
+        let mut env = BTreeMap::from([("PATH".to_owned(), SEARCH_PATH.to_owned())]);
+        for line in self.layers.iter().flat_map(|layer| entries(layer.lines)) {
+            if let Line::Env(name, value) = Line::parse(line)? {
+                env.insert(name.to_owned(), value.to_owned());
+            }
         }
+        Ok(ImageConfig { env, ..ImageConfig::default() })
     }
 
     /// Changes with everything that goes into the result.
     pub(super) fn digest(self) -> String {
-        let digest = match self.method {
-            Method::Debian { release } => {
-                // The first recipe was made without this line.
-                let release = if release.trim() == "bookworm" { "" } else { release };
-                Sha256::new().chain_update(PACKAGES).chain_update(SETUP).chain_update(release)
+        let digest =
+            self.parts().into_iter().fold(Sha256::new(), |digest, part| digest.chain_update(part.digest()));
+        hex(&digest.chain_update(SEARCH_PATH).finalize()[..8])
+    }
+}
+
+impl Part {
+    /// Changes with everything that goes into its archive.
+    fn digest(self) -> String {
+        let digest = match self {
+            Self::Base(base) => {
+                let digest = base.lists.iter().fold(Sha256::new(), |digest, list| digest.chain_update(list));
+                digest.chain_update(SETUP).chain_update(RELEASE).chain_update([u8::from(base.manuals)])
             }
-            Method::Npm { packages } => Sha256::new().chain_update(packages),
+            Self::Layer(layer) => Sha256::new().chain_update(layer.lines),
         };
         hex(&digest.finalize()[..8])
     }
@@ -109,38 +200,43 @@ impl Recipe {
     /// A tar of it, from the cache or built.
     pub(super) fn tar(self, cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
         fs::create_dir_all(cache).map_err(io_error(format!("make {}", cache.display())))?;
-        let path = cache.join(format!("{}-{}.tar", self.name, self.digest()));
+        let name = match self {
+            Self::Base(base) => format!("{}-base", base.name),
+            Self::Layer(layer) => format!("{}-layer", layer.name),
+        };
+        let path = cache.join(format!("{name}-{}.tar", self.digest()));
         if path.exists() {
-            progress("taking the files from the cache");
+            progress(&format!("taking {name} from the cache"));
             return Ok(path);
         }
         let workplace = Workplace::new(cache)?;
-        let tar = match self.method {
-            Method::Debian { release } => debian(release.trim(), &workplace.path, progress)?,
-            Method::Npm { packages } => npm(packages, &workplace.path, progress)?,
+        let tar = match self {
+            Self::Base(base) => debian(base, &workplace.path, progress)?,
+            Self::Layer(layer) => layer.build(&workplace.path, progress)?,
         };
         fs::rename(tar, &path).map_err(io_error("keep the built tar"))?;
         Ok(path)
     }
 }
 
-fn debian(release: &str, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
+fn debian(base: &Base, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
     use std::os::unix::fs::PermissionsExt as _;
     let setup = work.join("setup.sh");
     fs::write(&setup, SETUP).map_err(io_error("write setup.sh"))?;
     fs::set_permissions(&setup, fs::Permissions::from_mode(0o755)).map_err(io_error("write setup.sh"))?;
-    let packages: Vec<&str> = entries(PACKAGES).collect();
+    let packages: Vec<&str> = base.lists.iter().flat_map(|list| entries(list)).collect();
+    let left_out = ["doc", "locale", "info"].into_iter().chain((!base.manuals).then_some("man"));
     let tar = work.join("root.tar");
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--mode=root", "--variant=minbase", "--aptopt=Acquire::Languages \"none\""])
-        .args(["doc", "man", "locale", "info"].map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")))
+        .args(left_out.map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")))
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
         .arg(format!("--include={}", packages.join(",")))
         .arg(format!("--customize-hook={} \"$1\"", setup.display()))
-        .arg(release)
+        .arg(RELEASE)
         .arg(&tar);
-    if let Some(sources) = sources(release, work)? {
+    if let Some(sources) = sources(RELEASE, work)? {
         command.arg(sources);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -186,27 +282,85 @@ fn sources(release: &str, work: &Path) -> Result<Option<PathBuf>, ImageError> {
     Ok(Some(copy))
 }
 
-fn npm(packages: &str, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
-    let path = work.join("layer.tar");
-    let file = File::create(&path).map_err(io_error("write the layer's tar"))?;
-    let mut layer = tar::Builder::new(io::BufWriter::new(file));
-    for entry in entries(packages) {
-        let (package, place) = entry
-            .split_once(' ')
-            .ok_or_else(|| ImageError::Invalid(format!("{entry:?} is not PACKAGE@VERSION PLACE")))?;
-        progress(&format!("fetching {package}"));
-        let archive = fetch(package, work)?;
-        repack(&archive, Path::new(place), &mut layer).map_err(io_error(format!("read {package}")))?;
+impl Layer {
+    fn build(&self, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
+        let path = work.join("layer.tar");
+        let file = File::create(&path).map_err(io_error("write the layer's tar"))?;
+        let mut layer = tar::Builder::new(io::BufWriter::new(file));
+        let failed = || io_error("write the layer's tar");
+        for line in entries(self.lines) {
+            match Line::parse(line)? {
+                Line::Npm(package, place) => {
+                    progress(&format!("fetching {package}"));
+                    let archive = fetch(package, work)?;
+                    let packed = repack(&archive, Path::new(place), &mut layer);
+                    packed.map_err(io_error(format!("read {package}")))?;
+                }
+                Line::Pypi(package, place) => {
+                    progress(&format!("fetching {package}"));
+                    for program in programs(package, work)? {
+                        let named = || io_error(format!("read {}", program.display()));
+                        let mut file = File::open(&program).map_err(named())?;
+                        let mut header = owned_by_root(tar::EntryType::Regular, 0o755);
+                        header.set_size(file.metadata().map_err(named())?.len());
+                        let inside = Path::new(place).join(program.file_name().unwrap_or_default());
+                        layer.append_data(&mut header, inside, &mut file).map_err(failed())?;
+                    }
+                }
+                Line::Link(link, target) => {
+                    let mut header = owned_by_root(tar::EntryType::Symlink, 0o777);
+                    layer.append_link(&mut header, link, target).map_err(failed())?;
+                }
+                Line::File(path) => {
+                    let mut header = owned_by_root(tar::EntryType::Regular, 0o644);
+                    layer.append_data(&mut header, path, io::empty()).map_err(failed())?;
+                }
+                Line::Env(..) => {}
+            }
+        }
+        layer.into_inner().map_err(failed())?;
+        Ok(path)
     }
-    for (link, target) in [
-        ("usr/local/bin/npm", "../lib/node_modules/npm/bin/npm-cli.js"),
-        ("usr/local/bin/npx", "../lib/node_modules/npm/bin/npx-cli.js"),
-    ] {
-        let mut header = owned_by_root(tar::EntryType::Symlink, 0o777);
-        layer.append_link(&mut header, link, target).map_err(io_error("write the layer's tar"))?;
+}
+
+/// The programs of a wheel: its `data/scripts` (PEP 427). pip checks it against what the
+/// registry says of it.
+fn programs(package: &str, work: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let dir = work.join(package.replace(['=', '/'], "-"));
+    let python = |args: &[&str]| {
+        let output = Command::new("python3")
+            .args(args)
+            .arg(&dir)
+            .current_dir(work)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(io_error("run python3 (apt-get install python3-pip)"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(ImageError::Invalid(format!("fetch {package}: python3 failed ({}):\n{words}", output.status)))
+    };
+    let only = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"];
+    // For the machines that the image is for, whatever this one is.
+    let of_image = ["--platform", "manylinux2014_x86_64", "--python-version", "3.13", package, "--dest"];
+    python(&[&only[..], &of_image[..]].concat())?;
+    let named = || io_error(format!("read {}", dir.display()));
+    let wheels: Vec<PathBuf> = fs::read_dir(&dir).map_err(named())?.flatten().map(|e| e.path()).collect();
+    let wheel = wheels.first().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    python(&["-m", "zipfile", "-e", &wheel])?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(named())?.flatten() {
+        let scripts = entry.path().join("scripts");
+        if entry.file_name().to_string_lossy().ends_with(".data") && scripts.is_dir() {
+            found.extend(fs::read_dir(&scripts).map_err(named())?.flatten().map(|entry| entry.path()));
+        }
     }
-    layer.into_inner().map_err(io_error("write the layer's tar"))?;
-    Ok(path)
+    found.sort();
+    if found.is_empty() {
+        return Err(ImageError::Invalid(format!("{package} has no programs")));
+    }
+    Ok(found)
 }
 
 /// The package's archive, checked by npm against what the registry says of it.
@@ -269,11 +423,28 @@ mod tests {
         assert_eq!(digests.len(), RECIPES.len());
         for recipe in RECIPES {
             assert_eq!(recipe.name.parse(), Ok(recipe));
-            if let Method::Npm { packages } = recipe.method {
-                assert!(entries(packages).all(|entry| entry.split_once(' ').is_some()), "{}", recipe.name);
+            for layer in recipe.layers {
+                for line in entries(layer.lines) {
+                    let line = Line::parse(line).unwrap();
+                    // What is fetched has a version.
+                    assert!(match line {
+                        Line::Npm(package, _) => package[1..].contains('@'),
+                        Line::Pypi(package, _) => package.contains("=="),
+                        _ => true,
+                    });
+                }
             }
         }
         let unknown = "node18".parse::<Recipe>().unwrap_err().to_string();
         assert!(unknown.contains("node22"), "{unknown}");
+    }
+
+    #[test]
+    fn the_environment_is_that_of_the_layers() {
+        let agent = "agent".parse::<Recipe>().unwrap().config().unwrap();
+        assert_eq!(agent.env["CHROME_BIN"], "/usr/bin/chromium");
+        assert!(agent.env["PATH"].contains("/home/ubuntu/.local/bin:"));
+        assert!(!Recipe::DEFAULT.config().unwrap().env.contains_key("CHROME_BIN"));
+        assert!(Line::parse("wget x").is_err() && Line::parse("npm x").is_err());
     }
 }

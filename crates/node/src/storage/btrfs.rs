@@ -5,7 +5,7 @@
 //!  2/1  cap of the pool
 //!   ├─ 1/SANDBOX   limit of one sandbox: everything that its volumes wrote and
 //!   │   └─ 0/…     that anybody still holds, those included that are gone
-//!   └─ 0/…         images, snapshots
+//!   └─ 0/…         images, snapshots, and one with a limit of its own: logs of commands
 //! ```
 //!
 //! The quota group of a sandbox outlives each of its volumes, so a rollback
@@ -58,6 +58,12 @@ impl Driver {
     /// alone.
     pub(super) fn create(&self, parent: &Path, name: &str) -> io::Result<()> {
         btrfs::create(&File::open(parent)?, name, Some(ALL))
+    }
+
+    /// Limits what the subvolume at `path` may hold, in bytes.
+    pub(super) fn limit_one(&self, path: &Path, limit: u64) -> io::Result<()> {
+        let subvolume = File::open(path)?;
+        btrfs::limit(&subvolume, btrfs::own_group(&subvolume)?, Some(limit))
     }
 
     /// Makes the empty volume `name` of a sandbox.

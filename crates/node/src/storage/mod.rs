@@ -8,6 +8,8 @@
 //!   pool/volumes/VOLUME/{u,w} ────┘   one sandbox's, as long as it     │
 //!   pool/snapshots/SNAPSHOT/{u,w}     read-only copy of a volume       │
 //!   pool/images/DIGEST.erofs ──► images/DIGEST  (one mount, all sandboxes)
+//!   pool/output/                      long logs of commands, as files without a name: they
+//!                                     go with the run
 //!   pool/scratch/…                    what is being made; nobody's after a crash
 //!   pool.img                          the file system `pool/`, unless it is a device
 //! ```
@@ -165,7 +167,10 @@ const LOOKS_PER_COMMIT: u64 = 4;
 const NOT_MOUNTED: &str = "the storage pool is not mounted";
 
 /// Directories of the pool.
-const PARTS: [&str; 4] = ["volumes", "snapshots", "images", "scratch"];
+const PARTS: [&str; 5] = ["volumes", "snapshots", "images", "scratch", "output"];
+
+/// Which part of the pool the logs of all sandboxes may take together.
+const OUTPUT_PART: u64 = 8;
 
 fn broken(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::ReadOnlyFilesystem, message.into())
@@ -258,11 +263,17 @@ impl Storage {
             let path = self.root.join(part);
             match &self.driver {
                 // A subvolume of its own, so that what is in it counts.
-                Driver::Btrfs { driver, .. } if part == "images" && !path.exists() => {
+                Driver::Btrfs { driver, .. } if ["images", "output"].contains(&part) && !path.exists() => {
                     driver.create(&self.root, part)?;
                 }
                 _ => fs::create_dir_all(path)?,
             }
+        }
+        let output = self.output();
+        // Agents make files in it, whose ids are none of the host's, and see no other's.
+        fs::set_permissions(&output, fs::Permissions::from_mode(0o1733))?;
+        if let Driver::Btrfs { driver, .. } = &self.driver {
+            driver.limit_one(&output, self.config.pool_size / OUTPUT_PART)?;
         }
         self.set_cap(true)?;
         if let Driver::Btrfs { pool, .. } = &self.driver {
@@ -300,6 +311,11 @@ impl Storage {
         }
         open.0 = false;
         Ok(())
+    }
+
+    /// The directory for logs of commands.
+    pub(crate) fn output(&self) -> PathBuf {
+        self.root.join("output")
     }
 
     pub(crate) fn enforces_limits(&self) -> bool {

@@ -7,7 +7,9 @@ use dormouse_types::CommandId;
 use futures::StreamExt as _;
 
 use super::{Bench, Failure, Outcome, check, check_error};
-use crate::{CommandSpec, LogEvent, ProviderError, StdinSource, TerminalInput, TerminalOutput, TerminalSize};
+use crate::{
+    CommandSpec, Input, LogEvent, ProviderError, StdinSource, TerminalInput, TerminalOutput, TerminalSize,
+};
 
 pub(super) async fn exit_codes(bench: &Bench) -> Outcome {
     let made = bench.sandbox("a").await?;
@@ -122,12 +124,12 @@ pub(super) async fn signals_reach_the_group(bench: &Bench) -> Outcome {
     for (signal, code) in [(15, 143), (9, 137), (2, 130)] {
         let spec = CommandSpec::new(["bash", "-c", "trap - INT TERM; sleep 1000"]);
         let started = bench.provider.start(&run, CommandId::generate(), spec).await?;
-        bench.provider.kill(&run, &started.id, signal).await?;
+        bench.provider.kill(&run, &started.id, signal, false).await?;
         let ended = bench.provider.wait(&run, &started.id).await?;
         check!(ended.exit_code == Some(code), "signal {signal}: {ended:?}");
     }
     let unknown = CommandId::generate();
-    check_error!(bench.provider.kill(&run, &unknown, 15).await, ProviderError::NotFound(_));
+    check_error!(bench.provider.kill(&run, &unknown, 15, false).await, ProviderError::NotFound(_));
     check_error!(bench.provider.command(&run, &unknown).await, ProviderError::NotFound(_));
     check_error!(bench.provider.wait(&run, &unknown).await, ProviderError::NotFound(_));
     check_error!(bench.provider.logs(&run, &unknown).await, ProviderError::NotFound(_));
@@ -159,6 +161,45 @@ pub(super) async fn standard_input(bench: &Bench) -> Outcome {
     let text = String::from_utf8_lossy(&text).into_owned();
     let here = bench.ok(&made.run, "head -c 1048576 /dev/zero | tr '\\0' x | sha256sum").await?;
     check!(text.trim() == here, "{text:?} is not {here:?}");
+    Ok(())
+}
+
+pub(super) async fn input_by_offset(bench: &Bench) -> Outcome {
+    let made = bench.sandbox("a").await?;
+    let run = bench.run_ref(&made.run);
+    let spec = CommandSpec { stdin: StdinSource::Stream, ..CommandSpec::new(["cat"]) };
+    let started = match bench.provider.start(&run, CommandId::generate(), spec).await {
+        Ok(started) => started,
+        Err(ProviderError::Invalid(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let send = async |text: &'static str, offset, close| {
+        let input = Input { data: Bytes::from_static(text.as_bytes()), offset, close };
+        bench.provider.input(&run, &started.id, input).await
+    };
+    check!(send("", None, false).await? == 0, "something was taken before anything was sent");
+    for (text, offset, total) in [("ab", Some(0), 2), ("ab", Some(0), 2), ("bc", Some(1), 3), ("d", None, 4)]
+    {
+        let taken = send(text, offset, false).await?;
+        check!(taken == total, "{text:?} at {offset:?}: {taken} bytes were taken, not {total}");
+    }
+    check_error!(send("x", Some(9), false).await, ProviderError::Invalid(_));
+    check!(send("e", Some(4), true).await? == 5, "the last part");
+    let ended = bench.provider.wait(&run, &started.id).await?;
+    check!(ended.exit_code == Some(0), "{ended:?}");
+    check_error!(send("f", Some(5), false).await, ProviderError::InputRefused(_));
+    let mut events = bench.provider.logs(&run, &started.id).await?;
+    let mut text = Vec::new();
+    while let Some(event) = events.next().await {
+        if let LogEvent::Stdout(data) = event? {
+            text.extend_from_slice(&data);
+        }
+    }
+    check!(text == b"abcde", "{:?}", String::from_utf8_lossy(&text));
+    let deaf = bench.provider.start(&run, CommandId::generate(), CommandSpec::new(["sleep", "1000"])).await?;
+    let input = Input { data: Bytes::from_static(b"x"), offset: Some(0), close: false };
+    check_error!(bench.provider.input(&run, &deaf.id, input).await, ProviderError::InputRefused(_));
+    bench.provider.kill(&run, &deaf.id, 9, false).await?;
     Ok(())
 }
 

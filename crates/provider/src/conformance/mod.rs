@@ -125,6 +125,7 @@ cases! {
         time_limits_kill,
         signals_reach_the_group,
         standard_input,
+        input_by_offset,
         commands_are_remembered,
         terminals,
     }
@@ -272,6 +273,7 @@ impl Bench {
         while let Some(event) = events.next().await {
             match event? {
                 LogEvent::Started(_) => started = true,
+                LogEvent::Lost(bytes) => return Err(Failure(format!("{bytes} bytes of output were lost"))),
                 LogEvent::Stdout(data) => stdout.extend_from_slice(&data),
                 LogEvent::Stderr(data) => stderr.extend_from_slice(&data),
                 LogEvent::Exited(command) => {

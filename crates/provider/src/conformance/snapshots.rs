@@ -7,7 +7,7 @@ use dormouse_types::SnapshotId;
 use super::{Bench, Failure, Outcome, check, check_error};
 use crate::{
     CreateSandbox, Direction, ForkSandbox, KeepLast, ListOf, ProviderError, Retention, RunStatus,
-    SnapshotKind, SnapshotRequest, SnapshotStatus, Source, StopReason, UpdateSandbox,
+    SnapshotKind, SnapshotRequest, SnapshotStatus, Source, StartFrom, StopReason, UpdateSandbox,
 };
 
 pub(super) async fn a_snapshot_starts_others(bench: &Bench) -> Outcome {
@@ -211,7 +211,10 @@ pub(super) async fn rollbacks(bench: &Bench) -> Outcome {
     let mut run = bench.provider.resume(&key).await?.run;
     for while_it_runs in [false, true] {
         bench.ok(&run, "echo second > /tmp/file; echo more > /tmp/more").await?;
-        let back = UpdateSandbox { current_snapshot: Some(first.clone()), ..UpdateSandbox::default() };
+        let back = UpdateSandbox {
+            start_from: Some(StartFrom::Snapshot(first.clone())),
+            ..UpdateSandbox::default()
+        };
         if while_it_runs {
             bench.provider.update(&key, back).await?;
             check!(
@@ -233,5 +236,15 @@ pub(super) async fn rollbacks(bench: &Bench) -> Outcome {
         let seen = bench.ok(&run, "cat /tmp/file; ls /tmp/more 2>/dev/null || echo none").await?;
         check!(seen == "first\nnone", "after a rollback (running: {while_it_runs}): {seen}");
     }
+    let back = UpdateSandbox { start_from: Some(StartFrom::Image), ..UpdateSandbox::default() };
+    bench.provider.stop(&bench.run_ref(&run), StopReason::Requested).await?;
+    match bench.provider.update(&key, back).await {
+        // The protocol has no word for it.
+        Err(ProviderError::Invalid(_)) => return Ok(()),
+        updated => check!(updated?.sandbox.current_snapshot.is_none(), "the image is no snapshot"),
+    }
+    run = bench.provider.resume(&key).await?.run;
+    let seen = bench.ok(&run, "cat /tmp/file 2>/dev/null || echo none").await?;
+    check!(seen == "none", "after a rollback to the image: {seen}");
     Ok(())
 }

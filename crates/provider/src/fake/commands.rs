@@ -17,6 +17,8 @@ pub(super) struct Running {
     /// Grows with everything that happens.
     news: watch::Sender<u64>,
     pub(super) input: Mutex<Option<mpsc::UnboundedSender<Vec<u8>>>>,
+    /// Bytes that were sent by then.
+    pub(super) taken: std::sync::atomic::AtomicU64,
     task: Mutex<Option<tokio::task::AbortHandle>>,
     background: Arc<Mutex<tokio::task::JoinSet<i32>>>,
 }
@@ -50,7 +52,8 @@ impl Running {
         let running = Arc::new(Self {
             state: Mutex::new(State { command, output: Vec::new() }),
             news: watch::channel(0).0,
-            input: Mutex::new(Some(feed)),
+            input: Mutex::new((spec.stdin == crate::StdinSource::Stream).then_some(feed)),
+            taken: std::sync::atomic::AtomicU64::new(0),
             task: Mutex::default(),
             background,
         });
@@ -185,7 +188,8 @@ pub(super) fn command(
         exit_code: None,
         duration: None,
         timed_out: false,
-        output_truncated: false,
+        output_lost: 0,
+        oom: false,
     }
 }
 

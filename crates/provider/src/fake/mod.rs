@@ -17,6 +17,7 @@ mod shell;
 mod state;
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use futures::StreamExt as _;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, ListOf,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, Input, ListOf,
     ListSandboxes, LogEvent, MadeSnapshot, NetworkPolicy, ProviderError, Result, Route, Run, RunRef, Sandbox,
     SandboxKey, SandboxProvider, SandboxSort, SandboxView, Snapshot, SnapshotNode, SnapshotRequest,
     SnapshotTree, StdinSource, Stopped, TerminalInput, TerminalOutput, TerminalSize, TerminalStream,
@@ -477,7 +478,7 @@ impl SandboxProvider for Fake {
         });
         let output = running.follow().filter_map(|event| {
             futures::future::ready(match event {
-                Ok(LogEvent::Started(_)) => None,
+                Ok(LogEvent::Started(_) | LogEvent::Lost(_)) => None,
                 Ok(LogEvent::Stdout(data) | LogEvent::Stderr(data)) => Some(Ok(TerminalOutput::Data(data))),
                 Ok(LogEvent::Exited(command)) => {
                     Some(Ok(TerminalOutput::Exited(command.exit_code.unwrap_or(-1))))
@@ -532,7 +533,7 @@ impl SandboxProvider for Fake {
     async fn stdin(&self, run: &RunRef, id: &CommandId, mut body: BodyStream) -> Result<()> {
         let running = self.running(run, id)?;
         let feed = running.input.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let feed: mpsc::UnboundedSender<Vec<u8>> = feed.ok_or(ProviderError::Stopped)?;
+        let feed: mpsc::UnboundedSender<Vec<u8>> = feed.ok_or_else(no_input)?;
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| ProviderError::Invalid(error.to_string()))?;
             // A program that has ended reads nothing.
@@ -541,7 +542,33 @@ impl SandboxProvider for Fake {
         Ok(())
     }
 
-    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command> {
+    async fn input(&self, run: &RunRef, id: &CommandId, input: Input) -> Result<u64> {
+        let running = self.running(run, id)?;
+        if running.command().exit_code.is_some() {
+            return Err(no_input());
+        }
+        let mut feed = running.input.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = running.taken.load(Ordering::Relaxed);
+        let offset = input.offset.unwrap_or(taken);
+        if offset > taken {
+            return Err(ProviderError::Invalid(format!(
+                "offset: it is {offset}, but {taken} bytes were taken"
+            )));
+        }
+        let known = usize::try_from(taken - offset).unwrap_or(usize::MAX).min(input.data.len());
+        let new = input.data.slice(known..);
+        if !new.is_empty() || feed.is_none() {
+            // A program that has ended reads nothing.
+            let _ = feed.as_ref().ok_or_else(no_input)?.send(new.to_vec());
+        }
+        running.taken.store(taken + new.len() as u64, Ordering::Relaxed);
+        if input.close {
+            *feed = None;
+        }
+        Ok(taken + new.len() as u64)
+    }
+
+    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32, _tree: bool) -> Result<Command> {
         let running = self.running(run, id)?;
         running.kill(signal);
         Ok(running.command())
@@ -593,4 +620,8 @@ impl SandboxProvider for Fake {
             errno => ProviderError::Refused { errno, message: error.message },
         })
     }
+}
+
+fn no_input() -> ProviderError {
+    ProviderError::InputRefused("the command takes no input".to_owned())
 }

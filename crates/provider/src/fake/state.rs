@@ -370,7 +370,7 @@ impl State {
     }
 
     pub(super) fn update(&mut self, key: &SandboxKey, changes: UpdateSandbox, now: Timestamp) -> Result<()> {
-        if let Some(id) = &changes.current_snapshot {
+        if let Some(crate::StartFrom::Snapshot(id)) = &changes.start_from {
             self.living(&key.namespace, id)?;
         }
         let timeout = changes.timeout.map(|timeout| checked_timeout(Some(timeout))).transpose()?;
@@ -392,10 +392,14 @@ impl State {
                 boot.run.network = network;
             }
         }
-        if let Some(id) = changes.current_snapshot {
+        if let Some(from) = changes.start_from {
             let machine = self.machine(key)?;
-            machine.sandbox.current_snapshot = Some(id.clone());
-            machine.descends_from = Some(id);
+            let snapshot = match from {
+                crate::StartFrom::Snapshot(id) => Some(id),
+                crate::StartFrom::Image => None,
+            };
+            machine.sandbox.current_snapshot = snapshot.clone();
+            machine.descends_from = snapshot;
             machine.files = None;
             if let Some(boot) = self.boots.get_mut(&run).filter(|boot| !boot.run.status.is_ended()) {
                 boot.rolled_back = true;

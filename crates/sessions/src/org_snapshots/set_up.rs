@@ -63,7 +63,7 @@ impl Sessions {
                         take_lines(&mut words, log);
                         log.step().await;
                     }
-                    Some(LogEvent::Started(_)) => {}
+                    Some(LogEvent::Started(_) | LogEvent::Lost(_)) => {}
                     Some(LogEvent::Exited(command)) if command.exit_code == Some(0) => break,
                     Some(LogEvent::Exited(command)) => {
                         log.line(&String::from_utf8_lossy(&words));

@@ -243,7 +243,7 @@ async fn a_command_that_runs_keeps_it_awake() {
             bench.sessions.reconcile_once().await;
             assert!(bench.is_awake(&id).await);
         }
-        bench.fake.kill(&run, &command, 9).await.unwrap();
+        bench.fake.kill(&run, &command, 9, false).await.unwrap();
         bench.clock.advance(IDLE + Duration::from_secs(1));
         bench.falls_asleep(&id).await;
     }

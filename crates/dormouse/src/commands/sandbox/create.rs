@@ -136,10 +136,10 @@ pub(super) async fn snapshot(
 pub(super) async fn roll_back(
     client: &Client,
     name: &str,
-    snapshot: String,
+    snapshot: Option<String>,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let words = format!("{name} starts from {snapshot}");
+    let words = format!("{name} starts from {}", snapshot.as_deref().unwrap_or("its image"));
     let change =
         wire::UpdateRequest { current_snapshot_id: Some(snapshot), ..wire::UpdateRequest::default() };
     let request = client.request(Method::PATCH, &format!("/{}", plain(name)?));

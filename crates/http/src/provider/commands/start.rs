@@ -12,7 +12,7 @@ use dormouse_wire as wire;
 use super::super::error::{WireErrors, WireResult};
 use super::super::present;
 use super::super::scope::{RunScope, ScopeQuery};
-use super::stream::stream;
+use super::stream::{Form, stream};
 use crate::App;
 use crate::body::ApiJson;
 
@@ -31,7 +31,7 @@ pub(crate) async fn start(
         env: body.env,
         sudo: body.sudo,
         timeout: body.timeout.map(Duration::from_millis),
-        stdin: if body.stdin { StdinSource::Stream } else { StdinSource::Empty },
+        stdin: if body.stdin || body.attach_stdin { StdinSource::Stream } else { StdinSource::Empty },
     };
     let id = CommandId::generate();
     if !body.wait {
@@ -41,5 +41,6 @@ pub(crate) async fn start(
     let events = app.provider.exec(&run_ref, id, spec).await?;
     // Somebody waits for it: the session is in use until it ends.
     let events = Box::pin(scope.right().bound(app.clone(), scope.activity(&app).while_followed(events)));
-    Ok(stream(events, body.logs, true))
+    let form = Form { logs: body.logs, commands: true, encoding: body.encoding.unwrap_or_default() };
+    Ok(stream(events, form))
 }

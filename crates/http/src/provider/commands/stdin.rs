@@ -2,25 +2,43 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest as _, Path, Request, State};
+use axum::http::header;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use dormouse_provider::Input;
+use dormouse_wire as wire;
 use futures::StreamExt as _;
 
-use super::super::error::{WireErrors, WireResult};
+use super::super::error::{WireError, WireErrors, WireResult};
 use super::super::scope::{RunScope, ScopeQuery};
 use super::command_id;
 use crate::App;
+use crate::body::ApiJson;
 
-/// Feed standard input of a command; its end is the end of the body.
-#[utoipa::path(post, path = "/sessions/{id}/cmd/{command}/stdin", tag = "commands", request_body(content_type = "application/octet-stream", description = "The bytes"), params(("id" = String, Path, description = "Session id"), ("command" = String, Path, description = "Command id"), ScopeQuery),
-    responses((status = 200, body = serde_json::Value, description = "An empty object"), WireErrors))]
+/// Feed standard input of a command: a part of it as JSON, which may be sent again, or all of
+/// it as bytes, whose end is the end of the body.
+#[utoipa::path(post, path = "/sessions/{id}/cmd/{command}/stdin", tag = "commands", request_body(content((wire::InputRequest = "application/json"), (String = "application/octet-stream"))), params(("id" = String, Path, description = "Session id"), ("command" = String, Path, description = "Command id"), ScopeQuery),
+    responses((status = 200, body = wire::InputReply, description = "How much it has taken; nothing for bytes"), WireErrors))]
 pub(crate) async fn stdin(
     State(app): State<App>,
     scope: RunScope,
     Path(path): Path<(String, String)>,
-    body: Body,
-) -> WireResult<Json<serde_json::Value>> {
+    request: Request,
+) -> WireResult<Json<wire::InputReply>> {
     let run_ref = scope.used(&app).await;
+    let id = command_id(&path.1)?;
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if kind.is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("application/json")) {
+        let ApiJson(body): ApiJson<wire::InputRequest> = ApiJson::from_request(request, &app).await?;
+        let data = BASE64_STANDARD
+            .decode(&body.data)
+            .map_err(|error| WireError::bad_request(format!("data: it is no base64: {error}")))?;
+        let input = Input { data: data.into(), offset: body.offset, close: body.close };
+        let total = app.provider.input(&run_ref, &id, input).await?;
+        return Ok(Json(wire::InputReply { bytes_written: Some(total) }));
+    }
+    let body = Body::from_request(request, &app).await.unwrap_or_else(|never| match never {});
     let body = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other));
-    app.provider.stdin(&run_ref, &command_id(&path.1)?, Box::pin(body)).await?;
-    Ok(Json(serde_json::json!({})))
+    app.provider.stdin(&run_ref, &id, Box::pin(body)).await?;
+    Ok(Json(wire::InputReply { bytes_written: None }))
 }

@@ -1,8 +1,11 @@
 //! Output as lines of JSON.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use dormouse_provider::{BoxStream, LogEvent};
 use dormouse_wire as wire;
@@ -13,6 +16,21 @@ use super::super::present;
 
 /// The protocol's clients compare this letter by letter.
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// After this much silence something is sent that says nothing: clients and what stands
+/// between take a silent connection for a dead one, some after five minutes.
+pub(super) const SILENCE: Duration = Duration::from_secs(15);
+
+/// What an answer has in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// Output.
+    pub(super) logs: bool,
+    /// The command, at its start and at its end.
+    pub(super) commands: bool,
+    /// How output is written.
+    pub(super) encoding: wire::Encoding,
+}
 
 /// Text is cut only between characters; bytes that
 /// are no UTF-8 become replacement characters, as the protocol has text only.
@@ -61,11 +79,34 @@ fn line(value: &impl serde::Serialize) -> Bytes {
     text.into()
 }
 
-fn output(stream: &str, text: String) -> Option<Bytes> {
-    (!text.is_empty()).then(|| line(&wire::LogLine { stream: stream.to_owned(), data: text.into() }))
+fn log_line(stream: &str, data: serde_json::Value) -> wire::LogLine {
+    wire::LogLine { stream: stream.to_owned(), data, lost: None, encoding: None }
 }
 
-pub(super) fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) -> Response {
+fn output(stream: &str, text: String) -> Option<Bytes> {
+    (!text.is_empty()).then(|| line(&log_line(stream, text.into())))
+}
+
+fn bytes(stream: &str, data: &[u8]) -> Bytes {
+    let text = BASE64_STANDARD.encode(data);
+    line(&wire::LogLine { encoding: Some(wire::Encoding::Base64), ..log_line(stream, text.into()) })
+}
+
+/// What a reader sees where output was lost.
+fn lost(count: u64, encoding: wire::Encoding) -> Bytes {
+    let text = format!("\n[dormouse: {count} bytes of output were lost here: over the limit, or no room]\n");
+    let text = match encoding {
+        wire::Encoding::Utf8 => text,
+        wire::Encoding::Base64 => BASE64_STANDARD.encode(text),
+    };
+    let encoding = Some(encoding).filter(|encoding| *encoding != wire::Encoding::Utf8);
+    line(&wire::LogLine { lost: Some(count), encoding, ..log_line("stderr", text.into()) })
+}
+
+/// Lines of JSON about a command.
+pub(super) fn stream(events: BoxStream<LogEvent>, form: Form) -> Response {
+    let Form { logs, commands, encoding } = form;
+    let raw = encoding == wire::Encoding::Base64;
     let lines = events.scan(Utf8Tail::default(), move |tail, event| {
         let lines: Vec<Bytes> = match event {
             Ok(LogEvent::Started(command) | LogEvent::Exited(command)) => {
@@ -79,6 +120,9 @@ pub(super) fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) ->
                 }
                 lines
             }
+            Ok(LogEvent::Stdout(data)) if logs && raw => vec![bytes("stdout", &data)],
+            Ok(LogEvent::Stderr(data)) if logs && raw => vec![bytes("stderr", &data)],
+            Ok(LogEvent::Lost(count)) if logs => vec![lost(count, encoding)],
             Ok(LogEvent::Stdout(data)) if logs => {
                 output("stdout", Utf8Tail::take(&mut tail.stdout, &data, false)).into_iter().collect()
             }
@@ -88,21 +132,46 @@ pub(super) fn stream(events: BoxStream<LogEvent>, logs: bool, commands: bool) ->
             Ok(_) => Vec::new(),
             Err(error) => {
                 let detail = serde_json::to_value(WireError::from(error).detail()).unwrap_or_default();
-                vec![line(&wire::LogLine { stream: "error".to_owned(), data: detail })]
+                vec![line(&log_line("error", detail))]
             }
         };
-        futures::future::ready(Some(futures::stream::iter(
-            lines.into_iter().map(Ok::<_, std::convert::Infallible>),
-        )))
+        futures::future::ready(Some(futures::stream::iter(lines)))
     });
-    let mut response = Response::new(Body::from_stream(lines.flatten()));
+    // An answer that ends with a line may have spaces before it; one that may end without has
+    // empty lines.
+    let filler = Bytes::from_static(if commands { b" " } else { b"\n" });
+    let lines = never_silent(lines.flatten(), filler).map(Ok::<_, std::convert::Infallible>);
+    let mut response = Response::new(Body::from_stream(lines));
     response.headers_mut().insert(header::CONTENT_TYPE, NDJSON);
     response
 }
 
+/// `items`, and `filler` after each [`SILENCE`].
+pub(super) fn never_silent(
+    items: impl futures::Stream<Item = Bytes> + Send + 'static,
+    filler: Bytes,
+) -> impl futures::Stream<Item = Bytes> + Send + 'static {
+    futures::stream::unfold((Box::pin(items), filler), |(mut items, filler)| async move {
+        match tokio::time::timeout(SILENCE, items.next()).await {
+            Ok(item) => item.map(|item| (item, (items, filler))),
+            Err(_) => Some((filler.clone(), (items, filler))),
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Utf8Tail;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_command_is_heard_of() {
+        let late = futures::stream::once(async {
+            tokio::time::sleep(2 * SILENCE + Duration::from_secs(1)).await;
+            Bytes::from_static(b"{}\n")
+        });
+        let heard: Vec<_> = never_silent(late, Bytes::from_static(b" ")).collect().await;
+        assert_eq!(heard.concat(), b"  {}\n");
+    }
 
     #[test]
     fn characters_are_never_cut() {

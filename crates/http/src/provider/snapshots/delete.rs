@@ -19,10 +19,20 @@ pub(crate) async fn delete(
     Path(text): Path<String>,
 ) -> WireResult<Json<wire::SnapshotReply>> {
     let (namespace, id) = locate(&app, &scope, &text).await?;
+    let orphans = app.provider.starting_from(&namespace, &id).await?;
     let snapshot = app.provider.delete_snapshot(&namespace, &id).await?;
     if let Err(error) = app.sessions.note_gone_snapshot(&id).await {
         // Sessions find out when they are wanted.
         tracing::warn!(snapshot = %id, ?error, "note that it is gone");
     }
-    Ok(Json(wire::SnapshotReply { snapshot: present::snapshot(snapshot) }))
+    let warnings = orphans
+        .into_iter()
+        .map(|name| {
+            format!(
+                "{name} has no files any more and does not start; PATCH it with a currentSnapshotId, null for \
+                 its image, or use `dormouse sandbox rollback {name} --image`"
+            )
+        })
+        .collect();
+    Ok(Json(wire::SnapshotReply { snapshot: present::snapshot(snapshot), warnings }))
 }

@@ -20,5 +20,5 @@ pub(crate) async fn get(
 ) -> WireResult<Json<wire::SnapshotReply>> {
     let (namespace, id) = locate(&app, &scope, &text).await?;
     let snapshot = app.provider.get_snapshot(&namespace, &id).await?;
-    Ok(Json(wire::SnapshotReply { snapshot: present::snapshot(snapshot) }))
+    Ok(Json(wire::SnapshotReply { snapshot: present::snapshot(snapshot), warnings: Vec::new() }))
 }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::fake::Fake;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, ListOf,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, Input, ListOf,
     ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, ProviderError, Result, Route, Run,
     RunRef, Sandbox, SandboxKey, SandboxProvider, SandboxView, Snapshot, SnapshotRequest, SnapshotTree,
     StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
@@ -296,8 +296,12 @@ impl SandboxProvider for Hosts {
         self.fake.stdin(run, id, body).await
     }
 
-    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32) -> Result<Command> {
-        self.fake.kill(run, id, signal).await
+    async fn input(&self, run: &RunRef, id: &CommandId, input: Input) -> Result<u64> {
+        self.fake.input(run, id, input).await
+    }
+
+    async fn kill(&self, run: &RunRef, id: &CommandId, signal: i32, tree: bool) -> Result<Command> {
+        self.fake.kill(run, id, signal, tree).await
     }
 
     async fn write_files(&self, run: &RunRef, cwd: &str, gzip: bool, body: BodyStream) -> Result<()> {
