@@ -381,7 +381,7 @@ async fn main_job(
         let count = 32;
         let mut ids = Vec::new();
         for _ in 0..count {
-            ids.push(sessions.create(&account.id, NewSession { title: None, repo: None }).await?.id);
+            ids.push(sessions.create(&account.id, NewSession::default()).await?.id);
         }
         let ours = |n: usize| {
             let (sessions, account, id, repo) = (&sessions, account.id.clone(), ids[n].clone(), repo.clone());

@@ -10,5 +10,22 @@ export function portUrl(
   port: number,
 ): string;
 
-/** Replaces the global `fetch`, for programs that cannot be changed. */
-export function register(server: string): void;
+/** Whom a process works for. */
+export interface Credentials {
+  /** Account or organization; the key's own account when it is left out. */
+  team?: string;
+  /** Project; `default` when it is left out. */
+  project?: string;
+}
+
+/** A key in the form of a token of the platform's, for `VERCEL_OIDC_TOKEN`. */
+export function token(key: string, credentials?: Credentials): string;
+
+/** Replaces the global `fetch` and `WebSocket`, for programs that cannot be changed. */
+export function register(server: string, credentials?: Credentials & { key?: string }): void;
+
+/** Does the same to Node's `http` and `https`. */
+export function patchNode(server: string, modules: { http: object; https: object }): void;
+
+/** Does the same to the dispatcher that undici uses where a program names none. */
+export function patchUndici(server: string): void;

@@ -27,7 +27,7 @@ mod sandboxes;
 mod snapshots;
 mod stored;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dormouse_jobs::Clock;
@@ -38,7 +38,7 @@ use tracing::Instrument as _;
 
 pub use ground::{Files, Ground};
 pub use record::{SandboxRecord, pending_run};
-pub use rules::{Limits, new_routes};
+pub use rules::{Limits, check_ports, new_routes};
 pub use stored::{DEFAULT_CWD, DEFAULT_USER, ImageConfig, SandboxConfig, Stored};
 
 use order::Runner;
@@ -68,6 +68,8 @@ pub struct Control {
     clock: Clock,
     runner: Arc<dyn Runner>,
     config: Arc<ControlConfig>,
+    /// What creations without an image wait for, in a sentence.
+    waiting: Arc<Mutex<Option<String>>>,
 }
 
 impl Control {
@@ -75,7 +77,17 @@ impl Control {
     /// to.
     #[must_use]
     pub fn new(db: Db, clock: Clock, runner: Arc<dyn Runner>, config: ControlConfig) -> Self {
-        Self { db, clock, runner, config: Arc::new(config) }
+        Self { db, clock, runner, config: Arc::new(config), waiting: Arc::default() }
+    }
+
+    /// Has creations without their base image say what they wait for.
+    pub fn wait_for_image(&self, sentence: Option<String>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = sentence;
+    }
+
+    fn waits_for(&self) -> Option<String> {
+        // A sentence: a panic elsewhere cannot tear it.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The sandbox of this name, with its newest run.

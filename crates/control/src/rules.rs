@@ -105,7 +105,11 @@ fn check_tags(tags: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-fn check_ports(ports: &[u16]) -> Result<()> {
+/// Whether these ports can be published.
+///
+/// # Errors
+/// [`ProviderError::Invalid`] that says what can.
+pub fn check_ports(ports: &[u16]) -> Result<()> {
     let different: BTreeSet<u16> = ports.iter().copied().collect();
     if ports.len() > MAX_PORTS || different.len() != ports.len() || different.contains(&0) {
         return Err(invalid(format!("ports: at most {MAX_PORTS} different numbers from 1 to 65535")));

@@ -81,9 +81,11 @@ impl Control {
             } else {
                 format!("this server has no runtime {name:?}; it knows {}", self.config.recipes.join(", "))
             })),
-            None if *environment == Environment::Default => Err(ProviderError::Unready(format!(
-                "this server has no base image {name:?} yet; `dormouse image build` makes it"
-            ))),
+            None if *environment == Environment::Default => {
+                let missing =
+                    || format!("this server has no base image {name:?} yet; `dormouse image build` makes it");
+                Err(ProviderError::Unready(self.waits_for().unwrap_or_else(missing)))
+            }
             None => Err(invalid(format!(
                 "there is no image {name:?} on this server; `dormouse image list` shows those that are"
             ))),

@@ -89,6 +89,11 @@ impl Client {
         Ok(Self { base, scope: Vec::new(), ..Self::new(remote)? })
     }
 
+    /// For the platform's own calls about accounts.
+    pub(crate) fn of_platform(remote: &RemoteArgs) -> anyhow::Result<Self> {
+        Self::of_sessions(remote)
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.key);
         // An empty list would leave a question mark at the end.

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
 
 async fn run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Quickstart(args) => commands::quickstart::run(args, output).await,
         Command::Serve(args) => commands::serve::run(args).await,
         Command::Evacuate(args) => commands::serve::evacuate(args).await,
         Command::Config { action } => commands::config::run(action, output),
@@ -57,6 +58,7 @@ async fn run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Session { action } => commands::accounts::session(action, output).await,
         Command::Image { action } => commands::image::run(action, output).await,
         Command::Doctor(args) => commands::doctor::run(&args, output),
+        Command::Env(remote) => commands::env::run(&remote, output).await,
         Command::Sandbox { remote, action } => commands::sandbox::run(&remote, action, output).await,
         Command::OrgSnapshot { remote, action } => commands::org_snapshot::run(&remote, action, output).await,
         Command::Snapshot { remote, action } => commands::snapshot::run(&remote, action, output).await,

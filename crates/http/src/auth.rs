@@ -8,6 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use dormouse_store::{ApiKey, hash_secret};
 use dormouse_types::{AccountId, KeyId};
 use futures::{Stream, StreamExt as _};
@@ -87,7 +88,30 @@ pub(crate) async fn layer(
 
 enum Credential {
     Key(String),
+    /// A key of ours in the form of a token of the platform.
+    Dressed(String, PlatformClaims),
     Token(String),
+}
+
+/// Owner in a [`Credential::Dressed`] that stands for the caller's own account.
+const OWN: &str = "dormouse";
+
+/// A key of ours that clients took for a token of the platform's: they want three parts with
+/// `owner_id` and `project_id` in the second, and look at nothing else. The third is the key.
+fn dressed(token: &str) -> Option<Credential> {
+    #[derive(serde::Deserialize)]
+    struct Claims {
+        owner_id: String,
+        project_id: Option<String>,
+    }
+    let [_, claims, key] = token.split('.').collect::<Vec<_>>()[..] else { return None };
+    let key = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(key).ok()?).ok()?;
+    if !ApiKey::looks_like(&key) {
+        return None;
+    }
+    let Claims { owner_id, project_id } =
+        serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+    Some(Credential::Dressed(key, PlatformClaims { owner_id, project_id }))
 }
 
 fn credential(headers: &HeaderMap) -> Result<Credential, ApiError> {
@@ -105,7 +129,11 @@ fn credential(headers: &HeaderMap) -> Result<Credential, ApiError> {
                 Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim().to_owned(),
                 _ => return Err(ApiError::unauthorized("Authorization header with Bearer token required")),
             };
-            Ok(if ApiKey::looks_like(&token) { Credential::Key(token) } else { Credential::Token(token) })
+            Ok(if ApiKey::looks_like(&token) {
+                Credential::Key(token)
+            } else {
+                dressed(&token).unwrap_or(Credential::Token(token))
+            })
         }
         _ => Err(ApiError::unauthorized("Exactly one of x-api-key or Authorization must be provided")),
     }
@@ -174,15 +202,23 @@ impl Right {
     }
 }
 
+async fn of_key(key: &str, app: &App) -> Result<Identity, ApiError> {
+    let found = app.db.key_by_hash(&hash_secret(key)).await?;
+    let now = app.clock.now();
+    found
+        .filter(|row| row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now))
+        .map(|row| Identity { account: row.account_id, key: Some(row.id), platform: None })
+        .ok_or_else(|| ApiError::unauthorized("Unauthorized"))
+}
+
 async fn authenticate(headers: &HeaderMap, app: &App) -> Result<Identity, ApiError> {
     match credential(headers)? {
-        Credential::Key(key) => {
-            let found = app.db.key_by_hash(&hash_secret(&key)).await?;
-            let now = app.clock.now();
-            found
-                .filter(|row| row.revoked_at.is_none() && row.expires_at.is_none_or(|end| end > now))
-                .map(|row| Identity { account: row.account_id, key: Some(row.id), platform: None })
-                .ok_or_else(|| ApiError::unauthorized("Unauthorized"))
+        Credential::Key(key) => of_key(&key, app).await,
+        Credential::Dressed(key, claims) => {
+            let identity = of_key(&key, app).await?;
+            // Any other owner is looked up like one of a query.
+            let platform = (claims.owner_id == OWN).then_some(claims);
+            Ok(Identity { platform, ..identity })
         }
         Credential::Token(token) => match &app.jwt {
             Some(verifier) => verifier.identity(&token, &app.db, &app.clock).await,

@@ -18,7 +18,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
         if let Some(kind) = request.headers().get(header::CONTENT_TYPE) {
             let kind =
                 kind.to_str().unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-            if kind != "application/json" && !kind.ends_with("+json") {
+            // A body of text without a kind is what `fetch` sends where nobody named one.
+            if kind != "application/json" && !kind.ends_with("+json") && kind != "text/plain" {
                 return Err(ApiError::new(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     "the body must be JSON, sent as content-type: application/json",
@@ -39,11 +40,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for ApiJson<T> {
         let value: serde_json::Value = serde_json::from_slice(text)
             .map_err(|error| ApiError::bad_request(format!("malformed JSON body: {error}")))?;
         if !value.is_object() {
-            return Err(ApiError::bad_request("the body must be a JSON object"));
+            let path = Some(Vec::new());
+            return Err(ApiError { path, ..ApiError::bad_request("the body must be a JSON object") });
         }
-        serde_json::from_value(value)
-            .map(Self)
-            .map_err(|error| ApiError::bad_request(format!("wrong body: {error}")))
+        serde_path_to_error::deserialize(value).map(Self).map_err(|error| {
+            let (place, fault) = (error.path().to_string(), error.inner().to_string());
+            if place == "." {
+                let wrong = ApiError::bad_request(format!("wrong body: {fault}"));
+                return ApiError { path: Some(Vec::new()), ..wrong };
+            }
+            ApiError::about(&place, format!("{place}: {fault}"))
+        })
     }
 }
 

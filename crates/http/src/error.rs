@@ -4,7 +4,9 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use dormouse_provider::ProviderError;
 use dormouse_sessions::{RemoteError, SessionError};
@@ -27,6 +29,14 @@ pub(crate) struct ErrorBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     request_id: Option<String>,
+    /// The field that is wrong, of a 400.
+    #[serde(rename = "missing_fields", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<String>, required = false)]
+    missing_fields: Option<Vec<String>>,
+    /// The same, by its other name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<String>, required = false)]
+    path: Option<Vec<String>>,
 }
 
 /// Always `error`.
@@ -38,7 +48,8 @@ enum ErrorWord {
 
 impl ErrorBody {
     pub(crate) fn new(message: String) -> Self {
-        Self { status: ErrorWord::Error, error: message, request_id: request::current_id() }
+        let request_id = request::current_id();
+        Self { status: ErrorWord::Error, error: message, request_id, missing_fields: None, path: None }
     }
 }
 
@@ -82,12 +93,14 @@ pub(crate) enum ApiErrors {
 }
 
 /// An answer that is not success.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
     /// When to try again, in seconds.
     pub(crate) retry_after: Option<u64>,
+    /// Where the fault of the body is: empty, the body itself; `None`: somewhere else.
+    pub(crate) path: Option<Vec<String>>,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
@@ -95,7 +108,18 @@ pub(crate) type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self { status, message: message.into(), retry_after }
+        Self { status, message: message.into(), retry_after, path: None }
+    }
+
+    /// What is wrong with a field, in words that follow its name.
+    pub(crate) fn field(name: &str, fault: impl std::fmt::Display) -> Self {
+        Self::about(name, format!("{name} {fault}"))
+    }
+
+    /// What is wrong with a field, in a sentence.
+    pub(crate) fn about(name: &str, message: impl Into<String>) -> Self {
+        let path = name.split('.').map(str::to_owned).collect();
+        Self { path: Some(path), ..Self::bad_request(message) }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -116,9 +140,29 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(ErrorBody::new(self.message))).into_response();
+        let told = self.clone();
+        let body =
+            ErrorBody { missing_fields: self.path.clone(), path: self.path, ..ErrorBody::new(self.message) };
+        let mut response = (self.status, Json(body)).into_response();
         say_when(&mut response, self.retry_after);
+        response.extensions_mut().insert(Told(told));
         response
+    }
+}
+
+/// The error that an answer tells, for an API with another envelope.
+#[derive(Debug, Clone)]
+struct Told(ApiError);
+
+/// Layer: below the provider API's paths every refusal has that API's envelope, whoever
+/// refuses.
+pub(crate) async fn envelope(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let of_provider = ["/api/v1/", "/api/v2/", "/api/v3/"].iter().any(|base| path.starts_with(base));
+    let mut response = next.run(request).await;
+    match response.extensions_mut().remove::<Told>() {
+        Some(Told(error)) if of_provider => crate::provider::refuse(error),
+        _ => response,
     }
 }
 
@@ -150,7 +194,9 @@ impl From<SessionError> for ApiError {
             SessionError::NotFound | SessionError::NoSuchOrgSnapshot | SessionError::NoSuchOrganization => {
                 StatusCode::NOT_FOUND
             }
-            SessionError::Forbidden | SessionError::NotClaimed(_) => StatusCode::FORBIDDEN,
+            SessionError::Forbidden | SessionError::NotAMember | SessionError::NotClaimed(_) => {
+                StatusCode::FORBIDDEN
+            }
             SessionError::OtherRepository { .. }
             | SessionError::Archived
             | SessionError::Contended

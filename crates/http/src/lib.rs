@@ -35,8 +35,9 @@ pub use openapi::{provider_document, session_document};
 pub use ports::PortsConfig;
 pub use rates::RatesConfig;
 
-/// Largest JSON body, in bytes.
-const MAX_JSON: usize = 256 << 10;
+/// Largest JSON body, in bytes: a part of standard input may be a megabyte, and a third more
+/// as base64.
+const MAX_JSON: usize = 4 << 20;
 
 /// What the service is made of.
 #[derive(Debug)]
@@ -128,6 +129,7 @@ pub fn router(parts: Parts) -> Router {
         .method_not_allowed_fallback(error::no_method)
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(axum::middleware::from_fn(error::envelope))
         .layer(axum::middleware::from_fn(cors::apply))
         .layer(axum::middleware::from_fn(linger::apply))
         .layer(axum::middleware::from_fn(request::layer))

@@ -45,6 +45,9 @@ impl PortsConfig {
     }
 }
 
+/// Header with the first label of a port's host.
+const NAMED_PORT: HeaderName = HeaderName::from_static("x-dormouse-port");
+
 /// Whether a label is one of ours.
 fn is_subdomain(label: &str) -> bool {
     label.strip_prefix("dm-").is_some_and(|word| {
@@ -59,10 +62,21 @@ fn first_label(host: &str) -> String {
 /// Middleware: requests to a published port go there, the others on.
 pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) -> Response {
     let peer = crate::request::peer(&request);
-    let subdomain = asked_host(&request, peer, &app.ports.trusted_proxies).map(|host| first_label(&host));
-    let Some(subdomain) = subdomain.filter(|label| is_subdomain(label)) else {
-        return next.run(request).await;
-    };
+    let host = asked_host(&request, peer, &app.ports.trusted_proxies).map(|host| first_label(&host));
+    match [host, named_port(&request)].into_iter().flatten().find(|label| is_subdomain(label)) {
+        Some(subdomain) => to_port(app, subdomain, request, peer).await,
+        None => next.run(request).await,
+    }
+}
+
+/// The port that a client names in a header, which knows the server's address but cannot
+/// resolve names below it.
+fn named_port(request: &Request) -> Option<String> {
+    request.headers().get(NAMED_PORT)?.to_str().ok().map(str::to_ascii_lowercase)
+}
+
+async fn to_port(app: App, subdomain: String, mut request: Request, peer: Option<IpAddr>) -> Response {
+    request.headers_mut().remove(NAMED_PORT);
     let Some(gateway) = app.gateway.clone() else {
         return refusal(StatusCode::NOT_FOUND, "SANDBOX_NOT_FOUND", "this server publishes no ports");
     };

@@ -100,6 +100,19 @@ impl Images {
         Ok(Self { host, db, storage: Arc::new(storage), cache: cache.to_owned() })
     }
 
+    /// Those of a server that has the pool open.
+    pub(crate) fn over(host: HostId, db: Db, storage: Arc<Storage>, cache: &Path) -> Self {
+        Self { host, db, storage, cache: cache.to_owned() }
+    }
+
+    /// Whether there is an image called `name`.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn has(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.db.image(&self.host, name).await?.is_some())
+    }
+
     /// Makes an image called `name`, which takes the name from an older one.
     /// `progress` is told in words what is going on.
     ///

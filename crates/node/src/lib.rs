@@ -119,6 +119,13 @@ pub struct Node {
 }
 
 impl Node {
+    /// The images of this host, with what is built kept in `cache`.
+    #[must_use]
+    pub fn images(&self, cache: &Path) -> Images {
+        let host = &self.host;
+        Images::over(host.config.host.clone(), host.db.clone(), host.storage.clone(), cache)
+    }
+
     /// Prepares the host and starts. Taking over what an earlier server left
     /// goes on in the background; calls wait for it.
     ///

@@ -79,6 +79,9 @@ pub enum SessionError {
     /// None of the caller's organizations claims the repository.
     #[error("only members of an organization that claims {0} may do this")]
     NotClaimed(GithubRepo),
+    /// The caller is no member of the organization that a session is to be for.
+    #[error("Access denied to specified organizationId")]
+    NotAMember,
     /// The caller is no member of such an organization.
     #[error("Organization not found")]
     NoSuchOrganization,

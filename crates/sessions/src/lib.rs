@@ -64,6 +64,8 @@ pub struct Sessions {
     config: LifecycleConfig,
     tokens: Option<Arc<dyn TokenSource>>,
     org_snapshots: Option<org_snapshots::OrgSnapshots>,
+    /// Published by each of their sandboxes.
+    ports: Vec<u16>,
     locks: Locks,
     attempts: Attempts,
     /// Where its sandboxes live, if that is here.
@@ -99,6 +101,7 @@ impl Sessions {
             config,
             tokens: None,
             org_snapshots: None,
+            ports: Vec::new(),
             locks,
             attempts,
             host,
@@ -112,6 +115,12 @@ impl Sessions {
     #[must_use]
     pub fn with_tokens(self, tokens: Arc<dyn TokenSource>) -> Self {
         Self { tokens: Some(tokens), ..self }
+    }
+
+    /// With these ports of each sandbox published, so that what listens there has a URL.
+    #[must_use]
+    pub fn with_ports(self, ports: Vec<u16>) -> Self {
+        Self { ports, ..self }
     }
 
     /// How long a sandbox that nobody uses stays awake.

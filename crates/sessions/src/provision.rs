@@ -44,6 +44,12 @@ struct Ready {
     anew: bool,
 }
 
+/// The branch that a session was made with.
+fn branch_of(row: &SessionRow) -> Option<Branch> {
+    let name = row.wanted_branch.as_deref()?.parse().ok()?;
+    Some(if row.is_new_branch { Branch::New(name) } else { Branch::Existing(name) })
+}
+
 /// What is to be checked out in a sandbox.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -123,7 +129,9 @@ impl Sessions {
                 })
                 .await?;
         }
-        let ready = match self.bring_up(attempt, &key, &row, account, wanted).await {
+        let of_session =
+            Wanted { branch: wanted.branch.clone().or_else(|| branch_of(&row)), ..wanted.clone() };
+        let ready = match self.bring_up(attempt, &key, &row, account, &of_session).await {
             Ok(ready) => ready,
             // Another server has the session by now, and may have its sandbox.
             Err(SessionError::Contended) => return Err(SessionError::Contended),
@@ -220,6 +228,7 @@ impl Sessions {
             self.delete_sandbox(key).await?;
         }
         let mut request = CreateSandbox::new(key.clone());
+        request.ports.clone_from(&self.ports);
         request.timeout = Some(self.config.max_lifetime);
         let (ends_at, checkout) = self.create_with_checkout(Some(attempt), request, account, wanted).await?;
         Ok(Ready { ends_at, branch: checkout.shown(), anew })
@@ -233,6 +242,7 @@ impl Sessions {
     ) -> Result<Provisioned> {
         let key = SandboxKey { namespace: Self::namespace(account), name: name.clone() };
         let mut request = CreateSandbox::new(key);
+        request.ports.clone_from(&self.ports);
         (request.persistent, request.ephemeral) = (false, true);
         request.timeout = Some(self.config.idle_timeout);
         let (_, checkout) = self.create_with_checkout(None, request, account, wanted).await?;

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_provider::checkout::Branch;
 use dormouse_provider::{
     CommandSpec, LogEvent, NetworkUse, ProviderError, RunRef, RunStatus, SandboxKey, StopReason,
 };
 use dormouse_store::{Cause, SessionFilter, SessionRow};
-use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SandboxName, SessionId, Timestamp};
+use dormouse_types::{
+    AccountId, CommandId, EventReason, GithubRepo, OrgId, SandboxName, SessionId, Timestamp,
+};
 use futures::StreamExt as _;
 use tracing::Instrument as _;
 
@@ -29,12 +32,16 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(15);
 const EXTENSION: Duration = Duration::from_secs(20 * 60);
 
 /// A session to make.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NewSession {
     /// Shown to users; never interpreted.
     pub title: Option<String>,
     /// Repository that it is bound to from the start.
     pub repo: Option<GithubRepo>,
+    /// Branch that its first checkout is to be on.
+    pub branch: Option<Branch>,
+    /// Organization that it is for.
+    pub organization: Option<OrgId>,
 }
 
 impl NewSession {
@@ -44,12 +51,19 @@ impl NewSession {
         let title = self.title.map(|title| title.trim().to_owned()).filter(|title| !title.is_empty());
         let title = title.unwrap_or_else(|| "New session".to_owned());
         let clone_url = self.repo.map(|repo| repo.url());
-        SessionRow { clone_url, ..SessionRow::new(account.clone(), title, now) }
+        let (wanted_branch, is_new_branch) = match self.branch {
+            None => (None, false),
+            Some(Branch::Existing(name)) => (Some(name.to_string()), false),
+            Some(Branch::New(name)) => (Some(name.to_string()), true),
+        };
+        let organization = self.organization;
+        let row = SessionRow::new(account.clone(), title, now);
+        SessionRow { clone_url, wanted_branch, is_new_branch, organization, ..row }
     }
 }
 
 /// What may change in a session.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionPatch {
     /// Shown to users; never interpreted.
     pub title: Option<String>,
@@ -98,7 +112,15 @@ pub enum Probe {
 
 impl Sessions {
     /// Makes a session.
+    ///
+    /// # Errors
+    /// [`SessionError::NotAMember`] for an organization of others.
     pub async fn create(&self, account: &AccountId, new: NewSession) -> Result<SessionRow> {
+        if let Some(organization) = &new.organization
+            && self.db.org_of_member(account, organization.as_str()).await?.is_none()
+        {
+            return Err(SessionError::NotAMember);
+        }
         let row = new.row(account, self.now());
         self.db.insert_session(&row).await?;
         Ok(row)
@@ -130,6 +152,9 @@ impl Sessions {
         patch: SessionPatch,
     ) -> Result<SessionRow> {
         let row = self.owned(account, id).await?;
+        if patch == SessionPatch::default() {
+            return Ok(row);
+        }
         let archived = |status| status == SessionStatus::Archived;
         if patch.status.is_some_and(archived) && !archived(row.status) {
             self.at_hand(&row).await?;

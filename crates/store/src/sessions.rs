@@ -2,7 +2,8 @@
 //! a write based on a stale read changes nothing (invariant 6).
 
 use dormouse_types::{
-    AccountId, DEFAULT_PROJECT, HostId, LifecycleState, SandboxName, SessionId, SessionStatus, Timestamp,
+    AccountId, DEFAULT_PROJECT, HostId, LifecycleState, OrgId, SandboxName, SessionId, SessionStatus,
+    Timestamp,
 };
 
 use crate::db::{Db, Tx};
@@ -26,6 +27,12 @@ pub struct SessionRow {
     pub clone_url: Option<String>,
     /// Branch that was checked out.
     pub branch: Option<String>,
+    /// Organization that it is for; never changes.
+    pub organization: Option<OrgId>,
+    /// Branch that its first checkout is to be on; never changes.
+    pub wanted_branch: Option<String>,
+    /// That branch is to be made; never changes.
+    pub is_new_branch: bool,
     /// Its sandbox, once one was ready.
     pub sandbox_name: Option<SandboxName>,
     /// Where that lives; `None`: every server can deal with it.
@@ -66,6 +73,9 @@ impl SessionRow {
             status: SessionStatus::Running,
             clone_url: None,
             branch: None,
+            organization: None,
+            wanted_branch: None,
+            is_new_branch: false,
             sandbox_name: None,
             host_id: None,
             lifecycle_state: LifecycleState::Provisioning,
@@ -108,7 +118,8 @@ pub enum SessionFilter {
 
 const COLUMNS: &str = "id, account_id, title, status, clone_url, branch, sandbox_name, host_id,
     lifecycle_state, lifecycle_version, lifecycle_error, last_activity_at, hibernate_after, sandbox_expires_at,
-    lines_added, lines_removed, created_at, updated_at, deleted_at";
+    lines_added, lines_removed, created_at, updated_at, deleted_at, organization_id, wanted_branch,
+    is_new_branch";
 
 fn read(row: &Row) -> Result<SessionRow> {
     let row = row.of("sessions", "");
@@ -119,6 +130,9 @@ fn read(row: &Row) -> Result<SessionRow> {
         status: row.get("status")?,
         clone_url: row.get("clone_url")?,
         branch: row.get("branch")?,
+        organization: row.get("organization_id")?,
+        wanted_branch: row.get("wanted_branch")?,
+        is_new_branch: row.get("is_new_branch")?,
         sandbox_name: row.get("sandbox_name")?,
         host_id: match row.get::<String>("host_id")? {
             any if any.is_empty() => None,
@@ -143,7 +157,7 @@ impl Db {
     pub async fn insert_session(&self, s: &SessionRow) -> Result<()> {
         self.change(
             format!("insert session {}", s.id),
-            format!("INSERT INTO sessions ({COLUMNS}, due_at) VALUES ({})", placeholders(20)),
+            format!("INSERT INTO sessions ({COLUMNS}, due_at) VALUES ({})", placeholders(23)),
         )
         .bind(&s.id)
         .bind(&s.account_id)
@@ -164,6 +178,9 @@ impl Db {
         .bind(s.created_at)
         .bind(s.updated_at)
         .bind(s.deleted_at)
+        .bind(&s.organization)
+        .bind(&s.wanted_branch)
+        .bind(s.is_new_branch)
         .bind(s.due_at())
         .execute()
         .await

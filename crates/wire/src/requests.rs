@@ -179,6 +179,10 @@ pub struct UpdateRequest {
     /// Runtime, which old clients send and which cannot change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// Whatever else was sent, to be refused by name.
+    #[serde(flatten, default)]
+    #[cfg_attr(feature = "openapi", schema(ignore))]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 /// Tells `null` from absence.

@@ -220,6 +220,9 @@ const SMALL: &str = "org_snapshots.tip_interval = \"1s\"\n[sandbox]\nmemory_mib 
 /// Instance of the world with an outside of its own.
 pub(crate) const NETWORK: u8 = 6;
 
+/// Instance of the world with the defaults, image included.
+pub(crate) const CLIENTS_WORLD: u8 = 8;
+
 /// Instance of the world whose rows are in Postgres.
 const ON_POSTGRES: u8 = 15;
 
@@ -229,7 +232,7 @@ fn main() -> ExitCode {
     let (mut passed, mut failed) = (0, 0);
     let worlds = [
         (14, SMALL, Disk::Host, SHARED),
-        (8, "", Disk::Host, CLIENTS),
+        (CLIENTS_WORLD, "", Disk::Host, CLIENTS),
         (9, "storage.driver = \"plain\"\n", Disk::Host, PLAIN),
         (
             13,

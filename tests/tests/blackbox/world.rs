@@ -183,7 +183,9 @@ impl World {
             finished: Cell::new(false),
             dir,
         };
-        world.cli(&["image", "build"])?;
+        // The default image is the largest: one world of it is enough.
+        let recipe = if instance == crate::CLIENTS_WORLD { "universal" } else { "node24" };
+        world.cli(&["image", "build", "--recipe", recipe, "--name", "default"])?;
         world.account = world.id(&["account", "create", "Ada", "--email", "ada@example.test"])?;
         world.key = world.text(&["key", "create", "--account", &world.account])?;
         let other = world.id(&["account", "create", "Mallory"])?;

@@ -39,6 +39,9 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// From nothing to a server that answers: looks at the host, builds the base image,
+    /// makes an account and a key, serves, and prints what to try.
+    Quickstart(QuickstartArgs),
     /// Run the server.
     Serve(ServeArgs),
     /// Stop every sandbox (persistent ones keep everything) and take mounts,
@@ -86,6 +89,9 @@ pub(crate) enum Command {
     },
     /// What this host can and cannot do.
     Doctor(DataArgs),
+    /// Print what a shell exports so that programs find a running server:
+    /// `eval "$(dormouse env)"`.
+    Env(RemoteArgs),
     /// Sandboxes of a running server.
     Sandbox {
         #[command(flatten)]
@@ -143,7 +149,7 @@ pub(crate) enum OrgSnapshotAction {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DataArgs {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "DORMOUSE_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
@@ -157,6 +163,27 @@ pub(crate) struct ServeArgs {
     /// Where to listen.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<String>,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "DORMOUSE_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How a log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people, with colours on a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// The recipe of the base image, if there is none yet.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) recipe: Option<Recipe>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -138,7 +138,7 @@ pub(crate) async fn session(action: SessionAction, output: &Output) -> anyhow::R
     let account_id = existing_account(&db, &account).await?;
     let repo =
         repo.map(|url| url.parse::<GithubRepo>().map_err(|e| anyhow::anyhow!("--repo {e}"))).transpose()?;
-    let row = NewSession { title, repo }.row(&account_id, Clock::system().now());
+    let row = NewSession { title, repo, ..NewSession::default() }.row(&account_id, Clock::system().now());
     db.insert_session(&row).await?;
     output.data(&json!({"id": row.id}), row.id.as_str());
     Ok(ExitCode::SUCCESS)

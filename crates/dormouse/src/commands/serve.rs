@@ -1,5 +1,6 @@
 //! `dormouse serve` and `dormouse evacuate`.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,8 +24,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::base_image::BaseImage;
 use super::housekeeping;
-use crate::cli::ServeArgs;
+use crate::cli::{LogFormat, ServeArgs};
 use crate::config::{Config, ProviderKind, prepare_data_dir};
 use crate::output::hint;
 
@@ -38,9 +40,13 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// statements of a library (a migration table that exists, a rollback too many).
 const LOG: &str = "info,sqlx::postgres::notice=error";
 
-fn log_to_stderr() {
+fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
 async fn open(config: &Config, vault: Arc<Vault>) -> anyhow::Result<Db> {
@@ -72,12 +78,6 @@ async fn start(
             anyhow::Error::new(error).context("start the engine").chain().map(ToString::to_string).collect();
         hint(told.join(": "), advice)
     })?;
-    if db.image(host, &config.sandbox.image).await?.is_none() {
-        tracing::warn!(
-            image = config.sandbox.image,
-            "there is no such base image yet; run `dormouse image build`"
-        );
-    }
     Ok(node)
 }
 
@@ -105,7 +105,7 @@ struct Engine {
 }
 
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    log_to_stderr();
+    log_to_stderr(args.log_format);
     let config = Config::load(&args)?;
     let listener =
         TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
@@ -134,7 +134,8 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     db.note_host(&HostRow { id: host.clone(), url: config.public_url(address), seen_at: now }).await?;
     let lifecycle = config.lifecycle_durations()?;
     let here = engine.is_some();
-    let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here);
+    let sessions = Sessions::new(db.clone(), provider.clone(), clock.clone(), lifecycle, host.clone(), here)
+        .with_ports(config.session.ports.clone());
     let jobs = Jobs::new(db.clone(), clock.clone(), host.clone());
     let outward = config.network.outward()?;
     let sessions = match config.github.credentials()? {
@@ -167,15 +168,22 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         jobs: jobs.clone(),
     };
     background.push(tokio::spawn(housekeeping::prune(jobs, prune)));
+    let base_image = BaseImage::default();
     if let Some(engine) = &engine {
         background.push(tokio::spawn(housekeeping::expire(engine.control.clone())));
+        let images = engine.node.images(&config.image_cache());
+        base_image.look(&config, &db, &host, &engine.control).await?;
+        let waiting = base_image.clone().provide(config.clone(), images, engine.control.clone());
+        background.push(tokio::spawn(waiting));
     }
     let parts = Parts {
         db: db.clone(),
         sessions: sessions.clone(),
         provider,
         gateway: engine.as_ref().map(|engine| Arc::new(engine.control.clone()) as Arc<dyn PortGateway>),
-        health: engine.as_ref().map(|engine| engine.node.clone() as Arc<dyn HealthSource>),
+        health: engine
+            .as_ref()
+            .map(|engine| Arc::new(base_image.beside(engine.node.clone())) as Arc<dyn HealthSource>),
         elsewhere: engine.is_none().then(|| config.vercel.base_url.clone()),
         ports: config.ports(address)?,
         rates: config.rates(),
@@ -225,7 +233,7 @@ async fn save(db: Db) {
 }
 
 pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    log_to_stderr();
+    log_to_stderr(args.log_format);
     let mut config = Config::load(&args)?;
     // Nothing leaves a sandbox any more: a file that is gone must not keep them here.
     config.network.ca_file = None;

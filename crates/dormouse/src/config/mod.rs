@@ -19,14 +19,15 @@ use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{DataArgs, ServeArgs};
+use crate::cli::{DataArgs, LogFormat, ServeArgs};
 
 mod network;
 
 use network::{Git, Github, Network};
 
 /// Variables of the command line, not of the configuration.
-const NOT_CONFIGURATION: [&str; 6] = ["server", "key", "team", "project", "log", "secret_key"];
+const NOT_CONFIGURATION: [&str; 8] =
+    ["server", "key", "team", "project", "log", "log_format", "config", "secret_key"];
 
 /// Variable that holds the secret key, instead of a file in the data directory.
 const SECRET_KEY: &str = "DORMOUSE_SECRET_KEY";
@@ -58,6 +59,7 @@ pub(crate) struct Config {
     pub(crate) storage: Storage,
     pub(crate) sandbox: Sandbox,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) session: Session,
     pub(crate) network: Network,
     pub(crate) ports: Ports,
     pub(crate) api: Api,
@@ -186,6 +188,20 @@ pub(crate) struct Lifecycle {
     pub(crate) history: String,
 }
 
+/// Sandboxes of sessions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Session {
+    /// Ports that each of them publishes from the start: where development servers listen.
+    pub(crate) ports: Vec<u16>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { ports: vec![3000, 5173, 4321, 8000] }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Ports {
@@ -267,12 +283,20 @@ impl Default for OrgSnapshots {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Images {
     /// Where built root file systems are kept; absent: in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cache: Option<PathBuf>,
+    /// Have a server without its base image build it, from the recipe of this release.
+    pub(crate) build_missing: bool,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { cache: None, build_missing: true }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -309,6 +333,7 @@ impl Default for Config {
             storage: Storage::default(),
             sandbox: Sandbox::default(),
             lifecycle: Lifecycle::default(),
+            session: Session::default(),
             network: Network::default(),
             ports: Ports::default(),
             api: Api::default(),
@@ -376,7 +401,7 @@ impl Config {
 
     /// [`Config::load`] for commands that do not listen.
     pub(crate) fn load_data(data: &DataArgs) -> anyhow::Result<Self> {
-        Self::load(&ServeArgs { data: data.clone(), listen: None })
+        Self::load(&ServeArgs { data: data.clone(), listen: None, log_format: LogFormat::Text })
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -394,6 +419,8 @@ impl Config {
             "sandbox.disk_mib: the plain storage driver cannot limit disks; use btrfs or 0"
         );
         self.lifecycle_durations()?;
+        dormouse_control::check_ports(&self.session.ports)
+            .map_err(|error| anyhow::anyhow!("session.{error}"))?;
         self.org_snapshots()?;
         self.history()?;
         self.database()?;

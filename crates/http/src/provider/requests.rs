@@ -118,7 +118,21 @@ pub(crate) fn retention(keep: Option<wire::KeepLastSnapshots>) -> WireResult<Ret
     }))
 }
 
+/// Fields beside those that can change, which clients of the protocol send with them.
+const HARMLESS: [&str; 3] = ["projectId", "teamId", "slug"];
+
 pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
+    let mut unknown = body.unknown.keys().filter(|name| !HARMLESS.contains(&name.as_str()));
+    if let Some(name) = unknown.next() {
+        let why = match name.as_str() {
+            "name" => "a sandbox keeps its name",
+            "env" => "it is set when a sandbox is made; make or fork another",
+            "vcpus" | "memory" => "give it in `resources`",
+            "image" | "source" => "it is decided when a sandbox is made",
+            _ => "there is no such field",
+        };
+        return Err(bad(format!("{name}: it cannot change here: {why}")));
+    }
     refuse_unsupported(
         body.region.as_deref(),
         body.failover_regions.as_deref(),

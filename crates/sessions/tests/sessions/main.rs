@@ -81,7 +81,7 @@ impl Bench {
     }
 
     async fn session(&self) -> SessionId {
-        self.sessions.create(&self.account, NewSession { title: None, repo: None }).await.unwrap().id
+        self.sessions.create(&self.account, NewSession::default()).await.unwrap().id
     }
 
     async fn provision(&self, id: &SessionId) -> Result<(), SessionError> {

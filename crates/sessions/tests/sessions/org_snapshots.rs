@@ -161,7 +161,7 @@ impl Bench {
     }
 
     async fn session_of(&self, account: &AccountId) -> SessionId {
-        self.sessions.create(account, NewSession { title: None, repo: None }).await.unwrap().id
+        self.sessions.create(account, NewSession::default()).await.unwrap().id
     }
 
     /// A new session with a sandbox.

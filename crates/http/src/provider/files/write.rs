@@ -27,7 +27,9 @@ pub(crate) async fn write(
             return Err(WireError::bad_request("content-type must be application/gzip or application/x-tar"));
         }
     };
-    let cwd = headers.get("x-cwd").and_then(|value| value.to_str().ok()).unwrap_or(".");
+    // Names of files are bytes of UTF-8, in a header too.
+    let cwd = headers.get("x-cwd").map(|value| std::str::from_utf8(value.as_bytes())).transpose();
+    let cwd = cwd.map_err(|_| WireError::bad_request("x-cwd must be UTF-8"))?.unwrap_or(".");
     let body = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other));
     app.provider.write_files(&run_ref, cwd, gzip, Box::pin(body)).await?;
     Ok(Json(serde_json::json!({})))

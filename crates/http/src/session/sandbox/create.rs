@@ -42,6 +42,30 @@ pub(crate) struct CreateSandboxRequest {
     #[serde(default)]
     #[schema(value_type = bool, required = false)]
     is_new_branch: Option<bool>,
+    /// `vercel`, the name of the protocol.
+    #[serde(default)]
+    #[schema(value_type = String, required = false)]
+    sandbox_type: Option<String>,
+}
+
+/// The kind of sandbox that a caller asks for, which is ours.
+pub(crate) fn checked_type(kind: Option<&str>) -> ApiResult<()> {
+    match kind {
+        None | Some("vercel") => Ok(()),
+        Some(other) => Err(ApiError::field("sandboxType", format!("must be vercel, not {other:?}"))),
+    }
+}
+
+/// The branch that a caller asks for.
+pub(crate) fn checked_branch(name: Option<String>, new: Option<bool>) -> ApiResult<Option<Branch>> {
+    match (name, new.unwrap_or(false)) {
+        (None, false) => Ok(None),
+        (None, true) => Err(ApiError::about("branch", "isNewBranch needs a branch")),
+        (Some(name), new) => {
+            let name = name.parse::<BranchName>().map_err(|error| ApiError::field("branch", error))?;
+            Ok(Some(if new { Branch::New(name) } else { Branch::Existing(name) }))
+        }
+    }
 }
 
 /// A field whose absence, type and emptiness each get their own message.
@@ -104,29 +128,21 @@ pub(crate) async fn create(
     ApiJson(body): ApiJson<CreateSandboxRequest>,
 ) -> ApiResult<(HeaderMap, Json<CreateSandboxResponse>)> {
     let url = match body.repo_url {
-        Field::Missing => return Err(ApiError::bad_request("repoUrl is required")),
-        Field::NotText => return Err(ApiError::bad_request("repoUrl must be a string")),
+        Field::Missing => return Err(ApiError::field("repoUrl", "is required")),
+        Field::NotText => return Err(ApiError::field("repoUrl", "must be a string")),
         Field::Text(url) if url.trim().is_empty() => {
-            return Err(ApiError::bad_request("repoUrl cannot be empty"));
+            return Err(ApiError::field("repoUrl", "cannot be empty"));
         }
         Field::Text(url) => url,
     };
-    let repo: GithubRepo = url.parse().map_err(|error| ApiError::bad_request(format!("repoUrl {error}")))?;
+    let repo: GithubRepo = url.parse().map_err(|error| ApiError::field("repoUrl", error))?;
     if body.session_id.as_deref() == Some("") {
-        return Err(ApiError::bad_request(
-            "sessionId must not be empty; leave it out for a sandbox without a session",
-        ));
+        let words = "must not be empty; leave it out for a sandbox without a session";
+        return Err(ApiError::field("sessionId", words));
     }
+    checked_type(body.sandbox_type.as_deref())?;
     let session = body.session_id.map(|id| session_id(&id)).transpose()?;
-    let branch = match (body.branch, body.is_new_branch.unwrap_or(false)) {
-        (None, false) => None,
-        (None, true) => return Err(ApiError::bad_request("isNewBranch needs a branch")),
-        (Some(name), new) => {
-            let name = name.parse::<BranchName>();
-            let name = name.map_err(|error| ApiError::bad_request(format!("branch {error}")))?;
-            Some(if new { Branch::New(name) } else { Branch::Existing(name) })
-        }
-    };
+    let branch = checked_branch(body.branch, body.is_new_branch)?;
     let wanted = Wanted { repo, branch };
     let ready = match (session, idempotency_key(&headers)?) {
         // A session's sandbox is the same one however often it is asked for.

@@ -40,7 +40,8 @@ pub(crate) struct SessionRequest {
 }
 
 fn required(id: Option<String>) -> ApiResult<dormouse_types::SessionId> {
-    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| ApiError::bad_request("Missing sessionId"))?;
+    let id =
+        id.filter(|id| !id.is_empty()).ok_or_else(|| ApiError::about("sessionId", "Missing sessionId"))?;
     session_id(&id)
 }
 

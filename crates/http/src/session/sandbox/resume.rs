@@ -21,6 +21,8 @@ pub(crate) struct ResumeResponse {
     already_running: bool,
     /// What came back.
     restored_from: String,
+    /// The same: a sandbox keeps its name.
+    sandbox_id: String,
 }
 
 /// Wake a sleeping sandbox.
@@ -32,5 +34,6 @@ pub(crate) async fn resume(
     ApiJson(body): ApiJson<SessionRequest>,
 ) -> ApiResult<Json<ResumeResponse>> {
     let (already_running, name) = app.sessions.wake_up(&account, &required(body.session_id)?).await?;
-    Ok(Json(ResumeResponse { success: true, already_running, restored_from: name.to_string() }))
+    let name = name.to_string();
+    Ok(Json(ResumeResponse { success: true, already_running, restored_from: name.clone(), sandbox_id: name }))
 }

@@ -38,12 +38,14 @@ pub(crate) async fn patch(
 ) -> ApiResult<Json<SessionReply>> {
     let id = session_id(&id)?;
     let status = body.status.map(|word| word.parse::<SessionStatus>()).transpose();
-    let status = status.map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let status = status.map_err(|error| ApiError::about("status", error.to_string()))?;
     if body.title.as_deref().is_some_and(|title| title.trim().is_empty()) {
-        return Err(ApiError::bad_request("title cannot be empty"));
+        return Err(ApiError::field("title", "cannot be empty"));
     }
-    if body.lines_added.is_some_and(|n| n < 0) || body.lines_removed.is_some_and(|n| n < 0) {
-        return Err(ApiError::bad_request("linesAdded and linesRemoved must not be negative"));
+    for (field, lines) in [("linesAdded", body.lines_added), ("linesRemoved", body.lines_removed)] {
+        if lines.is_some_and(|lines| lines < 0) {
+            return Err(ApiError::field(field, "must not be negative"));
+        }
     }
     let patch = SessionPatch {
         title: body.title.map(checked_title).transpose()?,

@@ -211,7 +211,7 @@ impl World {
             world.settle();
         }
         for _ in 0..1 + world.schedule.chance(|chance| chance.below(3)) {
-            let row = NewSession { title: None, repo: None }.row(&world.account, world.clock.now());
+            let row = NewSession::default().row(&world.account, world.clock.now());
             world.see(world.db.insert_session(&row)).unwrap();
             world.names.lock().unwrap().push(row.id.clone());
             world.sessions.push(row.id);
