@@ -63,4 +63,4 @@ fi
 # Lists and caches only make the image larger.
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/apt "$root"/var/log/dpkg.log
 rm -rf "$root"/var/cache/debconf/*-old "$root"/var/lib/dpkg/*-old
-rm -f "$root/etc/resolv.conf" "$root/etc/hostname"
+rm -f "$root/etc/resolv.conf" "$root/etc/hostname" "$root/etc/hosts"

@@ -30,9 +30,6 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// How often a tree is looked at until it stands still.
 const MOST_ROUNDS: u32 = 8;
 
-/// Variable with the search path of a command, for shells that make another.
-const PATH_OF_COMMANDS: &str = "DORMOUSE_PATH";
-
 /// Added to `oom_score_adj` of commands: when the sandbox runs out of memory
 /// the kernel should end a command, not the agent.
 const OOM_ADJUSTMENT: &[u8] = b"300";
@@ -312,11 +309,7 @@ impl Plan {
             env.retain(|(known, _)| known != key);
             env.push((key.clone(), value.clone()));
         }
-        let path =
-            env.iter().find(|(key, _)| key == "PATH").map_or_else(|| PATH.to_owned(), |(_, v)| v.clone());
-        // A login shell starts from the system's own search path: `/etc/profile.d` puts this
-        // one back.
-        env.push((PATH_OF_COMMANDS.into(), path.clone()));
+        let path = env.iter().find(|(key, _)| key == "PATH").map_or(PATH, |(_, value)| value);
         let program = spawn.argv.first().filter(|program| !program.is_empty());
         let program = program.ok_or_else(|| invalid("the command is empty"))?;
         let candidates = if program.contains('/') {

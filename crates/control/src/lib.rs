@@ -14,6 +14,7 @@
 //! What does not live here: processes, files, networks (`dormouse-node`);
 //! accounts, agent sessions, HTTP.
 
+mod drives;
 pub mod ending;
 mod gateway;
 mod ground;

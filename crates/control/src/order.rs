@@ -17,7 +17,7 @@ use dormouse_provider::{
     TerminalSize, TerminalStream, UpdateSandbox,
 };
 use dormouse_store::{ImageRow, RouteRow, RunRow, SandboxRow, SnapshotRow, VolumeState};
-use dormouse_types::{CommandId, RunId, SandboxId, VolumeId};
+use dormouse_types::{CommandId, DriveId, RunId, SandboxId, VolumeId};
 
 use crate::ground::Files;
 use crate::record::SandboxRecord;
@@ -120,6 +120,16 @@ pub trait Runner: Send + Sync + std::fmt::Debug + 'static {
         grant: &Grant,
         policy: NetworkPolicy,
     ) -> Result<bool>;
+
+    /// Whether this host can keep drives.
+    fn has_drives(&self) -> bool;
+
+    /// Makes the files of a drive a copy of another's, as they are now; `size`: bytes that it
+    /// may hold.
+    async fn copy_drive(&self, from: &DriveId, to: &DriveId, size: u64) -> Result<()>;
+
+    /// Removes the files of a drive that has no row. Harmless where there are none.
+    async fn drop_drive(&self, drive: &DriveId) -> Result<()>;
 
     /// Live runs whose policy was of a grant when they began.
     fn granted(&self) -> Vec<(RunRef, Grant)>;

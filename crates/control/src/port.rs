@@ -7,11 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, ForkSandbox, Grant, Input, ListOf,
-    ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, NetworkUse, ProviderError, Result,
-    Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, SandboxView, Snapshot,
-    SnapshotRequest, SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize, TerminalStream,
-    UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, Drive, ForkSandbox, Grant, Input,
+    ListDrives, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, NetworkUse,
+    ProviderError, Result, Route, Run, RunRef, RunStatus, Sandbox, SandboxKey, SandboxProvider, SandboxView,
+    Snapshot, SnapshotRequest, SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize,
+    TerminalStream, UpdateSandbox,
 };
 use dormouse_types::{CommandId, SandboxId, SandboxName, SnapshotId};
 
@@ -108,6 +108,9 @@ impl SandboxProvider for Control {
 
     async fn update(&self, key: &SandboxKey, changes: UpdateSandbox) -> Result<SandboxView> {
         let found = self.find_here(key).await?;
+        if let Some(mounts) = &changes.mounts {
+            self.check_drives(&key.namespace, mounts).await?;
+        }
         let changed = self.runner.update(&found.sandbox.id, changes).await?;
         self.view(Self::kept(&changed)?, &changed.run, false).await
     }
@@ -190,6 +193,31 @@ impl SandboxProvider for Control {
 
     async fn get_snapshot(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Snapshot> {
         Ok(present::snapshot(&self.find_snapshot(namespace, id).await?))
+    }
+
+    async fn drives(&self, namespace: &Namespace, list: ListDrives) -> Result<(Vec<Drive>, Option<String>)> {
+        self.list_drives(namespace, list).await
+    }
+
+    async fn drive(&self, namespace: &Namespace, name: &str) -> Result<Drive> {
+        self.one_drive(namespace, name).await
+    }
+
+    async fn get_or_create_drive(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        max_size: Option<u64>,
+    ) -> Result<(Drive, bool)> {
+        self.have_drive(namespace, name, max_size).await
+    }
+
+    async fn fork_drive(&self, namespace: &Namespace, from: &str, name: &str) -> Result<Drive> {
+        self.copy_drive(namespace, from, name).await
+    }
+
+    async fn delete_drive(&self, namespace: &Namespace, name: &str) -> Result<Drive> {
+        self.drop_drive(namespace, name).await
     }
 
     async fn starting_from(&self, namespace: &Namespace, id: &SnapshotId) -> Result<Vec<SandboxName>> {

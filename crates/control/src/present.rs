@@ -172,6 +172,7 @@ pub(crate) fn sandbox(record: &SandboxRecord, run: &Run) -> Sandbox {
         status_updated_at: row.status_updated_at,
         snapshot_expiration: config.and_then(|config| config.snapshot_expiration),
         retention: config.map_or(Retention::Current, |config| config.retention),
+        mounts: config.map(|config| config.mounts.clone()).unwrap_or_default(),
         disk: None,
     }
 }

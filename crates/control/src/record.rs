@@ -122,6 +122,7 @@ pub(crate) mod tests {
             ports: Vec::new(),
             snapshot_expiration: None,
             retention: Retention::Current,
+            mounts: std::collections::BTreeMap::new(),
         }
     }
 

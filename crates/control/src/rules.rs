@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dormouse_provider::{
-    GitSource, NetworkPolicy, ProviderError, Resources, ResourcesRequest, Result, Retention, Source,
+    GitSource, Mount, NetworkPolicy, ProviderError, Resources, ResourcesRequest, Result, Retention, Source,
     UpdateSandbox,
 };
 use dormouse_store::RouteRow;
@@ -117,6 +117,53 @@ pub fn check_ports(ports: &[u16]) -> Result<()> {
     Ok(())
 }
 
+/// Drives of one sandbox, at most (provider contract, section 2).
+const MAX_MOUNTS: usize = 4;
+
+/// Places that are the system's own.
+const NOT_FOR_DRIVES: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/etc"];
+
+/// Whether a text is the name of a drive: 1 to 64 letters, digits, `-` and `_`.
+pub(crate) fn check_drive_name(name: &str) -> Result<()> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if (1..=64).contains(&name.len()) && name.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(invalid(format!("drive: {name:?} is no name of one: 1 to 64 letters, digits, - and _")))
+}
+
+/// Whether a sandbox can have these drives, as far as that can be said without looking at
+/// them.
+fn check_mounts(mounts: &BTreeMap<String, Mount>) -> Result<()> {
+    if mounts.len() > MAX_MOUNTS {
+        return Err(invalid(format!("mounts: at most {MAX_MOUNTS}")));
+    }
+    let mut drives = BTreeSet::new();
+    for (path, mount) in mounts {
+        let wrong = |why: &str| Err(invalid(format!("mounts: {path:?} {why}")));
+        let parts = || path.split('/').skip(1);
+        if !path.starts_with('/') || path.contains('\0') || path.len() > 1024 {
+            return wrong("is no absolute path");
+        }
+        if parts().any(|part| part.is_empty() || part == "." || part == "..") {
+            return wrong("must be a plain path below /, without //, . and ..");
+        }
+        let below =
+            |outer: &str| path == outer || path.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+        if NOT_FOR_DRIVES.iter().any(|place| below(place)) {
+            return wrong("is the system's own");
+        }
+        if mounts.keys().any(|other| other != path && below(other)) {
+            return wrong("lies in the place of another drive");
+        }
+        check_drive_name(&mount.drive)?;
+        if !drives.insert(&mount.drive) {
+            return Err(invalid(format!("mounts: drive {:?} is there twice", mount.drive)));
+        }
+    }
+    Ok(())
+}
+
 fn check_retention(retention: Retention) -> Result<()> {
     match retention {
         Retention::KeepLast(keep) if !(1..=10).contains(&keep.count) => {
@@ -205,6 +252,7 @@ impl SandboxConfig {
             grant,
             snapshot_expiration,
             retention,
+            mounts,
             start_from: _,
         } = changes;
         if resources.is_some() {
@@ -230,6 +278,10 @@ impl SandboxConfig {
             check_retention(retention)?;
             self.retention = retention;
         }
+        if let Some(mounts) = mounts {
+            check_mounts(&mounts)?;
+            self.mounts = mounts;
+        }
         self.snapshot_expiration = snapshot_expiration.or(self.snapshot_expiration);
         Ok(())
     }
@@ -240,6 +292,31 @@ mod tests {
     use dormouse_provider::CloneDirectory;
 
     use super::*;
+
+    #[test]
+    fn drives_have_places_of_their_own() {
+        let mounts = |pairs: &[(&str, &str)]| {
+            let mode = dormouse_provider::MountMode::ReadWrite;
+            let mount = |drive: &str| Mount { drive: drive.to_owned(), mode };
+            pairs.iter().map(|(path, drive)| ((*path).to_owned(), mount(drive))).collect::<BTreeMap<_, _>>()
+        };
+        check_mounts(&mounts(&[("/data", "a"), ("/data2", "b"), ("/home/ubuntu/x", "c")])).unwrap();
+        for wrong in [
+            &[("data", "a")][..],
+            &[("/", "a")],
+            &[("/a//b", "a")],
+            &[("/a/../b", "a")],
+            &[("/a/", "a")],
+            &[("/proc/x", "a")],
+            &[("/etc", "a")],
+            &[("/a", "a"), ("/a/b", "b")],
+            &[("/a", "a"), ("/b", "a")],
+            &[("/a", "no name")],
+            &[("/a", "1"), ("/b", "2"), ("/c", "3"), ("/d", "4"), ("/e", "5")],
+        ] {
+            assert!(check_mounts(&mounts(wrong)).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn routes_are_names_that_a_browser_takes() {

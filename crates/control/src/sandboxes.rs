@@ -159,6 +159,7 @@ impl Control {
             ports: Vec::new(),
             snapshot_expiration: None,
             retention: Retention::default(),
+            mounts: BTreeMap::new(),
         };
         let changes = UpdateSandbox {
             tags: Some(request.tags),
@@ -167,9 +168,11 @@ impl Control {
             grant: request.grant,
             snapshot_expiration: request.snapshot_expiration,
             retention: Some(request.retention),
+            mounts: Some(request.mounts),
             ..UpdateSandbox::default()
         };
         config.change(limits, changes)?;
+        self.check_drives(&request.key.namespace, &config.mounts).await?;
         let wanted = Wanted {
             key: request.key,
             persistent: request.persistent,
@@ -204,7 +207,10 @@ impl Control {
         }
         let persistent = request.changes.persistent.unwrap_or(source.row.persistent);
         config.ephemeral = false;
+        // One writer has a drive, so a fork begins without.
+        config.mounts.clear();
         config.change(&self.config.limits, request.changes)?;
+        self.check_drives(&request.key.namespace, &config.mounts).await?;
         // Before files are copied for nothing.
         let taken = self.db.sandbox(&request.key.namespace, &request.key.name).await;
         if taken.map_err(internal("read sandbox"))?.is_some() {

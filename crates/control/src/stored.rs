@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_provider::{Expiration, Grant, NetworkPolicy, ProviderError, Resources, Result, Retention};
+use dormouse_provider::{
+    Expiration, Grant, Mount, NetworkPolicy, ProviderError, Resources, Result, Retention,
+};
 use serde::{Deserialize, Serialize};
 
 /// Who commands run as unless they ask for root.
@@ -99,6 +101,9 @@ pub struct SandboxConfig {
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.
     pub retention: Retention,
+    /// Drives of its next run, by the path where each is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mounts: BTreeMap<String, Mount>,
 }
 
 stored! { SandboxConfig, "configuration of a sandbox", SandboxVersions { "1" => V1(SandboxConfig) } }
@@ -168,6 +173,7 @@ mod tests {
                 expiration: Some(Expiration::Never),
                 delete_evicted: true,
             }),
+            mounts: BTreeMap::new(),
         }
     }
 

@@ -35,9 +35,8 @@ pub use openapi::{provider_document, session_document};
 pub use ports::PortsConfig;
 pub use rates::RatesConfig;
 
-/// Largest JSON body, in bytes: a part of standard input may be a megabyte, and a third more
-/// as base64.
-const MAX_JSON: usize = 4 << 20;
+/// Largest JSON body, in bytes.
+const MAX_JSON: usize = 256 << 10;
 
 /// What the service is made of.
 #[derive(Debug)]

@@ -111,7 +111,7 @@ pub(crate) fn run(
 ) -> ! {
     let Err(error) = enter(spec, channel, agent, inherited, filter);
     // Nobody else to tell: the launcher reads this pipe, then reaps us.
-    let _ = sys::write_all(&error_pipe, error.to_string().as_bytes());
+    let _ = sys::write_all(&error_pipe, error.to_report().as_bytes());
     sys::exit_now(70)
 }
 
@@ -123,6 +123,8 @@ fn enter(
     filter: &[u8],
 ) -> Result<std::convert::Infallible, Error> {
     let root = sys::receive_fd(channel).context("receive the root file system")?;
+    let drives = spec.drives.iter().map(|_| sys::receive_fd(channel)).collect::<std::io::Result<Vec<_>>>();
+    let drives = drives.context("receive the drives")?;
     sys::become_root().context("become root of the user namespace")?;
     sys::unshare_cgroup().context("unshare cgroup namespace")?;
     sys::set_hostname(&spec.hostname).context("set host name")?;
@@ -136,6 +138,10 @@ fn enter(
     mount_proc(&root, &dev, spec)?;
     mount_sys(&root)?;
     let image_run = mount_run(&root, spec)?;
+    for (drive, mount) in spec.drives.iter().zip(&drives) {
+        sys::attach(mount, place_of(&root, &drive.place)?.as_fd())
+            .context_with(|| format!("mount a drive at {}", drive.place))?;
+    }
 
     sys::pivot_into_cwd().context("pivot_root")?;
     limit_privileges(filter)?;
@@ -143,6 +149,24 @@ fn enter(
     let kept = [listener, &image_run, output, control, memory_events];
     sys::prepare_process(kept, agent).context("arrange descriptors")?;
     sys::exec_agent().context("exec the agent")
+}
+
+/// The directory at an absolute path, made where it is missing. No part of it is followed
+/// out of what the sandbox has there: a symbolic link or a file in its way is refused.
+fn place_of(root: &OwnedFd, path: &str) -> Result<OwnedFd, Error> {
+    let mut dir = root.try_clone().context("copy a descriptor")?;
+    for part in path.split('/').skip(1) {
+        let name = std::ffi::CString::new(part).map_err(|_| Error::place(format!("{path}: it has a NUL")))?;
+        match sys::mkdir_at(&dir, &name, 0o755) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                return Err(Error::place(format!("{path}: make {part}: {error}")));
+            }
+            _ => {}
+        }
+        dir = sys::open_dir_strict(&dir, &name)
+            .map_err(|_| Error::place(format!("{path}: {part} is a symbolic link or no directory")))?;
+    }
+    Ok(dir)
 }
 
 /// A fresh `/run`, as on every Linux. Returns the image's own directory, whose

@@ -10,7 +10,7 @@
 //!  join the network namespace
 //!  clone3 ───────────────────────────────► waits for the root file system
 //!  write uid_map, gid_map; join cgroups
-//!  id-map image and volume, make the overlay
+//!  id-map image, volume, drives; make the overlay
 //!  send its descriptor ──────────────────► becomes root of the namespace,
 //!                                          attaches, mounts /proc /dev /sys /run,
 //!                                          pivots, drops capabilities,
@@ -51,8 +51,7 @@ fn main() -> ExitCode {
         Ok((pid, start_time)) => {
             (format!("ok {pid} {start_time} {}\n", started.elapsed().as_micros()), ExitCode::SUCCESS)
         }
-        Err(error) if error.no_room => (format!("no-room {error}\n"), ExitCode::FAILURE),
-        Err(error) => (format!("error {error}\n"), ExitCode::FAILURE),
+        Err(error) => (format!("{}\n", error.to_report()), ExitCode::FAILURE),
     };
     // The engine reads a missing line as a failed launch.
     let _ = out.write_all(line.as_bytes());
@@ -117,7 +116,7 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
             Ok(start_time) => return Ok((pid, start_time)),
             Err(error) => Error::new(format!("read start time of {pid}"), error),
         },
-        Ok(report) => Error::reported(String::from_utf8_lossy(&report).into_owned()),
+        Ok(report) => Error::from_report(&String::from_utf8_lossy(&report)),
         Err(error) => error,
     };
     sys::kill_and_reap(pid);
@@ -137,5 +136,11 @@ fn equip(spec: &Spec, pid: i32, channel: &OwnedFd) -> Result<(), Error> {
     }
     let userns = sys::open_path(&format!("/proc/{pid}/ns/user")).context("open user namespace")?;
     let root = overlay::mount(spec, &userns)?;
-    sys::send_fd(channel, root.as_raw_fd()).context("send root file system to the child")
+    sys::send_fd(channel, root.as_raw_fd()).context("send root file system to the child")?;
+    for drive in &spec.drives {
+        let tree = overlay::drive(drive, &userns)?;
+        sys::send_fd(channel, tree.as_raw_fd())
+            .context_with(|| format!("send {} to the child", drive.files))?;
+    }
+    Ok(())
 }

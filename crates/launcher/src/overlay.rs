@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use crate::error::{Context as _, Error};
-use crate::spec::Spec;
+use crate::spec::{Drive, Spec};
 use crate::sys;
 
 /// Every tree stays open until the overlay is created: closing a detached tree
@@ -110,6 +110,15 @@ fn attach(trees: &Trees) -> Result<(), Error> {
         sys::attach(tree, place.as_fd()).context_with(shown)?;
     }
     Ok(())
+}
+
+/// The files of a drive as a detached mount, mapped for `userns`.
+pub(crate) fn drive(drive: &Drive, userns: &OwnedFd) -> Result<OwnedFd, Error> {
+    let tree = mapped(&drive.files, userns)?;
+    let read_only = if drive.writable { 0 } else { sys::ATTR_RDONLY };
+    sys::set_attributes(&tree, sys::ATTR_NOSUID | sys::ATTR_NODEV | read_only)
+        .context_with(|| format!("protect {}", drive.files))?;
+    Ok(tree)
 }
 
 fn mapped(path: &str, userns: &OwnedFd) -> Result<OwnedFd, Error> {

@@ -6,6 +6,17 @@ use crate::error::Error;
 /// Ids in a sandbox's user namespace: 0 to 65535.
 pub(crate) const IDS: u32 = 65_536;
 
+/// A drive to mount.
+#[derive(Debug, Default)]
+pub(crate) struct Drive {
+    /// Directory of its files.
+    pub(crate) files: String,
+    /// Absolute path inside.
+    pub(crate) place: String,
+    /// The sandbox may write to it.
+    pub(crate) writable: bool,
+}
+
 /// One sandbox to make. Paths are host paths.
 #[derive(Debug, Default)]
 pub(crate) struct Spec {
@@ -32,6 +43,8 @@ pub(crate) struct Spec {
     pub(crate) output: String,
     /// File in which the kernel counts what it killed for lack of memory.
     pub(crate) memory_events: String,
+    /// Drives, in the order of their arguments.
+    pub(crate) drives: Vec<Drive>,
     /// Host name inside.
     pub(crate) hostname: String,
     /// Size of /dev/shm in bytes.
@@ -68,12 +81,25 @@ impl Spec {
                 "seccomp" => value.clone_into(&mut spec.seccomp),
                 "output" => value.clone_into(&mut spec.output),
                 "memory-events" => value.clone_into(&mut spec.memory_events),
+                "drive" => spec.drives.push(Drive { files: value.to_owned(), ..Drive::default() }),
+                "drive-place" | "drive-writable" => {
+                    let Some(drive) = spec.drives.last_mut() else {
+                        return Err(Error::reported(format!("argument {key} before drive")));
+                    };
+                    match key {
+                        "drive-place" => value.clone_into(&mut drive.place),
+                        _ => drive.writable = value == "1",
+                    }
+                }
                 "hostname" => value.clone_into(&mut spec.hostname),
                 "shm-bytes" => spec.shm_bytes = number()?,
                 "run-bytes" => spec.run_bytes = number()?,
                 "boots" => spec.boots = number()?,
                 _ => return Err(Error::reported(format!("unknown argument {key:?}"))),
             }
+        }
+        if let Some(drive) = spec.drives.iter().find(|drive| !drive.place.starts_with('/')) {
+            return Err(Error::reported(format!("drive {} has no place", drive.files)));
         }
         // Range 0 would map the sandbox's root to the host's.
         if spec.uid_base < IDS || spec.uid_base > u32::MAX - IDS {
@@ -126,6 +152,9 @@ mod tests {
     #[test]
     fn unknown_and_missing_arguments_are_refused() {
         assert!(parse(&["uid-base=65536", "colour=red"]).is_err());
+        assert!(parse(&["uid-base=65536", "drive-place=/a"]).is_err());
+        assert!(parse(&["uid-base=65536", "drive=/d"]).is_err());
+        assert!(parse(&["uid-base=65536", "drive=/d", "drive-place=/a", "drive-writable=1"]).is_ok());
         assert!(Spec::from_args(std::iter::once("uid-base=65536".to_owned())).is_err());
     }
 }

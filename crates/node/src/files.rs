@@ -50,6 +50,12 @@ pub(crate) async fn finish(
     end.volume = ending.volume(sandbox, run);
     end.forget = ending.forgets(sandbox, now);
     let keeps = ending.snapshot.is_some() || end.volume == Volume::Kept;
+    for drive in host.db.drives_attached(&run.id).await.map_err(internal("read the drives of a run"))? {
+        // A drive that cannot be synced now is with the next commit.
+        if let Err(error) = pool(host, "sync a drive", move |storage| storage.seal_drive(&drive)).await {
+            tracing::warn!(run = %run.id, error = %error.detail(), "sync a drive");
+        }
+    }
     let sought = run.volume_id.clone();
     if keeps && !pool(host, "look for the files of a run", move |storage| storage.has_volume(&sought)).await?
     {

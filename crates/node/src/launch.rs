@@ -46,21 +46,38 @@ pub(crate) enum LaunchError {
     /// There is no room for the little that a start writes.
     #[error("launch run {run}: {message}")]
     NoRoom { run: RunId, message: String },
+    /// A drive cannot be where it is to be.
+    #[error("launch run {run}: {message}")]
+    Place { run: RunId, message: String },
 }
 
 impl From<LaunchError> for ProviderError {
     fn from(error: LaunchError) -> Self {
         match error {
             LaunchError::NoSlot => Self::Capacity(error.to_string()),
+            LaunchError::Place { message, .. } => Self::Invalid(format!("mounts: {message}")),
             LaunchError::NoRoom { .. } => Self::Capacity("the disk of this server is full".to_owned()),
             other => Self::internal("start a run", other),
         }
     }
 }
 
+/// A drive in a run.
+#[derive(Debug, Clone)]
+pub(crate) struct MountedDrive {
+    /// Directory of its files.
+    pub(crate) files: PathBuf,
+    /// Where it is inside.
+    pub(crate) place: String,
+    /// The run may write to it.
+    pub(crate) writable: bool,
+}
+
 /// What a run stands on, made before.
 #[derive(Debug, Clone)]
 pub(crate) struct Footing {
+    /// Its drives.
+    pub(crate) drives: Vec<MountedDrive>,
     /// Root of the mounted image.
     pub(crate) image: PathBuf,
     /// How often these files were booted, this time included.
@@ -150,6 +167,12 @@ async fn make(
         CgroupVersion::V1 => "cgroup",
         CgroupVersion::V2 => "cgroup2",
     };
+    for drive in &footing.drives {
+        command
+            .arg(path("drive", drive.files.clone()))
+            .arg(format!("drive-place={}", drive.place))
+            .arg(format!("drive-writable={}", u8::from(drive.writable)));
+    }
     for group in host.cgroups.paths(run.id.as_str()) {
         command.arg(path(cgroup, group));
     }
@@ -163,6 +186,7 @@ async fn make(
     let Report { pid, start_time, micros } = parse_report(line.trim()).map_err(|failure| {
         let run = run.id.clone();
         match failure {
+            Failure::Place(message) => LaunchError::Place { run, message: message.to_owned() },
             Failure::NoRoom(message) => LaunchError::NoRoom { run, message: message.to_owned() },
             Failure::Other(message) => LaunchError::Launcher { run, message: message.to_owned() },
         }
@@ -170,7 +194,7 @@ async fn make(
     tracing::debug!(run = %run.id, pid, launcher_us = micros, "launched");
 
     let boot = Request::Boot {
-        files: boot_files(host, net.slot, &run.sandbox_id),
+        files: boot_files(host, net.slot, &run.sandbox_id, config),
         workdir: run.cwd.clone(),
         user: config.user.clone(),
     };
@@ -223,7 +247,7 @@ fn machine_id(sandbox: &SandboxId) -> String {
     hex(&digest[..16])
 }
 
-fn boot_files(host: &Host, slot: u32, sandbox: &SandboxId) -> Vec<BootFile> {
+fn boot_files(host: &Host, slot: u32, sandbox: &SandboxId, config: &SandboxConfig) -> Vec<BootFile> {
     let file = |path: &str, placing, content: String| BootFile { path: path.to_owned(), content, placing };
     let mut files = vec![
         // Whatever server is named here, our resolver answers.
@@ -240,6 +264,11 @@ fn boot_files(host: &Host, slot: u32, sandbox: &SandboxId) -> Vec<BootFile> {
         ),
         file("/etc/machine-id", Placing::Whole, format!("{}\n", machine_id(sandbox))),
     ];
+    if let Some(path) = config.env.get("PATH").or_else(|| config.image_env.get("PATH")) {
+        // A login shell begins with the system's own search path. This one comes after that.
+        let quoted = path.replace('\'', r"'\''");
+        files.push(file("/etc/profile.d/dormouse.sh", Placing::Whole, format!("export PATH='{quoted}'\n")));
+    }
     if let Some(certificate) = host.sandboxes.certificate(host.numbering.address(slot)) {
         files.extend(trust::files(&certificate));
     }
@@ -263,6 +292,8 @@ struct Report {
 enum Failure<'a> {
     /// The overlay came up without writes.
     NoRoom(&'a str),
+    /// A drive cannot be where it is to be.
+    Place(&'a str),
     Other(&'a str),
 }
 
@@ -274,6 +305,7 @@ fn parse_report(line: &str) -> Result<Report, Failure<'_>> {
     match (words.next(), number(words.next()), number(words.next()), number(words.next())) {
         (Some("ok"), Some(pid), Some(start_time), Some(micros)) => Ok(Report { pid, start_time, micros }),
         _ => Err(match line.split_once(' ') {
+            Some(("place", message)) => Failure::Place(message),
             Some(("no-room", message)) => Failure::NoRoom(message),
             Some(("error", message)) => Failure::Other(message),
             _ => Failure::Other("the launcher died"),
@@ -299,6 +331,12 @@ pub(crate) async fn remove_named(host: &Host, run: &str) {
         Ok(Err(error)) => tracing::warn!(run, %error, "remove cgroups"),
         Err(error) => tracing::warn!(run, %error, "remove cgroups"),
         Ok(Ok(())) => {}
+    }
+    let (storage, name) = (host.storage.clone(), run.to_owned());
+    let dropped = tokio::task::spawn_blocking(move || storage.drop_views(&name)).await;
+    if let Err(error) = dropped.map_err(io::Error::other).and_then(|dropped| dropped) {
+        // The next start finds them.
+        tracing::warn!(run, %error, "drop what the run saw of drives");
     }
     match std::fs::remove_dir_all(host.socket_dir(run)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -327,6 +365,7 @@ mod tests {
         assert_eq!(parse_report("ok 12 345 1700"), Ok(report));
         assert_eq!(parse_report("error open agent: no"), Err(Failure::Other("open agent: no")));
         assert_eq!(parse_report("no-room at all"), Err(Failure::NoRoom("at all")));
+        assert_eq!(parse_report("place /a: no"), Err(Failure::Place("/a: no")));
         assert_eq!(parse_report(""), Err(Failure::Other("the launcher died")));
     }
 }

@@ -15,8 +15,8 @@ use dormouse_control::ending::{Deletion, Ending, Manual};
 use dormouse_control::order::{CopyTo, Creation, Recorded};
 use dormouse_control::{Files, Ground, SandboxConfig, SandboxRecord, Stored as _, new_routes, pending_run};
 use dormouse_provider::{
-    Grant, NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus, Source,
-    StartFrom, StopReason, UpdateSandbox,
+    Grant, MountMode, NetworkPolicy, ProviderError, Result, RunStatus, SnapshotRequest, SnapshotStatus,
+    Source, StartFrom, StopReason, UpdateSandbox,
 };
 use dormouse_store::{
     Garbage, GarbageKind, ImageRow, RunProcess, RunRow, SandboxWithRun, SnapshotRow, VolumeState,
@@ -30,7 +30,7 @@ use crate::agent::{Agent, AgentError};
 use crate::decide::{Event, Phase, Plan, Step, Then, decide};
 use crate::files::{Ended, abandon, finish, prepare};
 use crate::host::{self, Host, internal, pool};
-use crate::launch::{self, Footing, LaunchError, Launched};
+use crate::launch::{self, Footing, LaunchError, Launched, MountedDrive};
 use crate::live::{Command, Live, in_a_row};
 use crate::output::Outputs;
 use crate::registry::Registry;
@@ -345,7 +345,14 @@ impl Machine {
         let Boot { run, config, image, boots, files, ahead, source } = boot;
         self.host.usable()?;
         let image = prepare(&self.host, &run, image, files, ahead).await?;
-        let launched = self.launch(&run, config, &Footing { image, boots }).await?;
+        let drives = match self.mount_drives(&run, config).await {
+            Ok(drives) => drives,
+            Err(error) => {
+                launch::remove(&self.host, &run.id, None).await;
+                return Err(error);
+            }
+        };
+        let launched = self.launch(&run, config, &Footing { image, boots, drives }).await?;
         let Launched { process, workdir, warnings } = launched;
         for warning in &warnings {
             tracing::warn!(run = %run.id, sandbox = %run.sandbox_name, warning, "boot");
@@ -383,6 +390,61 @@ impl Machine {
                 Err(error)
             }
         }
+    }
+
+    /// Has the drives of a run: those that it may write to are its own from here on, until it
+    /// ends; of the others it sees what is in them now.
+    async fn mount_drives(&self, run: &RunRow, config: &SandboxConfig) -> Result<Vec<MountedDrive>> {
+        let mut mounted = Vec::new();
+        for (number, (place, mount)) in config.mounts.iter().enumerate() {
+            let found =
+                self.host.db.drive(&run.namespace, &mount.drive).await.map_err(internal("read drive"))?;
+            let drive = found.ok_or_else(|| ProviderError::NotFound(format!("drive {}", mount.drive)))?;
+            if drive.host_id != self.host.config.host {
+                return Err(ProviderError::Invalid(format!(
+                    "mounts: drive {} is on another server",
+                    drive.name
+                )));
+            }
+            let id = drive.id.clone();
+            let files = match mount.mode {
+                MountMode::ReadWrite => {
+                    let now = self.host.clock.now();
+                    let attached = self.host.db.attach_drive(&drive.id, &run.id, now).await;
+                    if !attached.map_err(internal("attach drive"))? {
+                        let holder =
+                            drive.attached.map(|(_, sandbox)| sandbox.to_string()).unwrap_or_default();
+                        return Err(ProviderError::InUse(format!(
+                            "mounts: drive {} is attached to sandbox {holder}; stop that first, or mount a snapshot",
+                            drive.name
+                        )));
+                    }
+                    let limit = u64::try_from(drive.max_size_bytes).unwrap_or(0);
+                    pool(&self.host, "have a drive", move |storage| {
+                        storage.have_drive(&id, limit)?;
+                        Ok(storage.drive_path(&id))
+                    })
+                    .await?
+                }
+                MountMode::Snapshot if !drive.made => {
+                    return Err(ProviderError::Invalid(format!(
+                        "mounts: nothing was ever written to drive {}; mount it read-write first",
+                        drive.name
+                    )));
+                }
+                MountMode::Snapshot => {
+                    let name = format!("{}-{number}", run.id);
+                    pool(&self.host, "view a drive", move |storage| storage.view_drive(&id, &name)).await?
+                }
+            };
+            let writable = mount.mode == MountMode::ReadWrite;
+            mounted.push(MountedDrive { files, place: place.clone(), writable });
+        }
+        // Else a host that dies now forgets whose they are.
+        if !mounted.is_empty() {
+            self.host.sync_database().await?;
+        }
+        Ok(mounted)
     }
 
     /// Launches a run, of a sandbox whose disk is full too: who is in can

@@ -331,6 +331,14 @@ async fn remove_orphans(host: &Arc<Host>, found: Vec<Garbage>) -> Result<(), Str
                 Ok(id) => host.db.owns_snapshot(&id).await,
                 Err(_) => Ok(false),
             },
+            GarbageKind::Drive => match one.name.parse() {
+                Ok(id) => host.db.owns_drive(&id).await,
+                Err(_) => Ok(false),
+            },
+            GarbageKind::View => match one.name.rsplit_once('-').and_then(|(run, _)| run.parse().ok()) {
+                Some(run) => host.db.is_live(&run).await,
+                None => Ok(false),
+            },
             GarbageKind::Image => host.db.has_image_file(&host.config.host, &one.name).await,
         };
         if !owned.map_err(|error| error.to_string())? {

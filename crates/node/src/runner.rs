@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormouse_control::order::{CopyTo, Creation, LiveRun, Recorded, Runner};
 use dormouse_provider::{Grant, NetworkPolicy, Result, RunRef, SnapshotRequest, StopReason, UpdateSandbox};
-use dormouse_store::VolumeState;
-use dormouse_types::{RunId, SandboxId};
+use dormouse_store::{Garbage, GarbageKind, VolumeState};
+use dormouse_types::{DriveId, RunId, SandboxId};
 
 use crate::Node;
 use crate::host::pool;
@@ -70,6 +70,20 @@ impl Runner for Node {
         let renewal = Box::new((grant.clone(), policy));
         let renew = |reply| Command::Renew { run: run.clone(), renewal: renewal.clone(), reply };
         self.command(sandbox, renew).await
+    }
+
+    fn has_drives(&self) -> bool {
+        self.host.storage.enforces_limits()
+    }
+
+    async fn copy_drive(&self, from: &DriveId, to: &DriveId, size: u64) -> Result<()> {
+        let (from, to) = (from.clone(), to.clone());
+        pool(&self.host, "copy a drive", move |storage| storage.copy_drive(&from, &to, size)).await
+    }
+
+    async fn drop_drive(&self, drive: &DriveId) -> Result<()> {
+        let garbage = Garbage { kind: GarbageKind::Drive, name: drive.to_string() };
+        pool(&self.host, "drop a drive", move |storage| storage.delete(&garbage)).await
     }
 
     fn granted(&self) -> Vec<(RunRef, Grant)> {

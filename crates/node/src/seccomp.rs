@@ -111,6 +111,17 @@ const AF_NETLINK: u32 = 16;
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
 
+/// `FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE` (`ioctl_ficlone(2)`), which have the type of
+/// those below.
+const CLONES: [u32; 3] = [0x4004_9409, 0x4020_940d, 0xc018_9436];
+
+/// The type within a request's number, and that of btrfs' own: on a drive they would make
+/// subvolumes, which no limit counts, and tell about the pool. As on any other file system
+/// there are none.
+const IOCTL_TYPE: u32 = 0xff00;
+const BTRFS_IOCTL: u32 = 0x9400;
+const ENOTTY: u32 = 25;
+
 /// Offsets in `struct seccomp_data`.
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
@@ -129,6 +140,11 @@ impl Program {
 
     fn load(&mut self, offset: u32) {
         self.instruction(0x20, 0, 0, offset);
+    }
+
+    /// Keeps of the loaded value the bits of `k`.
+    fn and(&mut self, k: u32) {
+        self.instruction(0x54, 0, 0, k);
     }
 
     fn answer(&mut self, action: u32) {
@@ -198,12 +214,19 @@ pub(crate) fn compile() -> Vec<u8> {
         p.errno(EPROTONOSUPPORT);
         p.errno(EAFNOSUPPORT);
     }
-    p.unless_equal_skip(number(libc::SYS_ioctl), 6);
+    p.unless_equal_skip(number(libc::SYS_ioctl), 15);
     p.load(argument(1));
     for command in [TIOCSTI, TIOCLINUX] {
         p.unless_equal_skip(command, 1);
         p.errno(EPERM);
     }
+    for command in CLONES {
+        p.unless_equal_skip(command, 1);
+        p.answer(ALLOW);
+    }
+    p.and(IOCTL_TYPE);
+    p.unless_equal_skip(BTRFS_IOCTL, 1);
+    p.errno(ENOTTY);
     p.answer(ALLOW);
     p.answer(ALLOW);
     p.0
@@ -287,6 +310,9 @@ mod tests {
         assert_eq!(answer(libc::SYS_socket, &[16, 3, 12]), ERRNO | EPROTONOSUPPORT, "netfilter netlink");
         assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(TIOCSTI)]), ERRNO | EPERM);
         assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(TIOCLINUX)]), ERRNO | EPERM);
+        // BTRFS_IOC_SUBVOL_CREATE, and what cp(1) asks for.
+        assert_eq!(answer(libc::SYS_ioctl, &[0, 0x5000_940e]), ERRNO | ENOTTY);
+        assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(CLONES[0])]), ALLOW);
     }
 
     #[test]

@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use dormouse_provider::{
-    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, Environment, Expiration,
-    ForkSandbox, Input, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace, NetworkPolicy, Page,
-    ProviderError, Result, Retention, Route, Run, RunRef, Sandbox, SandboxKey, SandboxProvider, SandboxView,
-    Snapshot, SnapshotRequest, SnapshotTree, Source, StdinSource, StopReason, Stopped, TerminalOutput,
-    TerminalSize, TerminalStream, UpdateSandbox,
+    BodyStream, BoxStream, Command, CommandSpec, CreateSandbox, Direction, Drive, DriveSort, Environment,
+    Expiration, ForkSandbox, Input, ListDrives, ListOf, ListSandboxes, LogEvent, MadeSnapshot, Namespace,
+    NetworkPolicy, Page, ProviderError, Result, Retention, Route, Run, RunRef, Sandbox, SandboxKey,
+    SandboxProvider, SandboxView, Snapshot, SnapshotRequest, SnapshotTree, Source, StdinSource, StopReason,
+    Stopped, TerminalOutput, TerminalSize, TerminalStream, UpdateSandbox,
 };
 use dormouse_types::{CommandId, SnapshotId};
 use dormouse_wire as wire;
@@ -379,7 +379,69 @@ impl SandboxProvider for Vercel {
     async fn stdin(&self, run: &RunRef, id: &CommandId, body: BodyStream) -> Result<()> {
         let path = self.followed(run, None).path(id, "/stdin");
         let call = Call::post(path, format!("command {id}"));
-        self.transport.upload(&call, HeaderMap::new(), reqwest::Body::wrap_stream(body), TRANSFER).await
+        let kind = HeaderValue::from_static("application/octet-stream");
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
+        self.transport.upload(&call, headers, reqwest::Body::wrap_stream(body), TRANSFER).await
+    }
+
+    async fn drives(&self, _: &Namespace, list: ListDrives) -> Result<(Vec<Drive>, Option<String>)> {
+        let sort = match list.sort {
+            DriveSort::CreatedAt => "createdAt",
+            DriveSort::UpdatedAt => "updatedAt",
+            DriveSort::Name => "name",
+        };
+        let order = if list.order == Direction::Ascending { "asc" } else { "desc" };
+        let mut call = Call::get("/v2/sandboxes/drives".to_owned(), "drives".to_owned())
+            .query("sortBy", sort)
+            .query("sortOrder", order)
+            .query("limit", list.page.limit.to_string());
+        if let Some(cursor) = list.page.cursor {
+            call = call.query("cursor", cursor);
+        }
+        if let Some(prefix) = list.name_prefix {
+            call = call.query("namePrefix", prefix);
+        }
+        let reply: wire::DriveList = self.transport.json(&call).await?;
+        let drives = reply.drives.into_iter().map(replies::drive).collect::<Result<_>>()?;
+        Ok((drives, reply.pagination.next))
+    }
+
+    /// The protocol's own clients find one in the list.
+    async fn drive(&self, namespace: &Namespace, name: &str) -> Result<Drive> {
+        let list = ListDrives {
+            page: Page { limit: 50, cursor: None },
+            sort: DriveSort::Name,
+            order: Direction::Ascending,
+            name_prefix: Some(name.to_owned()),
+        };
+        let found = self.drives(namespace, list).await?.0.into_iter().find(|drive| drive.name == name);
+        found.ok_or_else(|| ProviderError::NotFound(format!("drive {name}")))
+    }
+
+    /// Whether it was there the answer does not say.
+    async fn get_or_create_drive(
+        &self,
+        _: &Namespace,
+        name: &str,
+        max_size: Option<u64>,
+    ) -> Result<(Drive, bool)> {
+        let body = wire::DriveRequest { max_size_bytes: max_size, ..wire::DriveRequest::default() };
+        let call = Call::post(format!("/v2/sandboxes/drives/{name}"), format!("drive {name}")).json(&body)?;
+        let reply: wire::DriveReply = self.transport.json(&call).await?;
+        Ok((replies::drive(reply.drive)?, false))
+    }
+
+    async fn fork_drive(&self, _: &Namespace, from: &str, name: &str) -> Result<Drive> {
+        let body = wire::DriveForkRequest { name: name.to_owned() };
+        let call =
+            Call::post(format!("/v2/sandboxes/drives/{from}/fork"), format!("drive {from}")).json(&body)?;
+        replies::drive(self.transport.json::<wire::DriveReply>(&call).await?.drive)
+    }
+
+    async fn delete_drive(&self, _: &Namespace, name: &str) -> Result<Drive> {
+        let call = Call::post(format!("/v2/sandboxes/drives/{name}"), format!("drive {name}"))
+            .method(Method::DELETE);
+        replies::drive(self.transport.json::<wire::DriveReply>(&call).await?.drive)
     }
 
     async fn input(&self, run: &RunRef, id: &CommandId, input: Input) -> Result<u64> {

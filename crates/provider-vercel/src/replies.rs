@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_provider::{
-    Action, Command, CustomPolicy, DiskUse, DomainPolicy, Expiration, KeepLast, NetworkPolicy, ProviderError,
-    Resources, Result, Retention, Route, Rule, Run, RunStatus, Sandbox, SandboxView, Snapshot, SnapshotKind,
-    SnapshotNode, SnapshotStatus, SnapshotTree, Transfer,
+    Action, Command, CustomPolicy, DiskUse, DomainPolicy, Drive, Expiration, KeepLast, Mount, MountMode,
+    NetworkPolicy, ProviderError, Resources, Result, Retention, Route, Rule, Run, RunStatus, Sandbox,
+    SandboxView, Snapshot, SnapshotKind, SnapshotNode, SnapshotStatus, SnapshotTree, Transfer,
 };
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
@@ -30,6 +30,38 @@ fn status(word: &str) -> Result<RunStatus> {
 
 fn expiration(ms: u64) -> Expiration {
     if ms == 0 { Expiration::Never } else { Expiration::After(ms) }
+}
+
+/// Drives by path; a mode that is left out is the usual one.
+fn mounts(mounts: wire::Mounts) -> Result<BTreeMap<String, Mount>> {
+    let mount = |(path, wire::Mount { drive, mode }): (String, wire::Mount)| {
+        let mode = match mode.as_deref() {
+            None | Some("read-write") => MountMode::ReadWrite,
+            Some("snapshot" | "read-only") => MountMode::Snapshot,
+            Some(other) => return Err(wrong("mounts.mode", other)),
+        };
+        Ok((path, Mount { drive, mode }))
+    };
+    mounts.into_iter().map(mount).collect()
+}
+
+pub(crate) fn drive(drive: wire::Drive) -> Result<Drive> {
+    let attached = match (drive.current_session_id, drive.current_sandbox_name) {
+        (Some(run), Some(name)) => {
+            let sandbox = name.parse().map_err(|_| wrong("currentSandboxName", &name))?;
+            Some((id("currentSessionId", &run)?, sandbox))
+        }
+        _ => None,
+    };
+    Ok(Drive {
+        id: id("drive.id", &drive.id)?,
+        name: drive.name,
+        project: drive.project_id,
+        max_size: drive.max_size_bytes,
+        attached,
+        created_at: Timestamp(drive.created_at),
+        updated_at: Timestamp(drive.updated_at),
+    })
 }
 
 fn retention(keep: Option<wire::KeepLastSnapshots>) -> Retention {
@@ -107,6 +139,7 @@ pub(crate) fn sandbox(sandbox: wire::Sandbox) -> Result<Sandbox> {
         status_updated_at: Timestamp(sandbox.status_updated_at.unwrap_or(sandbox.updated_at)),
         snapshot_expiration: sandbox.snapshot_expiration.map(expiration),
         retention: retention(sandbox.keep_last_snapshots),
+        mounts: mounts(sandbox.mounts)?,
         disk: sandbox.disk.map(|disk| DiskUse {
             used_bytes: disk.used_bytes,
             limit_bytes: disk.limit_bytes,

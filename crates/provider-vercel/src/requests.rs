@@ -1,10 +1,12 @@
 //! From domain types to the wire.
 
 use dormouse_provider::{
-    Action, CommandSpec, CustomPolicy, Direction, Expiration, KeepLast, NetworkPolicy, ProviderError,
-    ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StartFrom, StdinSource, UpdateSandbox,
+    Action, CommandSpec, CustomPolicy, Direction, Expiration, KeepLast, Mount, MountMode, NetworkPolicy,
+    ProviderError, ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StartFrom, StdinSource,
+    UpdateSandbox,
 };
 use dormouse_wire as wire;
+use std::collections::BTreeMap;
 
 pub(crate) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -75,6 +77,17 @@ pub(crate) fn source(source: &Source) -> wire::Source {
     }
 }
 
+pub(crate) fn mounts(mounts: BTreeMap<String, Mount>) -> wire::Mounts {
+    let mount = |(path, Mount { drive, mode }): (String, Mount)| {
+        let mode = match mode {
+            MountMode::ReadWrite => "read-write",
+            MountMode::Snapshot => "snapshot",
+        };
+        (path, wire::Mount { drive, mode: Some(mode.to_owned()) })
+    };
+    mounts.into_iter().map(mount).collect()
+}
+
 pub(crate) fn changes(changes: UpdateSandbox) -> Result<wire::UpdateRequest> {
     let current_snapshot_id = match changes.start_from {
         None => None,
@@ -95,6 +108,7 @@ pub(crate) fn changes(changes: UpdateSandbox) -> Result<wire::UpdateRequest> {
         snapshot_expiration: changes.snapshot_expiration.map(expiration),
         keep_last_snapshots: changes.retention.map(retention),
         current_snapshot_id,
+        mounts: changes.mounts.map(mounts),
         ..wire::UpdateRequest::default()
     })
 }

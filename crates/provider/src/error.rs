@@ -37,6 +37,9 @@ pub enum ProviderError {
         /// Operation, path and reason.
         message: String,
     },
+    /// Somebody else has it; the message says what and who.
+    #[error("{0}")]
+    InUse(String),
     /// Standard input that nobody takes: the command has ended, closed it, or never had one.
     #[error("{0}")]
     InputRefused(String),
@@ -94,6 +97,7 @@ impl ProviderError {
             Self::Elsewhere { subject, url } => {
                 Self::Elsewhere { subject: subject.clone(), url: url.clone() }
             }
+            Self::InUse(message) => Self::InUse(message.clone()),
             Self::InputRefused(message) => Self::InputRefused(message.clone()),
             Self::Busy(message) => Self::Busy(message.clone()),
             Self::Capacity(reason) => Self::Capacity(reason.clone()),

@@ -7,6 +7,7 @@
 pub mod checkout;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod drive;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -18,6 +19,7 @@ mod ports;
 
 use std::pin::Pin;
 
+pub use drive::{Drive, DriveSort, ListDrives, Mount, MountMode};
 pub use error::{ProviderError, Result};
 pub use health::{Count, HealthCheck, HealthSource, HealthState};
 pub use model::{
@@ -182,6 +184,49 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
         Ok(None)
     }
 
+    /// Drives of a namespace, and the cursor of the next page.
+    async fn drives(
+        &self,
+        _namespace: &Namespace,
+        _list: ListDrives,
+    ) -> Result<(Vec<Drive>, Option<String>)> {
+        Err(no_drives())
+    }
+
+    /// One drive.
+    async fn drive(&self, _namespace: &Namespace, _name: &str) -> Result<Drive> {
+        Err(no_drives())
+    }
+
+    /// The drive of this name, or a new one, which is `true` then.
+    ///
+    /// # Errors
+    /// [`ProviderError::Conflict`] where it is there with another size than is asked for.
+    async fn get_or_create_drive(
+        &self,
+        _namespace: &Namespace,
+        _name: &str,
+        _max_size: Option<u64>,
+    ) -> Result<(Drive, bool)> {
+        Err(no_drives())
+    }
+
+    /// A new drive with what is in another now, in constant time.
+    ///
+    /// # Errors
+    /// [`ProviderError::Conflict`] where the name is taken.
+    async fn fork_drive(&self, _namespace: &Namespace, _from: &str, _name: &str) -> Result<Drive> {
+        Err(no_drives())
+    }
+
+    /// Deletes a drive with everything in it.
+    ///
+    /// # Errors
+    /// [`ProviderError::InUse`] while a run may write to it.
+    async fn delete_drive(&self, _namespace: &Namespace, _name: &str) -> Result<Drive> {
+        Err(no_drives())
+    }
+
     /// Starts a command on a terminal of its own. It gets SIGHUP when the input
     /// ends.
     async fn terminal(
@@ -247,4 +292,8 @@ pub trait SandboxProvider: Send + Sync + std::fmt::Debug + 'static {
 
     /// Makes a directory as the default user.
     async fn mkdir(&self, run: &RunRef, path: &str, cwd: Option<&str>, recursive: bool) -> Result<()>;
+}
+
+fn no_drives() -> ProviderError {
+    ProviderError::Invalid("drives are not supported by this server".to_owned())
 }

@@ -9,7 +9,7 @@ use dormouse_types::{
     SnapshotKind, SnapshotStatus, Timestamp,
 };
 
-use crate::NetworkPolicy;
+use crate::{Mount, NetworkPolicy};
 
 /// A sandbox in its namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -197,6 +197,8 @@ pub struct CreateSandbox {
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.
     pub retention: Retention,
+    /// Drives, by the absolute path where each is.
+    pub mounts: BTreeMap<String, Mount>,
     /// Forget the sandbox when its run ends.
     pub ephemeral: bool,
     /// Makes the creation safe to repeat: another one with this key and name,
@@ -223,6 +225,7 @@ impl CreateSandbox {
             grant: None,
             snapshot_expiration: None,
             retention: Retention::Current,
+            mounts: BTreeMap::new(),
             ephemeral: false,
             retry_key: None,
         }
@@ -251,6 +254,8 @@ pub struct UpdateSandbox {
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.
     pub retention: Option<Retention>,
+    /// Drives of its next run, all of them.
+    pub mounts: Option<BTreeMap<String, Mount>>,
     /// What the next run starts from.
     pub start_from: Option<StartFrom>,
 }
@@ -364,6 +369,8 @@ pub struct Sandbox {
     pub snapshot_expiration: Option<Expiration>,
     /// Which snapshots stay.
     pub retention: Retention,
+    /// Drives of its next run, by path.
+    pub mounts: BTreeMap<String, Mount>,
     /// What it holds on disk, where the provider counts; not in lists.
     pub disk: Option<DiskUse>,
 }

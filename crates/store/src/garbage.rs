@@ -17,6 +17,11 @@ words! {
         Snapshot = "snapshot",
         /// The file of a base image; the name is its digest.
         Image = "image",
+        /// A drive; the name is its id.
+        Drive = "drive",
+        /// What a run sees of a drive that it may not write to; the name begins with the
+        /// run's id.
+        View = "view",
     }
 }
 

@@ -9,6 +9,7 @@
 mod accounts;
 mod changes;
 mod db;
+mod drives;
 mod error;
 mod garbage;
 mod hosts;
@@ -39,6 +40,7 @@ mod webhooks;
 pub use accounts::AccountRow;
 pub use changes::{RunEnd, SnapshotsOfDeleted, Volume};
 pub use db::{Address, Db, PostgresAddress, Traffic, Tx};
+pub use drives::{DriveFilter, DriveOrder, DriveRow};
 pub use error::{Result, StoreError};
 pub use garbage::{Garbage, GarbageKind};
 pub use hosts::HostRow;

@@ -106,6 +106,8 @@ ids! {
     OrgSnapshotId, "orgsnap_", "org snapshot id";
     /// The files of a sandbox above its image.
     VolumeId, "vol_", "volume id";
+    /// A volume of its own that sandboxes mount.
+    DriveId, "drive_", "drive id";
     /// A base image.
     ImageId, "img_", "image id";
     /// A command inside a run.

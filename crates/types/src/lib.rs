@@ -19,8 +19,9 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use github::{GithubRepo, RepoError};
 pub use hex::hex;
 pub use id::{
-    AccountId, BuildId, CommandId, DeliveryId, HostId, IdError, ImageId, JobId, KeyId, LeaseId, OrgId,
-    OrgSnapshotId, RequestId, RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId, WebhookId,
+    AccountId, BuildId, CommandId, DeliveryId, DriveId, HostId, IdError, ImageId, JobId, KeyId, LeaseId,
+    OrgId, OrgSnapshotId, RequestId, RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId,
+    WebhookId,
 };
 pub use namespace::{DEFAULT_PROJECT, Namespace};
 pub use resources::Resources;

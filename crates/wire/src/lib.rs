@@ -5,6 +5,7 @@
 //! Here a run is called a session, as on the wire, and nowhere else.
 
 mod command;
+mod drive;
 mod network;
 mod policy;
 mod reply;
@@ -19,6 +20,7 @@ pub use command::{
     Command, CommandList, CommandReply, CommandRequest, Encoding, InputReply, InputRequest, KillRequest,
     LogLine, PathRequest,
 };
+pub use drive::{Drive, DriveForkRequest, DriveList, DriveReply, DriveRequest, Mount, Mounts};
 pub use network::{NetworkAccess, NetworkUse};
 pub use policy::{
     AllowedDomains, ForwardRule, InjectionRule, NetworkPolicy, NetworkPolicyRequest, PolicyRule, Subnets,

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{KeepLastSnapshots, NetworkPolicyRequest};
+use crate::{KeepLastSnapshots, Mounts, NetworkPolicyRequest};
 
-/// A sandbox to make. Fields that this server does not know are taken in by
-/// `mounts`, `network_id` and `drives` only to be refused.
+/// A sandbox to make. `network_id` is taken in only to be refused.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -63,9 +62,9 @@ pub struct CreateRequest {
     /// A private network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_id: Option<String>,
-    /// Drives.
+    /// Drives, by the absolute path where each is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mounts: Option<serde_json::Value>,
+    pub mounts: Option<Mounts>,
     /// The caller is about to open terminals.
     #[serde(rename = "__interactive", default, skip_serializing_if = "std::ops::Not::not")]
     pub interactive: bool,
@@ -173,9 +172,9 @@ pub struct UpdateRequest {
     /// A private network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_id: Option<String>,
-    /// Drives.
+    /// Drives, by the absolute path where each is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mounts: Option<serde_json::Value>,
+    pub mounts: Option<Mounts>,
     /// Runtime, which old clients send and which cannot change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NetworkPolicy, Pagination, Session};
+use crate::{Mounts, NetworkPolicy, Pagination, Session};
 
 /// A sandbox.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -56,6 +56,9 @@ pub struct Sandbox {
     /// Default working directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Drives of the next session, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mounts: Mounts,
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,

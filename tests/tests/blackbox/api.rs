@@ -89,7 +89,11 @@ pub(crate) fn bad_input(w: &World) -> anyhow::Result<()> {
     ensure!(
         status == StatusCode::BAD_REQUEST && reply["error"].as_str().unwrap_or("").contains("malformed JSON")
     );
-    ensure!(raw("a=b", "text/plain")?.0 == StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    ensure!(raw("a=b", "application/x-www-form-urlencoded")?.0 == StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    // `fetch` says so where nobody named a type.
+    let (status, reply) = raw("{}", "text/plain;charset=UTF-8")?;
+    ensure!(status == StatusCode::BAD_REQUEST && reply["error"] == "repoUrl is required", "{reply}");
+    ensure!(reply["missing_fields"] == json!(["repoUrl"]) && reply["path"] == json!(["repoUrl"]), "{reply}");
     // An answer that does not wait for the body still arrives, whoever is faster.
     for _ in 0..20 {
         let huge = || Some(json!({"repoUrl": "x".repeat(1 << 20)}));

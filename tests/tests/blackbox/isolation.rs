@@ -137,7 +137,14 @@ pub(crate) fn kernel_files(w: &World) -> anyhow::Result<()> {
     {
         ensure!(w.root_shell(&name, &format!("head -c 100 {path} | wc -c"))?.1.trim() == "0", "{path}");
     }
-    ensure!(w.root_shell(&name, "ls -A /sys; ls /proc/acpi")?.1.is_empty());
+    ensure!(w.root_shell(&name, "ls /proc/acpi")?.1.is_empty());
+    // Of /sys what programs size themselves by, read-only, and nothing else.
+    let known = r"^/sys/\(devices/system/\(cpu\|node\)\|kernel/mm/transparent_hugepage\)/";
+    let others = w.root_shell(&name, &format!("find /sys ! -type d | grep -v '{known}'"))?.1;
+    ensure!(others.is_empty(), "{others}");
+    let (code, _, err) = w.root_shell(&name, "echo never > /sys/kernel/mm/transparent_hugepage/enabled")?;
+    ensure!(code != 0 && err.contains("Read-only"), "{code} {err}");
+    ensure!(w.ok(&name, "cat /sys/devices/system/cpu/online")?.starts_with('0'), "the control");
     // By stat(2): directory entries show what lies under a mount.
     let list = "find / -xdev \\( -type b -o -type c \\); \
                 find /dev -mindepth 1 -exec stat -c '%F=%n' {} + | grep special | cut -d= -f2";

@@ -25,6 +25,7 @@ mod provider;
 mod public;
 mod room;
 mod services;
+mod streams;
 mod vercel;
 mod world;
 
@@ -65,6 +66,20 @@ const SHARED: &[Scenario] = &[
     ("commands::timeout_and_signals", commands::timeout_and_signals),
     ("commands::nothing_of_the_starter", commands::nothing_of_the_starter),
     ("commands::files", commands::files),
+    ("streams::a_full_disk_loses_no_output", streams::a_full_disk_loses_no_output),
+    ("streams::what_is_lost_is_said", streams::what_is_lost_is_said),
+    ("streams::a_slow_reader_gets_everything", streams::a_slow_reader_gets_everything),
+    ("streams::bytes_stay_bytes", streams::bytes_stay_bytes),
+    ("streams::no_input_is_lost", streams::no_input_is_lost),
+    ("streams::silence_is_no_death", streams::silence_is_no_death),
+    ("streams::streams_have_names", streams::streams_have_names),
+    ("streams::out_of_memory_is_said", streams::out_of_memory_is_said),
+    ("streams::signals_reach_the_tree", streams::signals_reach_the_tree),
+    ("streams::a_burst_is_no_death", streams::a_burst_is_no_death),
+    ("streams::uploads_are_whole", streams::uploads_are_whole),
+    ("streams::the_command_line", streams::the_command_line),
+    ("streams::refusals", streams::refusals),
+    ("streams::a_sandbox_begins_again", streams::a_sandbox_begins_again),
     ("isolation::identity", isolation::identity),
     ("isolation::syscalls", isolation::syscalls),
     ("isolation::kernel_files", isolation::kernel_files),

@@ -137,7 +137,7 @@ impl From<ProviderError> for WireError {
             }
             ProviderError::TimeoutInvalid(_) => (StatusCode::BAD_REQUEST, "sandbox_timeout_invalid"),
             ProviderError::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
-            ProviderError::Conflict(_) => (StatusCode::CONFLICT, "conflict"),
+            ProviderError::Conflict(_) | ProviderError::InUse(_) => (StatusCode::CONFLICT, "conflict"),
             ProviderError::Stopped => (StatusCode::GONE, "sandbox_stopped"),
             ProviderError::Stopping => (StatusCode::UNPROCESSABLE_ENTITY, "sandbox_stopping"),
             ProviderError::SnapshotGone(_) => (StatusCode::GONE, "snapshot_not_found"),

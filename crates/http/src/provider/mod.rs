@@ -9,6 +9,7 @@
 //! session that it belongs to; the handler says so ([`scope::RunScope::used`]).
 
 mod commands;
+mod drives;
 mod error;
 mod files;
 mod pages;
@@ -74,8 +75,9 @@ fn version() -> OpenApiRouter<App> {
         .routes(routes!(snapshots::list::list))
         .routes(routes!(snapshots::tree::tree))
         .routes(routes!(snapshots::get::get, snapshots::delete::delete))
-        .route("/drives", any(drives))
-        .route("/drives/{name}", any(drives))
+        .routes(routes!(drives::list::list))
+        .routes(routes!(drives::get::get, drives::have::have, drives::delete::delete))
+        .routes(routes!(drives::fork::fork))
 }
 
 /// Everything that needs a caller.
@@ -101,9 +103,4 @@ pub(crate) fn elsewhere(place: String) -> Router<App> {
         .into_iter()
         .chain(first)
         .fold(Router::new(), |router, path| router.route(path, any(refuse.clone())))
-}
-
-/// Drives do not exist here. A 5xx would be tried again.
-async fn drives(_scope: Scope) -> WireError {
-    WireError::bad_request("drives are not supported by this server")
 }

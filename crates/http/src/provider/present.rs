@@ -1,8 +1,10 @@
 //! From domain types to the wire.
 
+use std::collections::BTreeMap;
+
 use dormouse_provider::{
-    Action, Command, CustomPolicy, Expiration, KeepLast, NetworkPolicy, NetworkUse, Retention, Route, Run,
-    RunStatus, Sandbox, SandboxView, Snapshot, SnapshotNode,
+    Action, Command, CustomPolicy, Drive, Expiration, KeepLast, Mount, MountMode, NetworkPolicy, NetworkUse,
+    Retention, Route, Run, RunStatus, Sandbox, SandboxView, Snapshot, SnapshotNode,
 };
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
@@ -94,6 +96,36 @@ fn expiration(expiration: Expiration) -> u64 {
     }
 }
 
+pub(crate) fn mounts(mounts: BTreeMap<String, Mount>) -> wire::Mounts {
+    let mount = |(path, Mount { drive, mode }): (String, Mount)| {
+        let mode = match mode {
+            MountMode::ReadWrite => "read-write",
+            MountMode::Snapshot => "snapshot",
+        };
+        (path, wire::Mount { drive, mode: Some(mode.to_owned()) })
+    };
+    mounts.into_iter().map(mount).collect()
+}
+
+pub(crate) fn drive(drive: Drive) -> wire::DriveReply {
+    wire::DriveReply { drive: listed_drive(drive) }
+}
+
+pub(crate) fn listed_drive(drive: Drive) -> wire::Drive {
+    let (run, sandbox) = drive.attached.unzip();
+    wire::Drive {
+        id: drive.id.to_string(),
+        name: drive.name,
+        project_id: drive.project,
+        region: REGION.to_owned(),
+        max_size_bytes: drive.max_size,
+        current_session_id: run.map(|run| run.to_string()),
+        current_sandbox_name: sandbox.map(|sandbox| sandbox.to_string()),
+        created_at: drive.created_at.as_millis(),
+        updated_at: drive.updated_at.as_millis(),
+    }
+}
+
 pub(crate) fn sandbox(sandbox: Sandbox) -> wire::Sandbox {
     let keep = match sandbox.retention {
         Retention::KeepLast(KeepLast { count, expiration: of_kept, delete_evicted }) => {
@@ -123,6 +155,7 @@ pub(crate) fn sandbox(sandbox: Sandbox) -> wire::Sandbox {
         current_snapshot_id: sandbox.current_snapshot.map(|id| id.to_string()),
         expires_at: sandbox.expires_at.map(Timestamp::as_millis),
         cwd: Some(sandbox.cwd),
+        mounts: mounts(sandbox.mounts),
         tags: sandbox.tags,
         snapshot_expiration: sandbox.snapshot_expiration.map(expiration),
         keep_last_snapshots: keep,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_provider::{
-    Action, CloneDirectory, CustomPolicy, DomainPolicy, Environment, Expiration, GitSource, KeepLast,
-    NetworkPolicy, ResourcesRequest, Retention, Rule, Source, StartFrom, UpdateSandbox,
+    Action, CloneDirectory, CustomPolicy, DomainPolicy, Environment, Expiration, GitSource, KeepLast, Mount,
+    MountMode, NetworkPolicy, ResourcesRequest, Retention, Rule, Source, StartFrom, UpdateSandbox,
 };
 use dormouse_types::{Cidr, SandboxName};
 use dormouse_wire as wire;
@@ -33,7 +33,6 @@ pub(crate) fn refuse_unsupported(
     region: Option<&str>,
     failover: Option<&[String]>,
     network_id: Option<&str>,
-    mounts: Option<&serde_json::Value>,
 ) -> WireResult<()> {
     if let Some(region) = region.filter(|region| *region != REGION) {
         return Err(bad(format!("region: this server has {REGION} only, not {region:?}")));
@@ -44,10 +43,24 @@ pub(crate) fn refuse_unsupported(
     if network_id.is_some() {
         return Err(bad("networkId: private networks are not supported by this server"));
     }
-    if mounts.is_some_and(|mounts| mounts.as_object().is_none_or(|mounts| !mounts.is_empty())) {
-        return Err(bad("mounts: drives are not supported by this server"));
-    }
     Ok(())
+}
+
+/// Drives of a sandbox (provider contract, section 3).
+pub(crate) fn mounts(mounts: wire::Mounts) -> WireResult<BTreeMap<String, Mount>> {
+    let mount = |(path, wire::Mount { drive, mode }): (String, wire::Mount)| {
+        let mode = match mode.as_deref() {
+            None | Some("read-write") => MountMode::ReadWrite,
+            Some("snapshot" | "read-only") => MountMode::Snapshot,
+            Some(other) => {
+                return Err(bad(format!(
+                    "mounts: mode of {path:?} is {other:?}; it must be read-write or snapshot"
+                )));
+            }
+        };
+        Ok((path, Mount { drive, mode }))
+    };
+    mounts.into_iter().map(mount).collect()
 }
 
 pub(crate) fn environment(runtime: Option<String>, image: Option<String>) -> WireResult<Environment> {
@@ -133,12 +146,7 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         };
         return Err(bad(format!("{name}: it cannot change here: {why}")));
     }
-    refuse_unsupported(
-        body.region.as_deref(),
-        body.failover_regions.as_deref(),
-        body.network_id.as_deref(),
-        body.mounts.as_ref(),
-    )?;
+    refuse_unsupported(body.region.as_deref(), body.failover_regions.as_deref(), body.network_id.as_deref())?;
     let start_from = |id: Option<String>| {
         let Some(id) = id else { return Ok(StartFrom::Image) };
         let unknown = |_| WireError::not_found(format!("currentSnapshotId: snapshot {id} not found"));
@@ -154,6 +162,7 @@ pub(crate) fn changes(body: wire::UpdateRequest) -> WireResult<UpdateSandbox> {
         grant: None,
         snapshot_expiration: body.snapshot_expiration.map(expiration).transpose()?,
         retention: body.keep_last_snapshots.map(retention).transpose()?,
+        mounts: body.mounts.map(mounts).transpose()?,
         start_from: body.current_snapshot_id.map(start_from).transpose()?,
     })
 }

@@ -102,6 +102,11 @@ impl Driver {
         })
     }
 
+    /// Makes a copy `name` of `from` that counts for the pool alone.
+    pub(super) fn copy_counted(&self, from: &Path, parent: &Path, name: &str) -> io::Result<()> {
+        btrfs::snapshot(&File::open(from)?, &File::open(parent)?, name, false, Some(ALL))
+    }
+
     /// Makes a copy `name` of `from` that counts for nobody, until somebody gets it.
     pub(super) fn copy_ahead(&self, from: &Path, parent: &Path, name: &str) -> io::Result<()> {
         btrfs::snapshot(&File::open(from)?, &File::open(parent)?, name, false, None)

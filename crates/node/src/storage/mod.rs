@@ -7,6 +7,8 @@
 //!  data/                          │                                   │
 //!   pool/volumes/VOLUME/{u,w} ────┘   one sandbox's, as long as it     │
 //!   pool/snapshots/SNAPSHOT/{u,w}     read-only copy of a volume       │
+//!   pool/drives/DRIVE                 a volume of its own, mounted into sandboxes
+//!   pool/views/RUN-N                  read-only copy of a drive, as long as a run has it
 //!   pool/images/DIGEST.erofs ──► images/DIGEST  (one mount, all sandboxes)
 //!   pool/output/                      long logs of commands, as files without a name: they
 //!                                     go with the run
@@ -43,7 +45,7 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use dormouse_store::{Garbage, GarbageKind};
-use dormouse_types::{SandboxId, SnapshotId, VolumeId};
+use dormouse_types::{DriveId, SandboxId, SnapshotId, VolumeId};
 
 use crate::sys;
 use pool::Pool;
@@ -167,7 +169,7 @@ const LOOKS_PER_COMMIT: u64 = 4;
 const NOT_MOUNTED: &str = "the storage pool is not mounted";
 
 /// Directories of the pool.
-const PARTS: [&str; 5] = ["volumes", "snapshots", "images", "scratch", "output"];
+const PARTS: [&str; 7] = ["volumes", "snapshots", "images", "scratch", "output", "drives", "views"];
 
 /// Which part of the pool the logs of all sandboxes may take together.
 const OUTPUT_PART: u64 = 8;
@@ -665,6 +667,8 @@ impl Storage {
         let part = match garbage.kind {
             GarbageKind::Image => return self.images.delete(&garbage.name),
             GarbageKind::Volume => "volumes",
+            GarbageKind::Drive => "drives",
+            GarbageKind::View => "views",
             GarbageKind::Snapshot => {
                 if let Ok(id) = garbage.name.parse() {
                     self.drop_copies(self.ready.forget(&id));
@@ -692,6 +696,79 @@ impl Storage {
         }
     }
 
+    /// Directory of a drive's files.
+    pub(crate) fn drive_path(&self, drive: &DriveId) -> PathBuf {
+        self.root.join("drives").join(drive.as_str())
+    }
+
+    /// Has a drive, which may hold `limit` bytes. Harmless where it is there.
+    ///
+    /// # Errors
+    /// `Unsupported` with a driver that has no drives.
+    pub(crate) fn have_drive(&self, drive: &DriveId, limit: u64) -> io::Result<()> {
+        let _open = self.access()?;
+        let Driver::Btrfs { driver, .. } = &self.driver else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let path = self.drive_path(drive);
+        if !path.exists() {
+            driver.create(&self.root.join("drives"), drive.as_str())?;
+            // Its owner inside: the default user.
+            std::os::unix::fs::chown(&path, Some(1000), Some(1000))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        driver.limit_one(&path, limit)
+    }
+
+    /// Makes a drive a copy of another, as it is now.
+    pub(crate) fn copy_drive(&self, from: &DriveId, to: &DriveId, limit: u64) -> io::Result<()> {
+        let _open = self.access()?;
+        let Driver::Btrfs { driver, .. } = &self.driver else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        driver.copy_counted(&self.drive_path(from), &self.root.join("drives"), to.as_str())?;
+        driver.limit_one(&self.drive_path(to), limit)
+    }
+
+    /// Makes a read-only copy of a drive as it is now, for a run; where that is.
+    ///
+    /// # Errors
+    /// `NotFound` for a drive that nothing was ever written to.
+    pub(crate) fn view_drive(&self, drive: &DriveId, name: &str) -> io::Result<PathBuf> {
+        let _open = self.access()?;
+        let Driver::Btrfs { driver, .. } = &self.driver else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let views = self.root.join("views");
+        driver.delete(&views, name)?;
+        driver.snapshot(&self.drive_path(drive), &views, name)?;
+        Ok(views.join(name))
+    }
+
+    /// Returns when everything that was written to a drive survives the death of the host.
+    pub(crate) fn seal_drive(&self, drive: &DriveId) -> io::Result<()> {
+        let _open = self.access()?;
+        let path = self.drive_path(drive);
+        if let Driver::Btrfs { driver, .. } = &self.driver {
+            match driver.seal(&path, &self.root.join("scratch"), &format!("seal-{drive}")) {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
+                other => return other,
+            }
+        }
+        sys::syncfs(&File::open(path)?)
+    }
+
+    /// Removes what a run saw of drives.
+    pub(crate) fn drop_views(&self, run: &str) -> io::Result<()> {
+        let prefix = format!("{run}-");
+        for name in self.names("views")?.into_iter().filter(|name| name.starts_with(&prefix)) {
+            let _open = self.access()?;
+            self.delete_tree("views", &name)?;
+        }
+        Ok(())
+    }
+
     /// Removes quota groups that nothing counts for any more; how many.
     pub(crate) fn tidy_groups(&self) -> io::Result<usize> {
         let _open = self.access()?;
@@ -714,6 +791,8 @@ impl Storage {
         let of = |kind| move |name| Garbage { kind, name };
         let mut all: Vec<_> = self.names("volumes")?.into_iter().map(of(GarbageKind::Volume)).collect();
         all.extend(self.names("snapshots")?.into_iter().map(of(GarbageKind::Snapshot)));
+        all.extend(self.names("drives")?.into_iter().map(of(GarbageKind::Drive)));
+        all.extend(self.names("views")?.into_iter().map(of(GarbageKind::View)));
         all.extend(self.images.left()?.into_iter().map(of(GarbageKind::Image)));
         Ok(all)
     }

@@ -157,6 +157,7 @@ impl State {
             status_updated_at: now,
             snapshot_expiration: request.snapshot_expiration,
             retention: request.retention,
+            mounts: std::collections::BTreeMap::new(),
             disk: None,
         };
         let machine = Machine {

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequest as _, Path, Request, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use dormouse_provider::Input;
 use dormouse_wire as wire;
@@ -14,6 +14,10 @@ use super::super::scope::{RunScope, ScopeQuery};
 use super::command_id;
 use crate::App;
 use crate::body::ApiJson;
+use crate::error::ApiError;
+
+/// Largest part of standard input as JSON, in bytes.
+const MAX_INPUT: usize = 4 << 20;
 
 /// Feed standard input of a command: a part of it as JSON, which may be sent again, or all of
 /// it as bytes, whose end is the end of the body.
@@ -29,6 +33,13 @@ pub(crate) async fn stdin(
     let id = command_id(&path.1)?;
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if kind.is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("application/json")) {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, MAX_INPUT).await.map_err(|_| {
+            let message =
+                format!("the body must not be over {MAX_INPUT} bytes; send more in parts, by offset");
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        })?;
+        let request = Request::from_parts(parts, Body::from(body));
         let ApiJson(body): ApiJson<wire::InputRequest> = ApiJson::from_request(request, &app).await?;
         let data = BASE64_STANDARD
             .decode(&body.data)

@@ -46,7 +46,6 @@ pub(crate) fn creation(
         body.region.as_deref(),
         body.failover_regions.as_deref(),
         body.network_id.as_deref(),
-        body.mounts.as_ref(),
     )?;
     let scope = scope.with_project(body.project_id)?;
     let key = SandboxKey { namespace: scope.namespace, name: requests::name(body.name)? };
@@ -62,6 +61,7 @@ pub(crate) fn creation(
         network: body.network_policy.map(requests::policy).transpose()?.unwrap_or_default(),
         snapshot_expiration: body.snapshot_expiration.map(requests::expiration).transpose()?,
         retention: requests::retention(body.keep_last_snapshots)?,
+        mounts: body.mounts.map(requests::mounts).transpose()?.unwrap_or_default(),
         ephemeral: body.ephemeral,
         ..CreateSandbox::new(key)
     })

@@ -1,0 +1,21 @@
+//! Delete a drive.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use dormouse_wire as wire;
+
+use super::super::error::{WireErrors, WireResult};
+use super::super::present;
+use super::super::scope::{Scope, ScopeQuery};
+use crate::App;
+
+/// Delete a drive with everything in it, unless a live session may write to it.
+#[utoipa::path(delete, path = "/drives/{name}", tag = "drives", params(("name" = String, Path, description = "Drive name"), ScopeQuery),
+    responses((status = 200, body = wire::DriveReply, description = "The drive as it was"), WireErrors))]
+pub(crate) async fn delete(
+    State(app): State<App>,
+    scope: Scope,
+    Path(name): Path<String>,
+) -> WireResult<Json<wire::DriveReply>> {
+    Ok(Json(present::drive(app.provider.delete_drive(&scope.namespace, &name).await?)))
+}
