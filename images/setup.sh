@@ -1,8 +1,10 @@
 #!/bin/sh
-# Runs once while the packages of a recipe become a root file system, with its root as $1.
+# Runs once while the packages of a recipe become a root file system, with its root as $1
+# and the search path of commands as $2.
 # What a recipe does not have is left out.
 set -eu
 root=$1
+path=$2
 has() { [ -e "$root/$1" ]; }
 
 # The default user, with password-less sudo that keeps the environment and its search path
@@ -18,6 +20,8 @@ chmod 0440 "$root/etc/sudoers.d/dormouse"
 # Where the session's repository is checked out, and where the platform's clients look for
 # programs of their own.
 mkdir -p "$root/vercel/sandbox" "$root/vercel/bin"
+# Logins by sshd and su, and jobs of cron, do not go through the server (pam_env(8)).
+printf 'PATH="%s"\n' "$path" > "$root/etc/environment"
 # Where package managers install for the user, who needs no sudo then.
 mkdir -p "$root/home/ubuntu/.local/bin" "$root/home/ubuntu/.npm-global/bin"
 printf 'prefix=${HOME}/.npm-global\nupdate-notifier=false\nfund=false\n' > "$root/home/ubuntu/.npmrc"

@@ -398,9 +398,59 @@ test("what this server does not have is refused by name", async () => {
   await assert.rejects(create({ runtime: "cobol85" }), /cobol85/);
   await assert.rejects(create({ image: "nobody/nothing:1" }), /nobody\/nothing/);
   await assert.rejects(create({ ports: Array.from({ length: 16 }, (_, i) => 3000 + i) }), /ports/);
-  await assert.rejects(Drive.list(credentials), status(400));
-  await assert.rejects(Drive.getOrCreate({ ...credentials, name: "d" }), status(400));
   await assert.rejects(Sandbox.list({ ...credentials, teamId: "acc_somebody_else" }), status(403));
+});
+
+test("drives", async () => {
+  const name = `drive-${process.pid}`;
+  const drive = await Drive.getOrCreate({ ...credentials, name, maxSize: 64 << 20 });
+  assert.deepEqual([drive.name, drive.maxSize, drive.region], [name, 64 << 20, "iad1"]);
+  assert.equal((await Drive.getOrCreate({ ...credentials, name })).driveId, drive.driveId);
+  const writer = await create({ mounts: { "/data": drive } });
+  const quota = "head -c 100M /dev/zero > /data/big; rm /data/big; echo kept > /data/file; stat -c %U /data/file";
+  const over = await writer.runCommand("bash", ["-c", quota]);
+  assert.equal((await over.stdout()).trim(), "ubuntu");
+  assert.match(await over.stderr(), /Disk quota exceeded/);
+  // One writes, several see what was there when they came.
+  await assert.rejects(create({ mounts: { "/data": drive } }), status(409));
+  const readers = [await create({ mounts: { "/ro": drive.snapshot() } }), await create({ mounts: { "/ro": drive.snapshot() } })];
+  await output(writer, "echo later > /data/file");
+  for (const reader of readers) {
+    assert.equal(await output(reader, "cat /ro/file; echo x 2>/dev/null > /ro/y || echo refused"), "kept\nrefused");
+  }
+  const listed = [];
+  for await (const found of await Drive.list(credentials)) if (found.name === name) listed.push(found.currentSandboxName);
+  assert.deepEqual(listed, [writer.name]);
+  await assert.rejects(drive.delete(), status(409));
+  // A stop gives it back; a resume takes it again.
+  await writer.stop();
+  const next = await create({ mounts: { "/home/ubuntu/deep/data": drive } });
+  assert.equal(await output(next, "cat deep/data/file", { cwd: "/home/ubuntu" }), "later");
+  await next.delete();
+  assert.equal(await output(writer, "cat /data/file"), "later");
+  await writer.delete();
+  await Promise.all(readers.map((reader) => reader.delete()));
+  // The SDK has no method for these yet.
+  const call = async (method, path, body) => {
+    const url = `${server}/api/v2/sandboxes/drives/${path}?teamId=${credentials.teamId}&projectId=${credentials.projectId}`;
+    const headers = { authorization: `Bearer ${credentials.token}`, "content-type": "application/json" };
+    const reply = await fetch(url, { method, headers, body: body && JSON.stringify(body) });
+    return [reply.status, await reply.json()];
+  };
+  assert.equal((await call("POST", `${name}/fork`, { name: `${name}-fork` }))[0], 200);
+  const fork = await Drive.getOrCreate({ ...credentials, name: `${name}-fork` });
+  const forked = await create({ mounts: { "/data": fork } });
+  await output(forked, "echo forked > /data/file");
+  const original = await create({ mounts: { "/data": drive } });
+  assert.equal(await output(original, "cat /data/file"), "later");
+  await forked.delete();
+  await original.delete();
+  await fork.delete();
+  await drive.delete();
+  assert.deepEqual((await call("GET", name)).map((part) => part.error?.code ?? part), [404, "not_found"]);
+  await assert.rejects(create({ mounts: { "/data": drive } }), status(404));
+  const five = Object.fromEntries([1, 2, 3, 4, 5].map((n) => [`/d${n}`, drive]));
+  await assert.rejects(create({ mounts: five }), status(400));
 });
 
 test("ports", async () => {

@@ -244,7 +244,7 @@ def check_programs(state):
         "cd zoo/repo && git mv tree moved && git mv moved tree && git mv tree/1 one && git mv one tree/1 && test -z \"$(git status --porcelain)\"",
         "git mv file1 moved && git mv moved file1 && git status > /dev/null",
         "rm -rf /tmp/o && mkdir /tmp/o && node -e '"
-        'require("/usr/share/nodejs/tar").c({sync: true, file: "/tmp/o.tar"}, ["zoo/ages", "/usr/sbin"])'
+        'require("/usr/local/lib/node_modules/npm/node_modules/tar").c({sync: true, file: "/tmp/o.tar"}, ["zoo/ages", "/usr/sbin"])'
         "' && tar xf /tmp/o.tar -C /tmp/o && diff -r zoo/ages /tmp/o/zoo/ages && diff -r --no-dereference /usr/sbin /tmp/o/usr/sbin",
         "rm -rf /tmp/o /tmp/o.tar",
     ]:

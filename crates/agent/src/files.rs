@@ -53,6 +53,16 @@ fn perform(socket: &mut File, decoder: Decoder, request: &Request) -> io::Result
     }
 }
 
+/// Makes the directory of an upload; a file in its place is `ENOTDIR`, as for a
+/// plain `open`.
+fn make_parent(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path).map_err(|error| {
+        let is_file = error.kind() == io::ErrorKind::AlreadyExists && path.is_file();
+        let error = if is_file { io::Error::from_raw_os_error(libc::ENOTDIR) } else { error };
+        about(&error, "mkdir", path)
+    })
+}
+
 fn become_user(name: &str) -> io::Result<()> {
     let user = users::find(name);
     sys::become_user(user.uid, user.gid, &user.groups)
@@ -138,7 +148,7 @@ fn unpack(archive: impl Read, cwd: &str) -> io::Result<()> {
             continue;
         }
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| about(&error, "mkdir", parent))?;
+            make_parent(parent)?;
         }
         if kind == Link {
             // Names in the archive are relative to `cwd`, link targets too.

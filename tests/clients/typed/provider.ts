@@ -19,6 +19,11 @@ export async function useEverything(token: string): Promise<[Sandbox[], Failure[
 
   sandboxes.push(...((await api.GET("/api/v2/sandboxes")).data?.sandboxes ?? []));
   keep(await api.POST("/api/v2/sandboxes", { body: { name, source: { type: "git", url: "https://github.com/owner/repo" }, env: { A: "b" } } }));
+  keep(await api.GET("/api/v2/sandboxes/drives"));
+  keep(await api.GET("/api/v2/sandboxes/drives/{name}", { params: { path: { name } } }));
+  keep(await api.POST("/api/v2/sandboxes/drives/{name}", { params: { path: { name } }, body: { maxSizeBytes: 1 << 30 } }));
+  keep(await api.DELETE("/api/v2/sandboxes/drives/{name}", { params: { path: { name } } }));
+  keep(await api.POST("/api/v2/sandboxes/drives/{name}/fork", { params: { path: { name } }, body: { name: "fork" } }));
   keep(await api.GET("/api/v2/sandboxes/sessions"));
   keep(await api.GET("/api/v2/sandboxes/sessions/{id}", { params: { path: { id } } }));
   keep(await api.GET("/api/v2/sandboxes/sessions/{id}/cmd", { params: { path: { id } } }));
@@ -46,6 +51,11 @@ export async function useEverything(token: string): Promise<[Sandbox[], Failure[
   keep(await api.GET("/api/v2/sandboxes/{name}/network", { params: { path: { name } } }));
   sandboxes.push(...((await api.GET("/api/v3/sandboxes")).data?.sandboxes ?? []));
   keep(await api.POST("/api/v3/sandboxes", { body: { name, source: { type: "git", url: "https://github.com/owner/repo" }, env: { A: "b" } } }));
+  keep(await api.GET("/api/v3/sandboxes/drives"));
+  keep(await api.GET("/api/v3/sandboxes/drives/{name}", { params: { path: { name } } }));
+  keep(await api.POST("/api/v3/sandboxes/drives/{name}", { params: { path: { name } }, body: { maxSizeBytes: 1 << 30 } }));
+  keep(await api.DELETE("/api/v3/sandboxes/drives/{name}", { params: { path: { name } } }));
+  keep(await api.POST("/api/v3/sandboxes/drives/{name}/fork", { params: { path: { name } }, body: { name: "fork" } }));
   keep(await api.GET("/api/v3/sandboxes/sessions"));
   keep(await api.GET("/api/v3/sandboxes/sessions/{id}", { params: { path: { id } } }));
   keep(await api.GET("/api/v3/sandboxes/sessions/{id}/cmd", { params: { path: { id } } }));

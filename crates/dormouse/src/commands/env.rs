@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::Method;
 use serde_json::json;
 
@@ -36,20 +38,35 @@ pub(crate) async fn run(remote: &RemoteArgs, output: &Output) -> anyhow::Result<
         ("VERCEL_TEAM_ID", team.to_owned()),
         ("VERCEL_PROJECT_ID", project.to_owned()),
     ];
+    variables.push(("VERCEL_OIDC_TOKEN", platform_token(key, team, project)));
     let preload = preload()?;
-    let import =
-        format!("--import={}", url::Url::from_file_path(&preload).ok().context("no URL of the preload")?);
-    // Options that are there stay.
-    let before = std::env::var("NODE_OPTIONS").unwrap_or_default();
-    let options =
-        if before.contains(&import) { before } else { format!("{before} {import}").trim().to_owned() };
-    variables.push(("NODE_OPTIONS", options));
+    let url = url::Url::from_file_path(&preload).ok().context("no URL of the preload")?;
+    for (name, option) in [
+        ("NODE_OPTIONS", format!("--import={url}")),
+        ("BUN_OPTIONS", format!("--preload={}", preload.display())),
+    ] {
+        // Options that are there stay.
+        let before = std::env::var(name).unwrap_or_default();
+        let options =
+            if before.contains(&option) { before } else { format!("{before} {option}").trim().to_owned() };
+        variables.push((name, options));
+    }
     let lines: Vec<_> =
         variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
     let json: serde_json::Map<_, _> =
         variables.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
     output.data(&json.into(), &lines.join("\n"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// A key in the form that the platform's clients want where they are given none: a token of
+/// three parts, of which they read the owner and the project, and the server the key
+/// (`token` in `packages/client`).
+fn platform_token(key: &str, team: &str, project: &str) -> String {
+    let part = |text: String| URL_SAFE_NO_PAD.encode(text);
+    let claims = json!({"owner_id": team, "owner": team, "project_id": project, "project": project});
+    let head = json!({"alg": "none", "typ": "JWT"});
+    format!("{}.{}.{}", part(head.to_string()), part(claims.to_string()), part(key.to_owned()))
 }
 
 /// Puts the preload where it stays for as long as a shell may export it.

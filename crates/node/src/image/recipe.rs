@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -86,7 +86,7 @@ const RECIPES: [Recipe; 6] = [
 /// Search path of every command: where the user installs, where the platform's clients look,
 /// and the system's own.
 const SEARCH_PATH: &str = "/home/ubuntu/.local/bin:/home/ubuntu/.npm-global/bin:/home/ubuntu/.cargo/bin:\
-    /home/ubuntu/go/bin:/home/ubuntu/.bun/bin:/vercel/bin:\
+    /home/ubuntu/go/bin:/home/ubuntu/.bun/bin:/home/ubuntu/.local/share/pnpm/bin:/vercel/bin:\
     /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// No recipe has this name.
@@ -118,6 +118,8 @@ enum Line<'a> {
     Link(&'a str, &'a str),
     /// An empty file.
     File(&'a str),
+    /// A program that is another with arguments.
+    Script(&'a str, &'a str),
     /// A variable of every command.
     Env(&'a str, &'a str),
 }
@@ -130,6 +132,7 @@ impl<'a> Line<'a> {
             (Some("pypi"), Some(package), Some(place)) => Ok(Self::Pypi(package, place)),
             (Some("link"), Some(path), Some(target)) => Ok(Self::Link(path, target)),
             (Some("file"), Some(path), None) => Ok(Self::File(path)),
+            (Some("script"), Some(path), Some(command)) => Ok(Self::Script(path, command)),
             (Some("env"), Some(name), Some(value)) => Ok(Self::Env(name, value)),
             _ => Err(ImageError::Invalid(format!("{line:?} is no line of a layer"))),
         }
@@ -190,7 +193,7 @@ impl Part {
         let digest = match self {
             Self::Base(base) => {
                 let digest = base.lists.iter().fold(Sha256::new(), |digest, list| digest.chain_update(list));
-                digest.chain_update(SETUP).chain_update(RELEASE).chain_update([u8::from(base.manuals)])
+                digest.chain_update(SETUP).chain_update(SEARCH_PATH).chain_update(RELEASE).chain_update([u8::from(base.manuals)])
             }
             Self::Layer(layer) => Sha256::new().chain_update(layer.lines),
         };
@@ -233,7 +236,7 @@ fn debian(base: &Base, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, 
         .args(left_out.map(|d| format!("--dpkgopt=path-exclude=/usr/share/{d}/*")))
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
         .arg(format!("--include={}", packages.join(",")))
-        .arg(format!("--customize-hook={} \"$1\"", setup.display()))
+        .arg(format!("--customize-hook={} \"$1\" {SEARCH_PATH}", setup.display()))
         .arg(RELEASE)
         .arg(&tar);
     if let Some(sources) = sources(RELEASE, work)? {
@@ -314,6 +317,12 @@ impl Layer {
                 Line::File(path) => {
                     let mut header = owned_by_root(tar::EntryType::Regular, 0o644);
                     layer.append_data(&mut header, path, io::empty()).map_err(failed())?;
+                }
+                Line::Script(path, command) => {
+                    let text = format!("#!/bin/sh\nexec {command} \"$@\"\n");
+                    let mut header = owned_by_root(tar::EntryType::Regular, 0o755);
+                    header.set_size(text.len() as u64);
+                    layer.append_data(&mut header, path, text.as_bytes()).map_err(failed())?;
                 }
                 Line::Env(..) => {}
             }
@@ -403,10 +412,13 @@ fn repack(archive: &Path, place: &Path, layer: &mut tar::Builder<impl io::Write>
             continue;
         }
         let inner: PathBuf = entry.path()?.components().skip(1).collect();
-        let runs = entry.header().mode()? & 0o100 != 0;
+        // npm makes what a package calls its programs executable when it installs them.
+        let mut start = Vec::new();
+        entry.by_ref().take(2).read_to_end(&mut start)?;
+        let runs = entry.header().mode()? & 0o100 != 0 || start == b"#!";
         let mut header = owned_by_root(tar::EntryType::Regular, if runs { 0o755 } else { 0o644 });
         header.set_size(entry.size());
-        layer.append_data(&mut header, place.join(inner), &mut entry)?;
+        layer.append_data(&mut header, place.join(inner), start.as_slice().chain(&mut entry))?;
     }
     Ok(())
 }

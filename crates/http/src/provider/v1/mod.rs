@@ -46,7 +46,9 @@ pub(crate) fn router() -> Router<App> {
         .route(&path("/{id}/cmd"), post(commands::start::start).get(commands::list::list))
         .route(&path("/{id}/cmd/{command}"), get(commands::get::get))
         .route(&path("/{id}/cmd/{command}/logs"), get(commands::logs::logs))
+        // The first SDK asks the one, Python's client the other.
         .route(&path("/{id}/{command}/kill"), post(commands::kill::kill))
+        .route(&path("/{id}/cmd/{command}/kill"), post(commands::kill::kill))
         .route(&path("/{id}/fs/mkdir"), post(files::mkdir::mkdir))
         .route(&path("/{id}/fs/read"), post(files::read::read))
         .route(&path("/{id}/fs/write"), post(files::write::write).layer(unlimited))
