@@ -12,8 +12,8 @@ until_it() {
 
 start_postgres() {
   # Without pg_ctlcluster, which would look at the number itself.
-  sudo -u postgres /usr/lib/postgresql/15/bin/pg_ctl --silent --no-wait --pgdata /var/lib/postgresql/15/main \
-    --options '-c config_file=/etc/postgresql/15/main/postgresql.conf' --log /var/log/postgresql/test.log start
+  sudo -u postgres /usr/lib/postgresql/17/bin/pg_ctl --silent --no-wait --pgdata /var/lib/postgresql/17/main \
+    --options '-c config_file=/etc/postgresql/17/main/postgresql.conf' --log /var/log/postgresql/test.log start
   until_it sudo -u postgres psql -qtc 'select 1'
 }
 

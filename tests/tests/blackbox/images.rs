@@ -137,10 +137,12 @@ pub(crate) fn registry_and_layout(w: &World) -> anyhow::Result<()> {
     let blobs = Blobs { dir: layout.join("blobs/sha256") };
     fs::create_dir_all(&blobs.dir)?;
     // The base is the recipe's own tar, so that the image can do the main job.
-    let recipe = fs::read_dir(image_cache())?.flatten().map(|entry| entry.path());
-    let recipe = recipe.into_iter().find(|path| path.extension().is_some_and(|e| e == "tar"));
+    let bases = fs::read_dir(image_cache())?.flatten().map(|entry| entry.path());
+    let bases =
+        bases.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("slim-base-")));
+    let newest = bases.max_by_key(|path| fs::metadata(path).and_then(|found| found.modified()).ok());
     let copy = w.dir.join("base.tar");
-    fs::copy(recipe.context("the recipe is not in the cache")?, &copy)?;
+    fs::copy(newest.context("the base of the recipe is not in the cache")?, &copy)?;
     let base = blobs.keep(&copy)?;
     let second = layer(&[("etc/.wh.issue", ""), ("etc/marker", "second\n"), ("opt/hidden", "no\n")])?;
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

@@ -20,6 +20,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod load;
+mod machine;
 mod network;
 mod provider;
 mod public;
@@ -170,7 +171,13 @@ const PLAIN: &[Scenario] = &[
 /// Scenarios of a world with the defaults.
 const CLIENTS: &[Scenario] = &[
     ("images::runtimes", images::runtimes),
+    ("machine::a_days_work", machine::a_days_work),
+    ("machine::a_browser", machine::a_browser),
+    ("machine::dev_servers", machine::dev_servers),
+    ("machine::recipes", machine::recipes),
     ("clients::sdk", clients::sdk),
+    ("clients::runtimes", clients::runtimes),
+    ("clients::python", clients::python),
     ("clients::older_sdk", clients::older_sdk),
     ("clients::policies", clients::policies),
     ("clients::command_line", clients::command_line),
@@ -276,6 +283,16 @@ fn main() -> ExitCode {
         if instance == ON_POSTGRES {
             let database = dormouse_store::testing::Postgres::shared().database();
             config = format!("database_url = \"{database}\"\n{config}");
+        }
+        if instance == CLIENTS_WORLD {
+            match machine::registries() {
+                Ok(line) => config += &line,
+                Err(error) => {
+                    eprintln!("the registries of this host: {error:#}");
+                    failed += scenarios.len();
+                    continue;
+                }
+            }
         }
         // It lasts as long as the world.
         let mut _outside = None;

@@ -2,46 +2,19 @@
 //! there, and they start again.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
 use crate::files::inside;
 use crate::lifecycle::kill_first_process;
-use crate::world::{World, eventually, image_cache};
+use crate::machine::connect;
+use crate::world::{World, eventually};
 
 /// Rounds of writing and stopping.
 const ROUNDS: u32 = 8;
-
-const PACKAGES: [&str; 6] =
-    ["postgresql-15", "redis-server", "xvfb", "gunicorn", "chromium", "python3-psycopg2"];
-
-/// Debian packages that a sandbox lacks, fetched for it: it has no network.
-fn fetch(w: &World, name: &str) -> anyhow::Result<PathBuf> {
-    let dir = image_cache().join("packages");
-    for part in ["lists/partial", "archives/partial"] {
-        fs::create_dir_all(dir.join(part))?;
-    }
-    let status = w.read(name, "/var/lib/dpkg/status")?.context("no packages inside")?;
-    fs::write(dir.join("status"), status)?;
-    let apt = |args: &[&str]| -> anyhow::Result<()> {
-        let set = |key: &str, path: PathBuf| format!("{key}={}", path.display());
-        let done = Command::new("apt-get")
-            .args(["-qq", "-y", "-o", "APT::Sandbox::User=root", "-o", "APT::Install-Recommends=0"])
-            .args(["-o", &set("Dir::State::status", dir.join("status"))])
-            .args(["-o", &set("Dir::State::lists", dir.join("lists"))])
-            .args(["-o", &set("Dir::Cache", dir.clone())])
-            .args(args)
-            .output()?;
-        ensure!(done.status.success(), "apt-get {args:?}: {}", String::from_utf8_lossy(&done.stderr));
-        Ok(())
-    };
-    apt(&["update"])?;
-    apt(&[&["install", "--download-only"][..], &PACKAGES].concat())?;
-    Ok(dir.join("archives"))
-}
 
 /// A command inside that goes on; what it printed is in `to`.
 fn start(w: &World, name: &str, script: &str, to: &Path) -> anyhow::Result<Child> {
@@ -59,19 +32,17 @@ fn last_number(path: &Path) -> anyhow::Result<u64> {
 
 pub(crate) fn restart(w: &World) -> anyhow::Result<()> {
     let name = "services";
-    w.cli(&["sandbox", "create", name])?;
-    let packages = fetch(w, name)?;
-    for (from, to) in [
-        (packages, "/var/tmp/packages"),
-        (inside("services.sh"), "/var/tmp/services.sh"),
-        (inside("rows.py"), "/var/tmp/rows.py"),
-    ] {
+    connect(w, name, &[])?;
+    for (from, to) in
+        [(inside("services.sh"), "/var/tmp/services.sh"), (inside("rows.py"), "/var/tmp/rows.py")]
+    {
         w.cli(&["sandbox", "cp", &from.to_string_lossy(), &format!("{name}:{to}")])?;
     }
-    let install =
-        "set -e; apt-get -qq -y -o Dpkg::Use-Pty=0 install /var/tmp/packages/*.deb; rm -r /var/tmp/packages
-        echo 'host all all 127.0.0.1/32 trust' > /etc/postgresql/15/main/pg_hba.conf
-        echo 'local all all trust' >> /etc/postgresql/15/main/pg_hba.conf";
+    let install = "set -e; apt-get -qq update
+        apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends \
+          postgresql redis-server xvfb gunicorn chromium python3-psycopg2
+        echo 'host all all 127.0.0.1/32 trust' > /etc/postgresql/17/main/pg_hba.conf
+        echo 'local all all trust' >> /etc/postgresql/17/main/pg_hba.conf";
     let (code, out, err) =
         w.exec(name, &["--sudo", "--env", "DEBIAN_FRONTEND=noninteractive"], &["bash", "-c", install])?;
     ensure!(code == 0, "install: {out}{err}");

@@ -168,7 +168,9 @@ impl World {
             // There GitHub is where it says.
             mirror.clear();
         }
-        let head = format!("listen = \"{listen}\"\ninstance = {instance}\nstorage.pool_gib = 8\n");
+        // Where every recipe is built there must be room for them.
+        let pool = if instance == crate::CLIENTS_WORLD { 24 } else { 8 };
+        let head = format!("listen = \"{listen}\"\ninstance = {instance}\nstorage.pool_gib = {pool}\n");
         fs::write(dir.join("config.toml"), format!("{head}{storage}{config}{mirror}"))?;
         let mut world = Self {
             instance,

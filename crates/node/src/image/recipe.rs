@@ -193,7 +193,11 @@ impl Part {
         let digest = match self {
             Self::Base(base) => {
                 let digest = base.lists.iter().fold(Sha256::new(), |digest, list| digest.chain_update(list));
-                digest.chain_update(SETUP).chain_update(SEARCH_PATH).chain_update(RELEASE).chain_update([u8::from(base.manuals)])
+                digest
+                    .chain_update(SETUP)
+                    .chain_update(SEARCH_PATH)
+                    .chain_update(RELEASE)
+                    .chain_update([u8::from(base.manuals)])
             }
             Self::Layer(layer) => Sha256::new().chain_update(layer.lines),
         };
@@ -402,6 +406,9 @@ fn owned_by_root(kind: tar::EntryType, mode: u32) -> tar::Header {
     header
 }
 
+/// What names of programs for other machines have in them, which some packages bring along.
+const OTHER_MACHINES: [&str; 4] = ["-darwin-", "-win32-", "-linux-arm64", "-linux-musl-"];
+
 /// Puts the files of an npm package below `place`. Packages hold plain files,
 /// in a directory of their own.
 fn repack(archive: &Path, place: &Path, layer: &mut tar::Builder<impl io::Write>) -> io::Result<()> {
@@ -412,10 +419,14 @@ fn repack(archive: &Path, place: &Path, layer: &mut tar::Builder<impl io::Write>
             continue;
         }
         let inner: PathBuf = entry.path()?.components().skip(1).collect();
-        // npm makes what a package calls its programs executable when it installs them.
+        if OTHER_MACHINES.iter().any(|machine| inner.to_string_lossy().contains(machine)) {
+            continue;
+        }
+        // npm makes what a package calls its programs executable when it installs them: here
+        // that is every script, and every program of Linux.
         let mut start = Vec::new();
         entry.by_ref().take(2).read_to_end(&mut start)?;
-        let runs = entry.header().mode()? & 0o100 != 0 || start == b"#!";
+        let runs = entry.header().mode()? & 0o100 != 0 || [&b"#!"[..], b"\x7fE"].contains(&start.as_slice());
         let mut header = owned_by_root(tar::EntryType::Regular, if runs { 0o755 } else { 0o644 });
         header.set_size(entry.size());
         layer.append_data(&mut header, place.join(inner), start.as_slice().chain(&mut entry))?;
