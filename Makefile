@@ -5,7 +5,7 @@ SHELL := /bin/bash
 TOOLS := $(CURDIR)/target/tools/bin
 CACHE := $(CURDIR)/target/image-cache
 
-.PHONY: test test-vm demo bench setup tools lint build unit documents blackbox fuzz sim mutants fmt audit
+.PHONY: test test-vm deb demo bench setup tools lint build unit documents blackbox fuzz sim mutants fmt audit
 
 test: setup lint unit documents blackbox fuzz test-vm
 
@@ -43,7 +43,7 @@ documents:
 	scripts/check-openapi
 
 blackbox: tools build
-	@scripts/setup node=nodejs npm=npm ip=iproute2
+	@scripts/setup node=nodejs npm=npm ip=iproute2 chromium=chromium
 	cd tests/clients && npm ci --no-audit --no-fund
 	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --workspace --test blackbox --locked -- --test-threads=1
 
@@ -64,8 +64,14 @@ fuzz: build
 
 ## The main job on Debian's own kernel with cgroup v2 only, in a virtual machine.
 test-vm: build
-	@scripts/setup qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod xz=xz-utils strip=binutils mke2fs=e2fsprogs
+	@scripts/setup qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod xz=xz-utils strip=binutils mke2fs=e2fsprogs dpkg-deb=dpkg
 	TEST_IMAGE_CACHE=$(CACHE) scripts/test-vm
+
+## A Debian package of the release binary.
+deb:
+	@scripts/setup strip=binutils
+	cargo build --release --locked --package dormouse
+	scripts/deb
 
 demo: setup
 	cargo build --locked --package dormouse --package dormouse-tests

@@ -13,6 +13,7 @@ chroot "$root" useradd --create-home --uid 1000 --user-group --shell /bin/bash u
 chroot "$root" usermod --append --groups sudo ubuntu
 cat > "$root/etc/sudoers.d/dormouse" <<'SUDO'
 Defaults always_set_home, !env_reset, !fqdn, !use_pty, !secure_path
+Defaults env_delete -= "PYTHONUSERBASE PYTHONPATH"
 ubuntu ALL=(ALL:ALL) NOPASSWD:ALL
 SUDO
 chmod 0440 "$root/etc/sudoers.d/dormouse"

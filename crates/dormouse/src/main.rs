@@ -37,11 +37,17 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match done {
         Ok(code) => code,
+        // Whoever reads us has had enough, as `head` has: what SIGPIPE would say.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
         Err(error) => {
             output.error(&error);
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 async fn run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {

@@ -30,7 +30,7 @@ use dormouse_store::Db;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use jwt::{JwtConfig, JwtVerifier};
-pub use listen::serve;
+pub use listen::{Tls, TlsError, serve};
 pub use openapi::{provider_document, session_document};
 pub use ports::PortsConfig;
 pub use rates::RatesConfig;

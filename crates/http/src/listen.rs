@@ -1,4 +1,5 @@
-//! The listener: connections with time limits. A head, a body and an idle connection
+//! The listener: HTTP, and HTTPS on the same port where the server has a certificate, on
+//! connections with time limits. A head, a body and an idle connection
 //! each have so long and no longer; what has begun and goes on may take its time.
 
 use std::convert::Infallible;
@@ -10,12 +11,19 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, Request};
+use axum::http::HeaderValue;
 use hyper::body::{Frame, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 /// How long something may take.
 #[derive(Debug, Clone, Copy)]
@@ -36,12 +44,73 @@ const PONG: Duration = Duration::from_secs(20);
 /// Pause after an error that would come again at once.
 const RESPITE: Duration = Duration::from_millis(50);
 
-/// Serves until `stop`, and then what is under way until that has ended.
-pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
-    serve_within(LIMITS, listener, router, stop).await;
+/// The first byte of a connection that begins with TLS: a record of a handshake (RFC 8446,
+/// section 5.1). No method of HTTP begins so.
+const HANDSHAKE: u8 = 0x16;
+
+/// A certificate or its key is no such thing.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that is not there, or not PEM.
+    #[error("read {0}: {1}")]
+    Read(std::path::PathBuf, tokio_rustls::rustls::pki_types::pem::Error),
+    /// They do not belong together.
+    #[error("use the certificate: {0}")]
+    Use(#[from] tokio_rustls::rustls::Error),
 }
 
-async fn serve_within(limits: Limits, listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+/// What the server shows whoever speaks TLS to it.
+#[derive(Clone)]
+pub struct Tls(TlsAcceptor);
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(…)")
+    }
+}
+
+impl Tls {
+    /// Reads a chain of certificates, the server's own first, and the key to it, both PEM.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be read, or they do not fit.
+    pub fn load(certificate: &std::path::Path, key: &std::path::Path) -> Result<Self, TlsError> {
+        let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
+            .and_then(Iterator::collect)
+            .map_err(|error| TlsError::Read(certificate.to_owned(), error))?;
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::Read(key.to_owned(), error))?;
+        let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+}
+
+/// Serves until `stop`, and then what is under way until that has ended.
+pub async fn serve(listener: TcpListener, tls: Option<Tls>, router: Router, stop: impl Future<Output = ()>) {
+    serve_within(LIMITS, listener, tls, router, stop).await;
+}
+
+/// The connection as it speaks: its first byte says which.
+async fn spoken(
+    stream: TcpStream,
+    tls: Option<Tls>,
+) -> std::io::Result<Either<TcpStream, Box<TlsStream<TcpStream>>>> {
+    let Some(Tls(acceptor)) = tls else { return Ok(Either::Left(stream)) };
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0] == HANDSHAKE {
+        return Ok(Either::Right(Box::new(acceptor.accept(stream).await?)));
+    }
+    Ok(Either::Left(stream))
+}
+
+async fn serve_within(
+    limits: Limits,
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    stop: impl Future<Output = ()>,
+) {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
     server.http2().timer(TokioTimer::new()).keep_alive_interval(PING).keep_alive_timeout(PONG);
@@ -67,26 +136,38 @@ async fn serve_within(limits: Limits, listener: TcpListener, router: Router, sto
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "set TCP_NODELAY");
         }
-        let (router, activity) = (router.clone(), Arc::new(Activity::new()));
-        let active = activity.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            // The input of a command is as slow as who types it; only a caller with a key
-            // gets so far.
-            let typed = request.uri().path().ends_with("/stdin");
-            let mut request =
-                request.map(|body| if typed { Body::new(body) } else { patient(body, limits.body) });
-            request.extensions_mut().insert(ConnectInfo(peer));
-            let (mut router, answering) = (router.clone(), Answering::new(active.clone()));
-            // A router is always ready.
-            async move {
-                let response = call(&mut router, request).await;
-                Ok::<_, Infallible>(response.map(|body| Answered { body, _until_it_ends: answering }))
-            }
-        });
-        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection.into_owned());
+        let (router, tls, server, watcher) =
+            (router.clone(), tls.clone(), server.clone(), graceful.watcher());
         tokio::spawn(async move {
-            let mut connection = std::pin::pin!(connection);
+            let stream = match tokio::time::timeout(limits.head, spoken(stream, tls)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS"),
+                Err(_) => return,
+            };
+            let secure = matches!(stream, Either::Right(_));
+            let activity = Arc::new(Activity::new());
+            let active = activity.clone();
+            let service =
+                hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                    // The input of a command is as slow as who types it; only a caller with a key
+                    // gets so far.
+                    let typed = request.uri().path().ends_with("/stdin");
+                    let mut request =
+                        request.map(|body| if typed { Body::new(body) } else { patient(body, limits.body) });
+                    request.extensions_mut().insert(ConnectInfo(peer));
+                    if secure {
+                        // What a proxy in front would say.
+                        request.headers_mut().insert("x-forwarded-proto", HeaderValue::from_static("https"));
+                    }
+                    let (mut router, answering) = (router.clone(), Answering::new(active.clone()));
+                    // A router is always ready.
+                    async move {
+                        let response = call(&mut router, request).await;
+                        Ok::<_, Infallible>(response.map(|body| Answered { body, _until_it_ends: answering }))
+                    }
+                });
+            let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(watcher.watch(connection.into_owned()));
             // The library waits for ever to see which HTTP it is, and for the next request of
             // HTTP/2.
             let ended = tokio::select! {
@@ -238,6 +319,36 @@ mod tests {
 
     use super::*;
 
+    /// One port speaks both, and says which it was.
+    #[tokio::test]
+    async fn tls_is_told_by_its_first_byte() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("certificate"), dir.path().join("key"));
+        std::fs::write(&certificate, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let error = Tls::load(&certificate, &certificate).unwrap_err();
+        assert!(matches!(error, TlsError::Read(..)), "{error}");
+        let tls = Tls::load(&certificate, &key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let how = |headers: axum::http::HeaderMap| async move {
+            headers
+                .get("x-forwarded-proto")
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or("none")
+                .to_owned()
+        };
+        let router = Router::new().route("/", axum::routing::get(how));
+        tokio::spawn(serve(listener, Some(tls), router, std::future::pending()));
+        let trusted = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
+        let client = reqwest::Client::builder().tls_certs_only([trusted]).build().unwrap();
+        for (scheme, expected) in [("https", "https"), ("http", "none")] {
+            let answer = client.get(format!("{scheme}://localhost:{port}/")).send().await.unwrap();
+            assert_eq!(answer.text().await.unwrap(), expected);
+        }
+    }
+
     /// What is half said ends, and who is being answered is answered.
     #[tokio::test]
     async fn nothing_stays_open_for_ever() {
@@ -252,7 +363,7 @@ mod tests {
         let router = Router::new().route("/", post(read));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let limits = Limits { head: Duration::from_millis(300), body: Duration::from_millis(300) };
-        let serving = tokio::spawn(serve_within(limits, listener, router, async move {
+        let serving = tokio::spawn(serve_within(limits, listener, None, router, async move {
             let _ = stopped.await;
         }));
         let talk = |said: &'static str| async move {

@@ -196,7 +196,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = Arc::new(tokio::sync::Notify::new());
     let (told, following) = (stopping.clone(), sessions.clone());
-    let serve = dormouse_http::serve(listener, dormouse_http::router(parts), async move {
+    let tls = config.tls.as_ref().map(|tls| dormouse_http::Tls::load(&tls.certificate, &tls.key));
+    let tls = tls.transpose().context("tls")?;
+    let serve = dormouse_http::serve(listener, tls, dormouse_http::router(parts), async move {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}

@@ -45,6 +45,9 @@ pub(crate) struct Config {
     pub(crate) database_url: Option<String>,
     /// Where to listen.
     pub(crate) listen: String,
+    /// What the server shows whoever speaks HTTPS to it; absent: HTTP only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<TlsFiles>,
     /// Where other servers of the same database tell callers to reach this one;
     /// absent: `http://` and `listen`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,6 +232,16 @@ impl Default for Ports {
     }
 }
 
+/// A certificate and its key, read when the server starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TlsFiles {
+    /// PEM: the server's own certificate first, then those up to its root.
+    pub(crate) certificate: PathBuf,
+    /// PEM.
+    pub(crate) key: PathBuf,
+}
+
 /// How many requests a caller may make of one server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -326,6 +339,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/dormouse"),
             database_url: None,
             listen: "127.0.0.1:7700".to_owned(),
+            tls: None,
             public_url: None,
             instance: 0,
             provider: ProviderKind::default(),

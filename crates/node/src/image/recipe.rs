@@ -24,6 +24,9 @@ use super::{ImageError, Workplace, io_error};
 /// The Debian release of all recipes.
 const RELEASE: &str = "trixie";
 
+/// What this code makes of the lines of a layer; another number is another layer.
+const FORM: [u8; 1] = [2];
+
 const SETUP: &str = include_str!("../../../../images/setup.sh");
 
 /// A list of Debian packages, with the lists below it.
@@ -199,7 +202,7 @@ impl Part {
                     .chain_update(RELEASE)
                     .chain_update([u8::from(base.manuals)])
             }
-            Self::Layer(layer) => Sha256::new().chain_update(layer.lines),
+            Self::Layer(layer) => Sha256::new().chain_update(FORM).chain_update(layer.lines),
         };
         hex(&digest.finalize()[..8])
     }
@@ -222,6 +225,17 @@ impl Part {
             Self::Layer(layer) => layer.build(&workplace.path, progress)?,
         };
         fs::rename(tar, &path).map_err(io_error("keep the built tar"))?;
+        // What an earlier release made of it is of no more use.
+        for entry in fs::read_dir(cache).map_err(io_error(format!("list {}", cache.display())))?.flatten() {
+            let file = entry.file_name();
+            let digest = file
+                .to_str()
+                .and_then(|file| file.strip_prefix(&name)?.strip_prefix('-')?.strip_suffix(".tar"));
+            if digest.is_some_and(|digest| digest.len() == 16) && entry.path() != path {
+                fs::remove_file(entry.path())
+                    .map_err(io_error(format!("remove {}", entry.path().display())))?;
+            }
+        }
         Ok(path)
     }
 }
@@ -341,7 +355,8 @@ impl Layer {
 fn programs(package: &str, work: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let dir = work.join(package.replace(['=', '/'], "-"));
     let python = |args: &[&str]| {
-        let output = Command::new("python3")
+        // Debian's, whatever else a shell of this host finds first.
+        let output = Command::new("/usr/bin/python3")
             .args(args)
             .arg(&dir)
             .current_dir(work)

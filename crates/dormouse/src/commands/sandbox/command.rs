@@ -258,11 +258,7 @@ fn print(said: &Said) -> anyhow::Result<()> {
         Said::Stdout(bytes) => write(std::io::stdout(), bytes),
         Said::Stderr(bytes) => write(std::io::stderr(), bytes),
     };
-    match written {
-        // Whoever reads us has had enough, as `head` has.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(141),
-        other => Ok(other?),
-    }
+    Ok(written?)
 }
 
 /// Lines of an NDJSON answer; empty ones are left out.
