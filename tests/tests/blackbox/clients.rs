@@ -143,6 +143,7 @@ pub(crate) fn documentation(w: &World) -> anyhow::Result<()> {
             "js" | "mjs" => "node",
             "sh" => "sh",
             "python" => "python3",
+            "vercel" | "langchain" => "python",
             other => anyhow::bail!("docs/clients.md has a block of {other}, which nobody runs"),
         };
         let mut command = Command::new("timeout");
@@ -150,13 +151,20 @@ pub(crate) fn documentation(w: &World) -> anyhow::Result<()> {
         if program == "sh" {
             command.arg("-eu");
         }
-        let path = format!("{}:{}", here.join("clients/node_modules/.bin").display(), std::env::var("PATH")?);
+        // The clients of npm and Python, and this build.
+        let mut path = vec![here.join("clients/node_modules/.bin"), binary("")];
+        if program == "python" {
+            path.push(binary("python").join(language).join("bin"));
+        }
+        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        let path = std::env::join_paths(path)?;
         let output = command
             .arg(&file)
             .current_dir(here.join("clients"))
             .env("PATH", path)
             .env("DORMOUSE_KEY", &w.key)
             .env("DORMOUSE_TEAM", &w.account)
+            .env("XDG_DATA_HOME", w.dir.join("home"))
             .stdin(Stdio::null())
             .output();
         std::fs::remove_file(&file)?;
@@ -166,6 +174,6 @@ pub(crate) fn documentation(w: &World) -> anyhow::Result<()> {
         ensure!(out.contains("git version") || out.contains("Linux"), "the {language} block printed {out:?}");
         ran += 1;
     }
-    ensure!(ran >= 3, "only {ran} blocks");
+    ensure!(ran >= 5, "only {ran} blocks");
     Ok(())
 }

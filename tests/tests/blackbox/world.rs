@@ -560,7 +560,7 @@ pub(crate) fn start_server(
 ) -> anyhow::Result<Child> {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("server.log"))?;
     let mut child = command.stdin(Stdio::null()).stderr(log).spawn()?;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(90);
     while !answers() {
         if let Some(status) = child.try_wait()? {
             anyhow::bail!("the server ended: {status}");
