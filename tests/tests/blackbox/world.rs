@@ -198,7 +198,7 @@ impl World {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary("dormouse"));
-        let takes_data = !matches!(args.first(), Some(&("sandbox" | "snapshot" | "org-snapshot")));
+        let takes_data = !matches!(args.first(), Some(&("sandbox" | "snapshot" | "org-snapshot" | "env")));
         command.args(args);
         if takes_data {
             command
