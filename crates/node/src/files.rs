@@ -26,12 +26,13 @@ pub(crate) struct Ended {
 }
 
 /// Keeps or drops the files of `run`, and records its end. `sandbox`: `None`
-/// where it is gone.
+/// where it is gone. `may_have_drives`: `false` saves asking for them.
 pub(crate) async fn finish(
     host: &Arc<Host>,
     run: &RunRow,
     sandbox: Option<&SandboxRecord>,
     ending: &Ending,
+    may_have_drives: bool,
 ) -> Result<Ended> {
     let now = host.clock.now();
     let mut end = RunEnd {
@@ -50,7 +51,12 @@ pub(crate) async fn finish(
     end.volume = ending.volume(sandbox, run);
     end.forget = ending.forgets(sandbox, now);
     let keeps = ending.snapshot.is_some() || end.volume == Volume::Kept;
-    for drive in host.db.drives_attached(&run.id).await.map_err(internal("read the drives of a run"))? {
+    let drives = if may_have_drives {
+        host.db.drives_attached(&run.id).await.map_err(internal("read the drives of a run"))?
+    } else {
+        Vec::new()
+    };
+    for drive in drives {
         // A drive that cannot be synced now is with the next commit.
         if let Err(error) = pool(host, "sync a drive", move |storage| storage.seal_drive(&drive)).await {
             tracing::warn!(run = %run.id, error = %error.detail(), "sync a drive");

@@ -84,6 +84,8 @@ pub(crate) struct Machine {
     registry: Arc<Registry>,
     sandbox: SandboxId,
     live: Option<Owned>,
+    /// Its run has drives, as far as anybody knows.
+    may_have_drives: bool,
 }
 
 impl Machine {
@@ -94,7 +96,7 @@ impl Machine {
         sandbox: SandboxId,
         mut commands: mpsc::Receiver<Command>,
     ) {
-        let mut machine = Self { host, registry, sandbox, live: None };
+        let mut machine = Self { host, registry, sandbox, live: None, may_have_drives: true };
         loop {
             let ended = async {
                 match &machine.live {
@@ -352,6 +354,7 @@ impl Machine {
                 return Err(error);
             }
         };
+        self.may_have_drives = !drives.is_empty();
         let launched = self.launch(&run, config, &Footing { image, boots, drives }).await?;
         let Launched { process, workdir, warnings } = launched;
         for warning in &warnings {
@@ -548,6 +551,7 @@ impl Machine {
         if let Err(error) = self.host.storage.set_limit(&run.sandbox_id, limit) {
             tracing::warn!(run = %run.id, %error, "limit a sandbox");
         }
+        self.may_have_drives = true;
         self.take_over(run, process, pidfd, config);
         Ok(())
     }
@@ -773,7 +777,7 @@ impl Machine {
         if let Some(sums) = self.host.sandboxes.sums(self.host.numbering.address(slot)) {
             (live.row.sent_bytes, live.row.received_bytes) = in_a_row(sums);
         }
-        let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending).await?;
+        let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending, self.may_have_drives).await?;
         self.let_go(&run, slot);
         refused.map_or(Ok(recorded), Err)
     }
@@ -791,7 +795,7 @@ impl Machine {
         let sandbox = SandboxRecord::new(sandbox);
         let reason = why(&run, reason, self.host.clock.now());
         let ending = meant(&run, Some(&sandbox), reason, Intent { manual: None, deletion });
-        finish(&self.host, &run, Some(&sandbox), &ending).await.map(|ended| ended.recorded)
+        finish(&self.host, &run, Some(&sandbox), &ending, true).await.map(|ended| ended.recorded)
     }
 
     /// Forgets the live run, which has ended.

@@ -206,7 +206,7 @@ async fn end(host: &Arc<Host>, run: &RunRow, same_boot: bool) -> Result<(), Stri
         let reason = if same_boot { StopReason::Died } else { StopReason::HostRestart };
         Ending::decide(sandbox.as_ref(), reason, None)
     });
-    let ended = finish(host, run, sandbox.as_ref(), &ending).await.map_err(|error| error.detail())?;
+    let ended = finish(host, run, sandbox.as_ref(), &ending, true).await.map_err(|error| error.detail())?;
     if let Some(error) = ended.refused {
         // Nobody waits for it any more; the files are kept.
         tracing::warn!(run = %run.id, error = %error.detail(), "the snapshot of an end was not made");

@@ -185,3 +185,90 @@ pub(crate) fn doctor(w: &World) -> anyhow::Result<()> {
     ensure!(text.contains("nftables takes such rules"), "{text}");
     Ok(())
 }
+
+/// One server of an instance runs on a host, whatever directory it has: a second one is
+/// refused, and what the first runs goes on.
+pub(crate) fn one_server_of_an_instance(w: &World) -> anyhow::Result<()> {
+    let name = "cli-first";
+    w.cli(&["sandbox", "create", name])?;
+    w.cli(&["sandbox", "exec", "-d", name, "--", "sleep", "4712"])?;
+    let other = w.dir.join("other");
+    let config = w.dir.join("other.toml");
+    std::fs::write(&config, format!("instance = {}\nlisten = \"127.0.0.1:0\"\n", w.instance))?;
+    let serve = std::process::Command::new("timeout")
+        .args(["60".as_ref(), crate::world::binary("dormouse").as_os_str(), "serve".as_ref()])
+        .args(["--config".as_ref(), config.as_os_str(), "--data-dir".as_ref(), other.as_os_str()])
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&serve.stderr).into_owned();
+    ensure!(serve.status.code() == Some(1) && said.contains("another server"), "{:?} {said}", serve.status);
+    ensure!(w.ok(name, "pgrep -xc sleep")? == "1", "the first server's sandbox");
+    w.delete(name)
+}
+
+/// From nothing to a sandbox, by what `quickstart` prints; a second start has the same key.
+pub(crate) fn quickstart(w: &World) -> anyhow::Result<()> {
+    // An instance that no world has.
+    const INSTANCE: u8 = 2;
+    let dir = w.dir.join("quickstart");
+    std::fs::create_dir_all(&dir)?;
+    let config = dir.join("config.toml");
+    std::fs::write(
+        &config,
+        format!("instance = {INSTANCE}\nlisten = \"127.0.0.1:7702\"\nstorage.pool_gib = 4\n"),
+    )?;
+    let binary = crate::world::binary("dormouse");
+    let mut keys = Vec::new();
+    for round in 0..2 {
+        let printed = dir.join(format!("printed-{round}"));
+        let mut server = std::process::Command::new(&binary)
+            .args(["quickstart", "--recipe", "node24", "--data-dir"])
+            .arg(dir.join("data"))
+            // By the variable rather than the flag.
+            .env("DORMOUSE_CONFIG", &config)
+            .env("DORMOUSE_IMAGES__CACHE", crate::world::image_cache())
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(&printed)?)
+            .stderr(std::fs::File::create(dir.join("server.log"))?)
+            .spawn()?;
+        let worked = (|| {
+            eventually("it says what to try", Duration::from_secs(300), || {
+                ensure!(server.try_wait()?.is_none(), "it ended");
+                Ok(std::fs::read_to_string(&printed)?.contains("node your-program.mjs"))
+            })?;
+            let text = std::fs::read_to_string(&printed)?;
+            // The lines of the command line, as they stand there.
+            let lines = text.lines().map(str::trim);
+            let lines: Vec<&str> =
+                lines.filter(|l| l.starts_with("export ") || l.contains("sandbox create box")).collect();
+            ensure!(lines.len() == 2, "{text}");
+            let script = if round == 0 {
+                lines.join("\n")
+            } else {
+                lines.join("\n").replace("sandbox create box &&", "true;")
+            };
+            let output =
+                std::process::Command::new("sh").args(["-euc", &script]).stdin(Stdio::null()).output()?;
+            let out = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(
+                output.status.success() && (round == 1 || out.contains("Linux")),
+                "{out}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            keys.push(std::fs::read_to_string(dir.join("data/quickstart.key"))?);
+            anyhow::Ok(())
+        })();
+        std::process::Command::new("kill").args(["-TERM", &server.id().to_string()]).status()?;
+        server.wait()?;
+        let log = std::fs::read_to_string(dir.join("server.log"))?;
+        worked.with_context(|| log.lines().rev().take(10).collect::<Vec<_>>().join("\n"))?;
+    }
+    ensure!(keys[0] == keys[1], "a second start made another key");
+    let evacuated = std::process::Command::new(&binary)
+        .args(["evacuate", "--data-dir"])
+        .arg(dir.join("data"))
+        .env("DORMOUSE_CONFIG", &config)
+        .output()?;
+    ensure!(evacuated.status.success(), "{}", String::from_utf8_lossy(&evacuated.stderr));
+    Ok(std::fs::remove_dir_all(&dir)?)
+}

@@ -193,6 +193,8 @@ const CLIENTS: &[Scenario] = &[
     ("cli::sandboxes_and_snapshots", cli::sandboxes_and_snapshots),
     ("cli::shell", cli::shell),
     ("cli::doctor", cli::doctor),
+    ("cli::one_server_of_an_instance", cli::one_server_of_an_instance),
+    ("cli::quickstart", cli::quickstart),
     ("services::restart", services::restart),
     ("vercel::engine_conforms", vercel::engine_conforms),
     ("vercel::a_stop_is_frugal", vercel::a_stop_is_frugal),

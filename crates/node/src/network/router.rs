@@ -131,11 +131,15 @@ impl Router {
     /// Removes the router: no sandbox is left. Harmless where there is none.
     pub(crate) fn remove(numbering: Numbering) -> io::Result<()> {
         let name = name(numbering);
-        // Whoever still holds it open lets go in a moment.
-        match sys::mount::unmount(&name, true) {
-            // It was no mount, or never there.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
-            done => done?,
+        // Whoever still holds it open lets go in a moment. Two servers that died while they
+        // made it may have left one mount on the other.
+        loop {
+            match sys::mount::unmount(&name, true) {
+                Ok(()) => {}
+                // It is no mount, or was never there.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => break,
+                Err(error) => return Err(error),
+            }
         }
         match fs::remove_file(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -149,6 +153,9 @@ fn enter(numbering: Numbering) -> io::Result<OwnedFd> {
     let name = name(numbering);
     if let Some(dir) = name.parent() {
         fs::create_dir_all(dir)?;
+        // Else the first `ip netns add` on this host mounts the directory over our mount in it,
+        // which nobody can then take away.
+        sys::mount::share(dir)?;
     }
     if let Ok(left) = File::open(&name).map(OwnedFd::from)
         && sys::setns(&left).is_ok()

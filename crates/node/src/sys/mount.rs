@@ -120,6 +120,33 @@ pub(crate) fn bind(what: &Path, place: &Path) -> io::Result<()> {
     check(done.into()).map(drop)
 }
 
+/// Makes `place`, and all below it, a mount of its own whose changes everybody sees who sees
+/// it: what `ip netns add` does to `/run/netns` before it adds to it (`ip-netns(8)`). Where that
+/// was done, nothing changes.
+pub(crate) fn share(place: &Path) -> io::Result<()> {
+    let place = CString::new(place.as_os_str().as_bytes())?;
+    let null = std::ptr::null();
+    let share = || {
+        // SAFETY: live C string; a change of propagation takes neither source nor options.
+        let done = unsafe {
+            libc::mount(null, place.as_ptr(), null, libc::MS_SHARED | libc::MS_REC, null.cast())
+        };
+        check(done.into()).map(drop)
+    };
+    match share() {
+        // It is no mount yet.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            // SAFETY: live C strings; a bind mount takes neither kind nor options.
+            let done = unsafe {
+                libc::mount(place.as_ptr(), place.as_ptr(), null, libc::MS_BIND | libc::MS_REC, null.cast())
+            };
+            check(done.into())?;
+            share()
+        }
+        done => done,
+    }
+}
+
 /// Unmounts what is mounted on `place`. `lazily`: for nobody new at once, for
 /// good when its last user is gone.
 pub(crate) fn unmount(place: &Path, lazily: bool) -> io::Result<()> {
