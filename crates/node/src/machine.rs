@@ -777,7 +777,8 @@ impl Machine {
         if let Some(sums) = self.host.sandboxes.sums(self.host.numbering.address(slot)) {
             (live.row.sent_bytes, live.row.received_bytes) = in_a_row(sums);
         }
-        let Ended { recorded, refused } = finish(&self.host, &live.row, sandbox.as_ref(), &ending, self.may_have_drives).await?;
+        let Ended { recorded, refused } =
+            finish(&self.host, &live.row, sandbox.as_ref(), &ending, self.may_have_drives).await?;
         self.let_go(&run, slot);
         refused.map_or(Ok(recorded), Err)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -285,4 +285,125 @@ pub(crate) fn fifty_sessions(w: &World) -> anyhow::Result<()> {
     eventually("all cgroups are gone", Duration::from_secs(20), || {
         Ok(crate::world::cgroups(w.instance).is_empty())
     })
+}
+
+/// What a field of a session holds (session contract, section 10); `null` where a word ends in `?`.
+const SESSION_FIELDS: &[(&str, &str)] = &[
+    ("id", "text"),
+    ("userId", "text"),
+    ("title", "text"),
+    ("status", "text"),
+    ("repoOwner", "text?"),
+    ("repoName", "text?"),
+    ("branch", "text?"),
+    ("cloneUrl", "text?"),
+    ("isNewBranch", "flag"),
+    ("organizationId", "text?"),
+    ("sandboxState", "state"),
+    ("lifecycleState", "text"),
+    ("lifecycleVersion", "number"),
+    ("lastActivityAt", "time?"),
+    ("sandboxExpiresAt", "time?"),
+    ("hibernateAfter", "time?"),
+    ("lifecycleRunId", "text?"),
+    ("lifecycleError", "text?"),
+    ("linesAdded", "number?"),
+    ("linesRemoved", "number?"),
+    ("snapshotUrl", "text?"),
+    ("snapshotCreatedAt", "time?"),
+    ("snapshotSizeBytes", "number?"),
+    ("createdAt", "time"),
+    ("updatedAt", "time"),
+];
+
+fn is_iso(value: &Value) -> bool {
+    // 2026-01-02T03:04:05.678Z
+    let shape = |(at, byte): (usize, u8)| match at {
+        4 | 7 => byte == b'-',
+        10 => byte == b'T',
+        13 | 16 => byte == b':',
+        19 => byte == b'.',
+        23 => byte == b'Z',
+        _ => byte.is_ascii_digit(),
+    };
+    value.as_str().is_some_and(|text| text.len() == 24 && text.bytes().enumerate().all(shape))
+}
+
+fn check_session(session: &Value) -> anyhow::Result<()> {
+    for (name, kind) in SESSION_FIELDS {
+        let value = session.get(name).with_context(|| format!("{name} is missing: {session}"))?;
+        let (kind, optional) = kind.strip_suffix('?').map_or((*kind, false), |kind| (kind, true));
+        let right = match kind {
+            "text" => value.is_string(),
+            "flag" => value.is_boolean(),
+            "number" => value.is_i64(),
+            "time" => is_iso(value),
+            _ => value["type"] == "vercel",
+        };
+        ensure!(right || optional && value.is_null(), "{name} is no {kind}: {value}");
+    }
+    Ok(())
+}
+
+/// In each state, and by every way to get one; what clients send is taken.
+pub(crate) fn sessions_have_the_fields_of_the_contract(w: &World) -> anyhow::Result<()> {
+    let body = json!({
+        "title": "Fields", "repoOwner": "acme", "repoName": "widgets", "branch": "main",
+        "cloneUrl": REPO, "isNewBranch": false, "sandboxType": "vercel",
+    });
+    let made = w.good(Method::POST, "/api/sessions", Some(body))?["session"].clone();
+    check_session(&made)?;
+    ensure!(
+        made["repoOwner"] == "acme" && made["repoName"] == "widgets" && made["branch"] == "main",
+        "{made}"
+    );
+    let id = made["id"].as_str().context("id")?;
+    let path = format!("/api/sessions/{id}");
+    w.post(id)?;
+    let active = w.good(Method::GET, &path, None)?["session"].clone();
+    check_session(&active)?;
+    ensure!(
+        is_iso(&active["sandboxExpiresAt"])
+            && active["sandboxState"]["sandboxName"] == format!("session-{id}"),
+        "{active}"
+    );
+    let unchanged = w.good(Method::PATCH, &path, Some(json!({})))?["session"].clone();
+    ensure!(unchanged["updatedAt"] == active["updatedAt"], "PATCH {{}} changed it: {unchanged}");
+    w.good(Method::POST, "/api/sandbox/snapshot", Some(json!({"sessionId": id})))?;
+    let asleep = w.good(Method::GET, &path, None)?["session"].clone();
+    check_session(&asleep)?;
+    ensure!(asleep["lifecycleState"] == "hibernated", "{asleep}");
+    let listed = w.good(Method::GET, "/api/sessions", None)?;
+    for session in listed["sessions"].as_array().context("sessions")? {
+        check_session(session)?;
+    }
+    // Without a content type, as some clients send it.
+    let request = w.http.post(format!("{}/api/sessions", w.base)).header("x-api-key", &w.key);
+    let answer = w.block_on(async { request.body(r#"{"title": "Bare"}"#).send().await?.text().await })?;
+    let bare: Value = serde_json::from_str(&answer)?;
+    check_session(&bare["session"])?;
+    ensure!(bare["session"]["title"] == "Bare", "{bare}");
+    for (body, field) in [(json!({"sandboxType": "docker"}), "sandboxType"), (json!({"title": 5}), "title")] {
+        let (status, reply) = w.call(Method::POST, "/api/sessions", Some(&w.key), Some(body))?;
+        let named = reply.to_string().contains(field);
+        ensure!(status == StatusCode::BAD_REQUEST && named, "{field}: {status} {reply}");
+    }
+    // Organizations are checked: one that the caller is no member of is not theirs to name.
+    let body = json!({"organizationId": "org_019a21a2cc4b7d2b8a0edeb3dfbf2d4f"});
+    let (status, reply) = w.call(Method::POST, "/api/sessions", Some(&w.key), Some(body))?;
+    ensure!(
+        [StatusCode::FORBIDDEN, StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&status),
+        "{status} {reply}"
+    );
+    let put = w.good(Method::PUT, "/api/sandbox/snapshot", Some(json!({"sessionId": id})))?;
+    ensure!(put["sandboxId"].is_string(), "{put}");
+    let ports = w.good(Method::GET, &format!("/api/v2/sandboxes/session-{id}"), None)?;
+    let routes =
+        ports["routes"].as_array().or(ports["sandbox"]["routes"].as_array()).cloned().unwrap_or_default();
+    let found: Vec<_> = routes.iter().filter_map(|route| route["port"].as_u64()).collect();
+    ensure!(found == [3000, 4321, 5173, 8000], "{ports}");
+    for id in [id, bare["session"]["id"].as_str().context("id")?] {
+        w.good(Method::DELETE, &format!("/api/sessions/{id}"), None)?;
+    }
+    Ok(())
 }

@@ -47,6 +47,7 @@ const SHARED: &[Scenario] = &[
     ("api::failed_clone_leaves_nothing", api::failed_clone_leaves_nothing),
     ("api::ephemeral", api::ephemeral),
     ("api::siblings", api::siblings),
+    ("api::sessions_have_the_fields_of_the_contract", api::sessions_have_the_fields_of_the_contract),
     ("api::one_session_200_posts", api::one_session_200_posts),
     ("api::fifty_sessions", api::fifty_sessions),
     ("checkout::warm", checkout::warm),
@@ -159,6 +160,7 @@ const POSTGRES: &[Scenario] = &[
 /// Scenarios of a world on the plain storage driver.
 const PLAIN: &[Scenario] = &[
     ("api::main_job", api::main_job),
+    ("provider::no_drives", provider::no_drives),
     ("commands::files", commands::files),
     ("files::behaviour", files::behaviour),
     ("files::posix", files::posix),
@@ -186,6 +188,7 @@ const CLIENTS: &[Scenario] = &[
     ("provider::owners_and_teams", provider::owners_and_teams),
     ("provider::lost_answers", provider::lost_answers),
     ("provider::snapshots_expire", provider::snapshots_expire),
+    ("provider::drives_outlive_a_crash", provider::drives_outlive_a_crash),
     ("provider::use_of_a_session", provider::use_of_a_session),
     ("provider::ports_wake", provider::ports_wake),
     ("provider::policies_hold", provider::policies_hold),

@@ -10,6 +10,7 @@ use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::lifecycle::kill_first_process;
 use crate::public::{ADDRESS, PublicServer};
 use crate::world::{World, eventually};
 
@@ -347,5 +348,67 @@ pub(crate) fn tarballs(w: &World) -> anyhow::Result<()> {
         ensure!(status == StatusCode::NOT_FOUND, "{archive} left a sandbox");
     }
     drop(public);
+    Ok(())
+}
+
+/// A server that is killed forgets neither whose a drive is nor what is in it, and leaves no
+/// view behind.
+pub(crate) fn drives_outlive_a_crash(w: &World) -> anyhow::Result<()> {
+    let drive = "/api/v2/sandboxes/drives/crash";
+    w.call(Method::POST, drive, Some(&w.key), Some(json!({"maxSizeBytes": 64 << 20})))?;
+    let make = |name: &str, mode: &str| {
+        let mounts = json!({"/data": {"drive": "crash", "mode": mode}});
+        w.call(Method::POST, SANDBOXES, Some(&w.key), Some(json!({"name": name, "mounts": mounts})))
+    };
+    let (status, reply) = make("drive-writer", "read-write")?;
+    ensure!(status == StatusCode::OK, "{reply}");
+    w.ok("drive-writer", "echo before > /data/file && sync")?;
+    let (status, reply) = make("drive-reader", "snapshot")?;
+    ensure!(status == StatusCode::OK, "{reply}");
+    let views = || anyhow::Ok(std::fs::read_dir(w.dir.join("data/pool/views"))?.count());
+    ensure!(views()? == 1, "the control");
+    w.end_server("-KILL")?;
+    w.serve()?;
+    // Both go on where they were, and the drive is still taken.
+    ensure!(w.ok("drive-writer", "echo after >> /data/file; cat /data/file")? == "before\nafter");
+    ensure!(
+        w.ok("drive-reader", "cat /data/file; touch /data/x 2>&1 | grep -o 'Read-only file system'")?
+            == "before\nRead-only file system"
+    );
+    let (status, reply) = make("drive-second", "read-write")?;
+    ensure!(status == StatusCode::CONFLICT, "{status} {reply}");
+    // A writer that dies gives it back, and a run that died with its server leaves no view.
+    kill_first_process(w, "drive-writer")?;
+    eventually("the drive is free", Duration::from_secs(10), || {
+        Ok(w.good(Method::GET, drive, None)?["drive"]["currentSessionId"].is_null())
+    })?;
+    let (status, reply) = make("drive-second", "read-write")?;
+    ensure!(status == StatusCode::OK, "{status} {reply}");
+    ensure!(w.ok("drive-second", "cat /data/file")? == "before\nafter");
+    w.end_server("-KILL")?;
+    let reader = w.run("drive-reader").err();
+    ensure!(reader.is_some(), "the control: nobody serves");
+    w.serve()?;
+    for name in ["drive-reader", "drive-second", "drive-writer"] {
+        w.delete(name)?;
+    }
+    eventually("views go with their runs", Duration::from_secs(20), || Ok(views()? == 0))?;
+    w.good(Method::DELETE, drive, None)?;
+    let drives = || anyhow::Ok(std::fs::read_dir(w.dir.join("data/pool/drives"))?.count());
+    eventually("its files go", Duration::from_secs(20), || Ok(drives()? == 0))
+}
+
+/// A storage driver without drives says so before anything is made.
+pub(crate) fn no_drives(w: &World) -> anyhow::Result<()> {
+    let (status, reply) =
+        w.call(Method::POST, "/api/v2/sandboxes/drives/none", Some(&w.key), Some(json!({})))?;
+    let said = reply["error"]["message"].as_str().unwrap_or_default().contains("btrfs");
+    ensure!(status == StatusCode::BAD_REQUEST && said, "{status} {reply}");
+    let body = json!({"name": "no-drives", "mounts": {"/data": {"drive": "none", "mode": "read-write"}}});
+    let (status, reply) = w.call(Method::POST, SANDBOXES, Some(&w.key), Some(body))?;
+    let said = reply["error"]["message"].as_str().unwrap_or_default().contains("btrfs");
+    ensure!(status == StatusCode::BAD_REQUEST && said, "{status} {reply}");
+    let (status, _) = w.call(Method::GET, &format!("{SANDBOXES}/no-drives"), Some(&w.key), None)?;
+    ensure!(status == StatusCode::NOT_FOUND, "a sandbox was made");
     Ok(())
 }

@@ -128,9 +128,8 @@ pub(crate) fn share(place: &Path) -> io::Result<()> {
     let null = std::ptr::null();
     let share = || {
         // SAFETY: live C string; a change of propagation takes neither source nor options.
-        let done = unsafe {
-            libc::mount(null, place.as_ptr(), null, libc::MS_SHARED | libc::MS_REC, null.cast())
-        };
+        let done =
+            unsafe { libc::mount(null, place.as_ptr(), null, libc::MS_SHARED | libc::MS_REC, null.cast()) };
         check(done.into()).map(drop)
     };
     match share() {
