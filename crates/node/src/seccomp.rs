@@ -254,6 +254,10 @@ mod tests {
                     a = word(&data, k as usize);
                     continue;
                 }
+                0x54 => {
+                    a &= k;
+                    continue;
+                }
                 0x06 => return k,
                 0x15 => a == k,
                 0x35 => a >= k,

@@ -52,7 +52,7 @@ impl Running {
         let running = Arc::new(Self {
             state: Mutex::new(State { command, output: Vec::new() }),
             news: watch::channel(0).0,
-            input: Mutex::new((spec.stdin == crate::StdinSource::Stream).then_some(feed)),
+            input: Mutex::new(Some(feed)),
             taken: std::sync::atomic::AtomicU64::new(0),
             task: Mutex::default(),
             background,
