@@ -84,7 +84,16 @@ pub struct Images {
     host: HostId,
     db: Db,
     storage: Arc<Storage>,
+    kitchen: Kitchen,
+}
+
+/// Where recipes are built.
+#[derive(Debug, Clone)]
+struct Kitchen {
+    /// What is built is kept here.
     cache: PathBuf,
+    /// Where Debian's packages come from; `None`: from where this host's do.
+    sources: Option<recipe::AptSources>,
 }
 
 impl Images {
@@ -97,12 +106,23 @@ impl Images {
         fs::create_dir_all(&data_dir).map_err(io_error(format!("make {}", data_dir.display())))?;
         let host = crate::host_id(&data_dir).map_err(io_error("read the host's id"))?;
         let storage = Storage::open(config).map_err(io_error("open the storage pool"))?;
-        Ok(Self { host, db, storage: Arc::new(storage), cache: cache.to_owned() })
+        Ok(Self::over(host, db, Arc::new(storage), cache))
     }
 
     /// Those of a server that has the pool open.
     pub(crate) fn over(host: HostId, db: Db, storage: Arc<Storage>, cache: &Path) -> Self {
-        Self { host, db, storage, cache: cache.to_owned() }
+        Self { host, db, storage, kitchen: Kitchen { cache: cache.to_owned(), sources: None } }
+    }
+
+    /// Has recipes take Debian's packages from what this file of apt's names
+    /// (`sources.list(5)`, either form), such as an archive of one day: then the same packages
+    /// come of it each time.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`] when it cannot be read.
+    pub fn with_apt_sources(mut self, path: Option<&Path>) -> Result<Self, ImageError> {
+        self.kitchen.sources = path.map(recipe::AptSources::read).transpose()?;
+        Ok(self)
     }
 
     /// Whether there is an image called `name`.
@@ -129,9 +149,9 @@ impl Images {
             ImageSource::Registry(reference) => Some(self.pull(reference, &progress).await?),
             _ => None,
         };
-        let (storage, cache, from) = (self.storage.clone(), self.cache.clone(), source.clone());
+        let (storage, kitchen, from) = (self.storage.clone(), self.kitchen.clone(), source.clone());
         let work =
-            tokio::task::spawn_blocking(move || make(&storage, &from, pulled.as_ref(), &cache, &progress));
+            tokio::task::spawn_blocking(move || make(&storage, &from, pulled.as_ref(), &kitchen, &progress));
         // An image may be larger than what the pool has free now.
         let storage = self.storage.clone();
         let growing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
@@ -151,7 +171,7 @@ impl Images {
             digest: file.digest.clone(),
             size_bytes: i64::try_from(file.bytes).unwrap_or(i64::MAX),
             config: config.write().map_err(|error| ImageError::Invalid(error.detail()))?,
-            source: describe(&source),
+            source: self.kitchen.describe(&source),
             created_at: now,
             replaced_at: None,
         };
@@ -168,7 +188,7 @@ impl Images {
         reference: &ImageReference,
         progress: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Pulled, ImageError> {
-        let workplace = Workplace::new(&self.cache)?;
+        let workplace = Workplace::new(&self.kitchen.cache)?;
         let (digests, config) = registry::pull(reference, &workplace.path, progress).await?;
         Ok(Pulled { workplace, digests, config })
     }
@@ -220,12 +240,16 @@ impl Drop for Workplace {
     }
 }
 
-fn describe(source: &ImageSource) -> String {
-    match source {
-        ImageSource::Recipe(recipe) => format!("recipe {} {}", recipe.name(), recipe.digest()),
-        ImageSource::Tar(path) => format!("tar {}", path.display()),
-        ImageSource::OciLayout(path) => format!("oci-layout {}", path.display()),
-        ImageSource::Registry(reference) => format!("registry {}", reference.whole()),
+impl Kitchen {
+    fn describe(&self, source: &ImageSource) -> String {
+        match source {
+            ImageSource::Recipe(recipe) => {
+                format!("recipe {} {}", recipe.name(), recipe.digest(self.sources.as_ref()))
+            }
+            ImageSource::Tar(path) => format!("tar {}", path.display()),
+            ImageSource::OciLayout(path) => format!("oci-layout {}", path.display()),
+            ImageSource::Registry(reference) => format!("registry {}", reference.whole()),
+        }
     }
 }
 
@@ -234,11 +258,11 @@ fn make(
     storage: &Storage,
     source: &ImageSource,
     pulled: Option<&Pulled>,
-    cache: &Path,
+    kitchen: &Kitchen,
     progress: &dyn Fn(&str),
 ) -> Result<(ImageFile, ImageConfig), ImageError> {
     let scratch = storage.start_image().map_err(io_error("make a scratch directory in the pool"))?;
-    match fill(&scratch.path, source, pulled, cache, progress) {
+    match fill(&scratch.path, source, pulled, kitchen, progress) {
         Ok(config) => {
             let file = storage.finish_image(scratch, progress).map_err(io_error("make the image file"))?;
             Ok((file, config))
@@ -257,13 +281,13 @@ fn fill(
     target: &Path,
     source: &ImageSource,
     pulled: Option<&Pulled>,
-    cache: &Path,
+    kitchen: &Kitchen,
     progress: &dyn Fn(&str),
 ) -> Result<ImageConfig, ImageError> {
     let config = match source {
         ImageSource::Recipe(recipe) => {
             for part in recipe.parts() {
-                unpack_tar(&part.tar(cache, progress)?, target, progress)?;
+                unpack_tar(&part.tar(kitchen, progress)?, target, progress)?;
             }
             recipe.config()?
         }

@@ -31,7 +31,7 @@ export async function useEverything(token: string): Promise<[Sandbox[], Failure[
   keep(await api.GET("/api/v2/sandboxes/sessions/{id}/cmd/{command}", { params: { path: { id, command } } }));
   keep(await api.POST("/api/v2/sandboxes/sessions/{id}/cmd/{command}/kill", { params: { path: { id, command } }, body: { signal: 15 } }));
   keep(await api.GET("/api/v2/sandboxes/sessions/{id}/cmd/{command}/logs", { params: { path: { id, command } } }));
-  keep(await api.POST("/api/v2/sandboxes/sessions/{id}/cmd/{command}/stdin", { params: { path: { id, command } } }));
+  keep(await api.POST("/api/v2/sandboxes/sessions/{id}/cmd/{command}/stdin", { params: { path: { id, command } }, body: { data: "aGVsbG8=", offset: 0, close: true } }));
   keep(await api.POST("/api/v2/sandboxes/sessions/{id}/extend-timeout", { params: { path: { id } }, body: { duration: 60_000 } }));
   keep(await api.POST("/api/v2/sandboxes/sessions/{id}/fs/mkdir", { params: { path: { id } }, body: { path: "made", recursive: true } }));
   keep(await api.POST("/api/v2/sandboxes/sessions/{id}/fs/read", { params: { path: { id } }, body: { path: "README.md" }, parseAs: "stream" }));
@@ -63,7 +63,7 @@ export async function useEverything(token: string): Promise<[Sandbox[], Failure[
   keep(await api.GET("/api/v3/sandboxes/sessions/{id}/cmd/{command}", { params: { path: { id, command } } }));
   keep(await api.POST("/api/v3/sandboxes/sessions/{id}/cmd/{command}/kill", { params: { path: { id, command } }, body: { signal: 15 } }));
   keep(await api.GET("/api/v3/sandboxes/sessions/{id}/cmd/{command}/logs", { params: { path: { id, command } } }));
-  keep(await api.POST("/api/v3/sandboxes/sessions/{id}/cmd/{command}/stdin", { params: { path: { id, command } } }));
+  keep(await api.POST("/api/v3/sandboxes/sessions/{id}/cmd/{command}/stdin", { params: { path: { id, command } }, body: { data: "aGVsbG8=", offset: 0, close: true } }));
   keep(await api.POST("/api/v3/sandboxes/sessions/{id}/extend-timeout", { params: { path: { id } }, body: { duration: 60_000 } }));
   keep(await api.POST("/api/v3/sandboxes/sessions/{id}/fs/mkdir", { params: { path: { id } }, body: { path: "made", recursive: true } }));
   keep(await api.POST("/api/v3/sandboxes/sessions/{id}/fs/read", { params: { path: { id } }, body: { path: "README.md" }, parseAs: "stream" }));

@@ -32,7 +32,8 @@ pub(crate) async fn run(action: ImageAction, output: &Output) -> anyhow::Result<
                 .or(tar.map(ImageSource::Tar))
                 .or(oci_layout.map(ImageSource::OciLayout))
                 .unwrap_or(ImageSource::Recipe(recipe.unwrap_or(Recipe::DEFAULT)));
-            let images = Images::open(config.pool(), &config.image_cache(), db)?;
+            let images = Images::open(config.pool(), &config.image_cache(), db)?
+                .with_apt_sources(config.images.apt_sources.as_deref())?;
             let bar = ProgressBar::new_spinner().with_prefix(format!("image {name}"));
             if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{elapsed}] {wide_msg}") {
                 bar.set_style(style);

@@ -172,6 +172,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if let Some(engine) = &engine {
         background.push(tokio::spawn(housekeeping::expire(engine.control.clone())));
         let images = engine.node.images(&config.image_cache());
+        let images = images.with_apt_sources(config.images.apt_sources.as_deref())?;
         base_image.look(&config, &db, &host, &engine.control).await?;
         let waiting = base_image.clone().provide(config.clone(), images, engine.control.clone());
         background.push(tokio::spawn(waiting));

@@ -302,13 +302,16 @@ pub(crate) struct Images {
     /// Where built root file systems are kept; absent: in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cache: Option<PathBuf>,
+    /// Where Debian's packages come from: a file of apt's; absent: from where this host's do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) apt_sources: Option<PathBuf>,
     /// Have a server without its base image build it, from the recipe of this release.
     pub(crate) build_missing: bool,
 }
 
 impl Default for Images {
     fn default() -> Self {
-        Self { cache: None, build_missing: true }
+        Self { cache: None, apt_sources: None, build_missing: true }
     }
 }
 

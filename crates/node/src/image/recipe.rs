@@ -19,7 +19,7 @@ use dormouse_control::ImageConfig;
 use dormouse_types::hex;
 use sha2::{Digest as _, Sha256};
 
-use super::{ImageError, Workplace, io_error};
+use super::{ImageError, Kitchen, Workplace, io_error};
 
 /// The Debian release of all recipes.
 const RELEASE: &str = "trixie";
@@ -142,6 +142,27 @@ impl<'a> Line<'a> {
     }
 }
 
+/// A file of apt's that says where packages come from.
+#[derive(Debug, Clone)]
+pub(super) struct AptSources {
+    /// Its form is told by the ending.
+    name: std::ffi::OsString,
+    text: String,
+}
+
+impl AptSources {
+    pub(super) fn read(path: &Path) -> Result<Self, ImageError> {
+        let text = fs::read_to_string(path).map_err(io_error(format!("read {}", path.display())))?;
+        Ok(Self { name: path.file_name().unwrap_or_default().to_owned(), text })
+    }
+
+    fn copy_to(&self, work: &Path) -> Result<PathBuf, ImageError> {
+        let copy = work.join(&self.name);
+        fs::write(&copy, &self.text).map_err(io_error(format!("write {}", copy.display())))?;
+        Ok(copy)
+    }
+}
+
 /// A part of a recipe that has an archive of its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part {
@@ -183,16 +204,18 @@ impl Recipe {
     }
 
     /// Changes with everything that goes into the result.
-    pub(super) fn digest(self) -> String {
-        let digest =
-            self.parts().into_iter().fold(Sha256::new(), |digest, part| digest.chain_update(part.digest()));
+    pub(super) fn digest(self, sources: Option<&AptSources>) -> String {
+        let digest = self
+            .parts()
+            .into_iter()
+            .fold(Sha256::new(), |digest, part| digest.chain_update(part.digest(sources)));
         hex(&digest.chain_update(SEARCH_PATH).finalize()[..8])
     }
 }
 
 impl Part {
     /// Changes with everything that goes into its archive.
-    fn digest(self) -> String {
+    fn digest(self, sources: Option<&AptSources>) -> String {
         let digest = match self {
             Self::Base(base) => {
                 let digest = base.lists.iter().fold(Sha256::new(), |digest, list| digest.chain_update(list));
@@ -201,6 +224,7 @@ impl Part {
                     .chain_update(SEARCH_PATH)
                     .chain_update(RELEASE)
                     .chain_update([u8::from(base.manuals)])
+                    .chain_update(sources.map_or("", |given| &given.text))
             }
             Self::Layer(layer) => Sha256::new().chain_update(FORM).chain_update(layer.lines),
         };
@@ -208,20 +232,21 @@ impl Part {
     }
 
     /// A tar of it, from the cache or built.
-    pub(super) fn tar(self, cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
+    pub(super) fn tar(self, kitchen: &Kitchen, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
+        let Kitchen { cache, sources } = kitchen;
         fs::create_dir_all(cache).map_err(io_error(format!("make {}", cache.display())))?;
         let name = match self {
             Self::Base(base) => format!("{}-base", base.name),
             Self::Layer(layer) => format!("{}-layer", layer.name),
         };
-        let path = cache.join(format!("{name}-{}.tar", self.digest()));
+        let path = cache.join(format!("{name}-{}.tar", self.digest(sources.as_ref())));
         if path.exists() {
             progress(&format!("taking {name} from the cache"));
             return Ok(path);
         }
         let workplace = Workplace::new(cache)?;
         let tar = match self {
-            Self::Base(base) => debian(base, &workplace.path, progress)?,
+            Self::Base(base) => debian(base, sources.as_ref(), &workplace.path, progress)?,
             Self::Layer(layer) => layer.build(&workplace.path, progress)?,
         };
         fs::rename(tar, &path).map_err(io_error("keep the built tar"))?;
@@ -240,7 +265,12 @@ impl Part {
     }
 }
 
-fn debian(base: &Base, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ImageError> {
+fn debian(
+    base: &Base,
+    given: Option<&AptSources>,
+    work: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<PathBuf, ImageError> {
     use std::os::unix::fs::PermissionsExt as _;
     let setup = work.join("setup.sh");
     fs::write(&setup, SETUP).map_err(io_error("write setup.sh"))?;
@@ -257,9 +287,11 @@ fn debian(base: &Base, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, 
         .arg(format!("--customize-hook={} \"$1\" {SEARCH_PATH}", setup.display()))
         .arg(RELEASE)
         .arg(&tar);
-    if let Some(sources) = sources(RELEASE, work)? {
-        command.arg(sources);
-    }
+    let sources = match given {
+        Some(given) => Some(given.copy_to(work)?),
+        None => sources(RELEASE, work)?,
+    };
+    command.args(sources);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(io_error("run mmdebstrap (apt-get install mmdebstrap)"))?;
     let mut last = Vec::new();
@@ -290,17 +322,13 @@ fn sources(release: &str, work: &Path) -> Result<Option<PathBuf>, ImageError> {
     else {
         return Ok(None);
     };
-    let text = fs::read_to_string(&path).map_err(io_error(format!("read {}", path.display())))?;
+    let mut found = AptSources::read(&path)?;
     let host = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let own = host.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let text = match own.map(|own| own.trim_matches('"')) {
-        Some(own) if own != release => text.replace(own, release),
-        _ => text,
-    };
-    // Its form is told by the ending.
-    let copy = work.join(path.file_name().unwrap_or_default());
-    fs::write(&copy, text).map_err(io_error(format!("write {}", copy.display())))?;
-    Ok(Some(copy))
+    if let Some(own) = own.map(|own| own.trim_matches('"')).filter(|own| *own != release) {
+        found.text = found.text.replace(own, release);
+    }
+    found.copy_to(work).map(Some)
 }
 
 impl Layer {
@@ -455,10 +483,16 @@ mod tests {
 
     #[test]
     fn recipes_have_names_and_digests_of_their_own() {
-        let mut digests: Vec<_> = RECIPES.iter().map(|recipe| recipe.digest()).collect();
+        let mut digests: Vec<_> = RECIPES.iter().map(|recipe| recipe.digest(None)).collect();
+        // Another archive gives other packages.
+        let day = AptSources {
+            name: "day.list".into(),
+            text: "deb http://archive.test/20260101 trixie main".to_owned(),
+        };
+        digests.extend(RECIPES.iter().map(|recipe| recipe.digest(Some(&day))));
         digests.sort();
         digests.dedup();
-        assert_eq!(digests.len(), RECIPES.len());
+        assert_eq!(digests.len(), 2 * RECIPES.len());
         for recipe in RECIPES {
             assert_eq!(recipe.name.parse(), Ok(recipe));
             for layer in recipe.layers {
