@@ -72,6 +72,7 @@ tools() {
   is 'LISTEN|State' ss -ltn
   is 'DiG|dig' dig -v
   is 'PING 127' ping -c 1 127.0.0.1
+  refused 1 'Packet filtered' ping -c 1 -W 10 192.0.2.1
   is 'rsync ' rsync --version
   is 'Zip' zip --help
   is '^42$' sh -c 'echo 6*7 | bc'
@@ -91,6 +92,20 @@ tools() {
   tmux kill-server
   refused 125 'containers do not run inside a sandbox' docker run hello-world
   refused 1 'Operation not permitted|unshare failed' unshare --user true
+  # What agents' own sandboxes are made of: a rule that nothing may be written.
+  is '^Permission denied$' python - <<'PY'
+import ctypes, os, struct
+call = ctypes.CDLL(None, use_errno=True).syscall
+writes = ctypes.create_string_buffer(struct.pack("Q", 1 << 1))
+rules = call(444, writes, 8, 0)
+assert rules >= 0, os.strerror(ctypes.get_errno())
+assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0
+assert call(446, rules, 0) == 0, os.strerror(ctypes.get_errno())
+try:
+    open("/tmp/landlocked", "w")
+except OSError as error:
+    print(error.strerror)
+PY
 }
 
 # Installs without sudo, from the registries.
