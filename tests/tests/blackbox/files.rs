@@ -157,7 +157,7 @@ pub(crate) fn behaviour(w: &World) -> anyhow::Result<()> {
     for id in &ids {
         w.cli(&["snapshot", "delete", id])?;
     }
-    eventually("their files are gone", Duration::from_secs(10), || {
+    eventually("their files are gone", Duration::from_secs(60), || {
         let there = |part: &str| fs::read_dir(w.dir.join("data/pool").join(part));
         // What repositories' sandboxes start from stays.
         let snapshots =
