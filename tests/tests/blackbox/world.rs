@@ -185,8 +185,9 @@ impl World {
             finished: Cell::new(false),
             dir,
         };
-        // The default image is the largest: one world of it is enough.
-        let recipe = if instance == crate::CLIENTS_WORLD { "universal" } else { "node24" };
+        // The default image is the largest: the worlds that use what is in it have it.
+        let recipe =
+            if [crate::CLIENTS_WORLD, crate::NETWORK].contains(&instance) { "universal" } else { "node24" };
         world.cli(&["image", "build", "--recipe", recipe, "--name", "default"])?;
         world.account = world.id(&["account", "create", "Ada", "--email", "ada@example.test"])?;
         world.key = world.text(&["key", "create", "--account", &world.account])?;
