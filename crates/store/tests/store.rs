@@ -884,3 +884,84 @@ fn addresses_are_told_apart_and_never_printed() {
         assert!(error.contains("postgres://USER@HOST/NAME") && !error.contains("s3cret"), "{error}");
     }
 }
+
+/// One live run writes to a drive, whoever asks first; its end, however it came, frees it.
+#[tokio::test]
+async fn a_drive_has_one_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let drive = |name: &str, at: i64| DriveRow {
+            id: DriveId::generate(),
+            namespace: namespace(),
+            name: name.into(),
+            host_id: host(),
+            max_size_bytes: 7,
+            made: false,
+            attached: None,
+            created_at: Timestamp(at),
+            updated_at: Timestamp(at),
+        };
+        let (a, b, other) = (drive("a", 1), drive("b", 2), drive("c", 3));
+        for row in [&a, &b, &other] {
+            db.insert_drive(row).await.unwrap();
+        }
+        let taken = db.insert_drive(&DriveRow { id: DriveId::generate(), ..a.clone() }).await;
+        assert!(matches!(taken, Err(StoreError::Conflict(_))), "{taken:?}");
+        assert_eq!(db.drive(&namespace(), "a").await.unwrap(), Some(a.clone()));
+        assert_eq!(db.drive(&Namespace::default_of("b"), "a").await.unwrap(), None);
+
+        let (_, first) = started(&db, &image, "one").await;
+        let (_, second) = started(&db, &image, "two").await;
+        assert!(db.attach_drive(&a.id, &first.id, NOW).await.unwrap());
+        assert!(db.attach_drive(&a.id, &first.id, NOW).await.unwrap(), "by the same run again");
+        assert!(!db.attach_drive(&a.id, &second.id, NOW).await.unwrap());
+        assert_eq!(db.drives_attached(&first.id).await.unwrap(), [a.id.clone()]);
+        let read = db.drive(&namespace(), "a").await.unwrap().unwrap();
+        assert!(
+            read.made && read.attached == Some((first.id.clone(), first.sandbox_name.clone())),
+            "{read:?}"
+        );
+        assert!(!db.delete_drive(&read, NOW).await.unwrap(), "a live run has it");
+
+        end(&db, &first, None, None, Volume::Kept).await;
+        assert_eq!(db.drive(&namespace(), "a").await.unwrap().unwrap().attached, None);
+        assert!(db.attach_drive(&a.id, &second.id, NOW).await.unwrap());
+        end(&db, &second, None, None, Volume::Kept).await;
+        assert!(db.delete_drive(&read, NOW).await.unwrap());
+        assert!(!db.delete_drive(&read, NOW).await.unwrap(), "it is gone");
+        assert!(db.owns_drive(&a.id).await.unwrap(), "until its files are");
+        let gone = Garbage { kind: GarbageKind::Drive, name: a.id.to_string() };
+        assert_eq!(take_garbage(&db).await, [gone]);
+        assert!(!db.owns_drive(&a.id).await.unwrap());
+
+        // Pages, in each direction.
+        let names = async |ascending: bool, after: Option<(String, String)>| {
+            let filter =
+                DriveFilter { order: DriveOrder::Name, ascending, name_prefix: None, after, limit: 1 };
+            let found = db.drives_of(&namespace(), &filter).await.unwrap();
+            found.into_iter().map(|drive| (drive.name, drive.id.to_string())).collect::<Vec<_>>()
+        };
+        let up = names(true, None).await;
+        assert_eq!(up[0].0, "b");
+        assert_eq!(names(true, Some(up[0].clone())).await[0].0, "c");
+        let down = names(false, None).await;
+        assert_eq!(down[0].0, "c");
+        assert_eq!(names(false, Some(down[0].clone())).await[0].0, "b");
+    }
+}
+
+/// Who would start from a snapshot next is who has it and does not run.
+#[tokio::test]
+async fn a_snapshot_knows_who_starts_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (_, first) = started(&db, &image, "one").await;
+        let kept = snapshot(&first, &image, None);
+        assert!(db.starting_from(&kept.id, 9).await.unwrap().is_empty());
+        end(&db, &first, Some(&kept), None, Volume::Kept).await;
+        let names = db.starting_from(&kept.id, 9).await.unwrap();
+        assert_eq!(names.iter().map(ToString::to_string).collect::<Vec<_>>(), ["one"]);
+    }
+}
