@@ -176,14 +176,15 @@ impl Relay {
         let mut heard = Vec::new();
         let by_address = matches!(member.policy().named(None, *target.ip()), Named::Address);
         loop {
-            let mut chunk = [0; 4096];
+            let (mut chunk, mut byte) = ([0; 4096], [0]);
             let read = match upstream.filter(|_| by_address && heard.is_empty()) {
                 None => stream.read(&mut chunk).await?,
                 Some(upstream) => tokio::select! {
                     biased;
                     read = stream.read(&mut chunk) => read?,
-                    ready = upstream.readable() => {
-                        ready?;
+                    // A readiness alone may be of an event that was none.
+                    spoken = upstream.peek(&mut byte) => {
+                        spoken?;
                         return Ok((heard, Hello::Other));
                     }
                 },
