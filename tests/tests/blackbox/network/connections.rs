@@ -322,14 +322,14 @@ def alive(h, kind, s):
             s.sendall(bytes([0x81, 0x82, 0, 0, 0, 0]) + b'hi'); return b'hi' in s.recv(100)
         s.sendall(b'GET / HTTP/1.1\\r\\nHost: ' + h.encode() + b'\\r\\n\\r\\n')
         answer = http.client.HTTPResponse(s); answer.begin(); answer.read(); return answer.status == 200
-    except (OSError, http.client.HTTPException) as error:
-        print(h, kind, repr(error), file=sys.stderr)
-        return False
+    except (OSError, http.client.HTTPException): return False
 held = [(h, k.__name__, k(h)) for h in ('api.test', 'other.test') for k in (tls, ws)]
 for one in held: assert alive(*one), one
 print('open', flush=True)
 sys.stdin.readline()
-print(*('%s:%s=%s' % (h, k, alive(h, k, s)) for h, k, s in held), flush=True)";
+# A connection that was reset leaves its error to OpenSSL's next one: those last.
+found = {(h, k): alive(h, k, s) for h, k, s in sorted(held, key=lambda one: one[0] == 'api.test')}
+print(*('%s:%s=%s' % (h, k, found[h, k]) for h, k, s in held), flush=True)";
     let mut child = w
         .command(&["sandbox", "exec", "net-change", "-i", "--", "python3", "-c", hold])
         .stdin(std::process::Stdio::piped())
