@@ -916,7 +916,7 @@ async fn a_drive_has_one_writer() {
         assert!(db.attach_drive(&a.id, &first.id, NOW).await.unwrap());
         assert!(db.attach_drive(&a.id, &first.id, NOW).await.unwrap(), "by the same run again");
         assert!(!db.attach_drive(&a.id, &second.id, NOW).await.unwrap());
-        assert_eq!(db.drives_attached(&first.id).await.unwrap(), [a.id.clone()]);
+        assert_eq!(db.drives_attached(&first.id).await.unwrap(), std::slice::from_ref(&a.id));
         let read = db.drive(&namespace(), "a").await.unwrap().unwrap();
         assert!(
             read.made && read.attached == Some((first.id.clone(), first.sandbox_name.clone())),
