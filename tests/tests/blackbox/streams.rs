@@ -371,8 +371,7 @@ pub(crate) fn uploads_are_whole(w: &World) -> anyhow::Result<()> {
         anyhow::Ok(packed.into_inner()?.finish()?)
     };
     let upload = |cwd: &str, body: reqwest::Body| {
-        let cwd = reqwest::header::HeaderValue::from_bytes(cwd.as_bytes()).unwrap();
-        let request = w.http.post(&write).header("x-api-key", &w.key).header("x-cwd", cwd);
+        let request = w.http.post(&write).header("x-api-key", &w.key).header("x-cwd", cwd.as_bytes());
         request.header("content-type", "application/gzip").body(body)
     };
     let put = |cwd: &str, path: &str, content: &[u8], mode: u32| {
