@@ -214,10 +214,8 @@ impl Command {
     /// none escapes by being born meanwhile.
     fn tree(&self, hold: bool) -> Vec<i32> {
         let mut found = tree::of(self.pid);
-        for _ in 0..MOST_ROUNDS {
-            if !hold {
-                break;
-            }
+        let rounds = if hold { MOST_ROUNDS } else { 0 };
+        for _ in 0..rounds {
             for pid in &found {
                 let _ = sys::kill(*pid, libc::SIGSTOP);
             }

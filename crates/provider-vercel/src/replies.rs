@@ -34,13 +34,11 @@ fn expiration(ms: u64) -> Expiration {
 
 /// Drives by path; a mode that is left out is the usual one.
 fn mounts(mounts: wire::Mounts) -> Result<BTreeMap<String, Mount>> {
-    let mount = |(path, wire::Mount { drive, mode }): (String, wire::Mount)| {
-        let mode = match mode.as_deref() {
-            None | Some("read-write") => MountMode::ReadWrite,
-            Some("snapshot" | "read-only") => MountMode::Snapshot,
-            Some(other) => return Err(wrong("mounts.mode", other)),
-        };
-        Ok((path, Mount { drive, mode }))
+    let mount = |(path, wire::Mount { drive, mode }): (String, wire::Mount)| match MountMode::from_word(
+        mode.as_deref(),
+    ) {
+        Some(mode) => Ok((path, Mount { drive, mode })),
+        None => Err(wrong("mounts.mode", &mode.unwrap_or_default())),
     };
     mounts.into_iter().map(mount).collect()
 }

@@ -1,9 +1,8 @@
 //! From domain types to the wire.
 
 use dormouse_provider::{
-    Action, CommandSpec, CustomPolicy, Direction, Expiration, KeepLast, Mount, MountMode, NetworkPolicy,
-    ProviderError, ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StartFrom, StdinSource,
-    UpdateSandbox,
+    Action, CommandSpec, CustomPolicy, Direction, Expiration, KeepLast, Mount, NetworkPolicy, ProviderError,
+    ResourcesRequest, Result, Retention, Rule, SandboxSort, Source, StartFrom, StdinSource, UpdateSandbox,
 };
 use dormouse_wire as wire;
 use std::collections::BTreeMap;
@@ -79,11 +78,7 @@ pub(crate) fn source(source: &Source) -> wire::Source {
 
 pub(crate) fn mounts(mounts: BTreeMap<String, Mount>) -> wire::Mounts {
     let mount = |(path, Mount { drive, mode }): (String, Mount)| {
-        let mode = match mode {
-            MountMode::ReadWrite => "read-write",
-            MountMode::Snapshot => "snapshot",
-        };
-        (path, wire::Mount { drive, mode: Some(mode.to_owned()) })
+        (path, wire::Mount { drive, mode: Some(mode.as_str().to_owned()) })
     };
     mounts.into_iter().map(mount).collect()
 }

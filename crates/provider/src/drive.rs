@@ -33,6 +33,28 @@ pub enum MountMode {
     Snapshot,
 }
 
+impl MountMode {
+    /// The protocol's word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "read-write",
+            Self::Snapshot => "snapshot",
+        }
+    }
+
+    /// Reads the protocol's word, which may be left out, or `read-only` for a snapshot. `None`:
+    /// it is no such word.
+    #[must_use]
+    pub fn from_word(word: Option<&str>) -> Option<Self> {
+        match word {
+            None | Some("read-write") => Some(Self::ReadWrite),
+            Some("snapshot" | "read-only") => Some(Self::Snapshot),
+            Some(_) => None,
+        }
+    }
+}
+
 /// A drive in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Mount {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
-use crate::world::{World, binary, eventually};
+use crate::world::{World, binary, eventually, image_cache};
 
 fn text(w: &World, args: &[&str]) -> anyhow::Result<String> {
     Ok(String::from_utf8(w.cli(args)?.stdout)?.trim().to_owned())
@@ -195,8 +195,8 @@ pub(crate) fn one_server_of_an_instance(w: &World) -> anyhow::Result<()> {
     let other = w.dir.join("other");
     let config = w.dir.join("other.toml");
     std::fs::write(&config, format!("instance = {}\nlisten = \"127.0.0.1:0\"\n", w.instance))?;
-    let serve = std::process::Command::new("timeout")
-        .args(["60".as_ref(), crate::world::binary("dormouse").as_os_str(), "serve".as_ref()])
+    let serve = Command::new("timeout")
+        .args(["60".as_ref(), binary("dormouse").as_os_str(), "serve".as_ref()])
         .args(["--config".as_ref(), config.as_os_str(), "--data-dir".as_ref(), other.as_os_str()])
         .stdin(Stdio::null())
         .output()?;
@@ -217,16 +217,16 @@ pub(crate) fn quickstart(w: &World) -> anyhow::Result<()> {
         &config,
         format!("instance = {INSTANCE}\nlisten = \"127.0.0.1:7702\"\nstorage.pool_gib = 4\n"),
     )?;
-    let binary = crate::world::binary("dormouse");
+    let dormouse = binary("dormouse");
     let (mut keys, mut outcome) = (Vec::new(), anyhow::Ok(()));
     for round in 0..2 {
         let printed = dir.join(format!("printed-{round}"));
-        let mut server = std::process::Command::new(&binary)
+        let mut server = Command::new(&dormouse)
             .args(["quickstart", "--recipe", "node24", "--data-dir"])
             .arg(dir.join("data"))
             // By the variable rather than the flag.
             .env("DORMOUSE_CONFIG", &config)
-            .env("DORMOUSE_IMAGES__CACHE", crate::world::image_cache())
+            .env("DORMOUSE_IMAGES__CACHE", image_cache())
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(&printed)?)
             .stderr(std::fs::File::create(dir.join("server.log"))?)
@@ -246,8 +246,7 @@ pub(crate) fn quickstart(w: &World) -> anyhow::Result<()> {
             let command =
                 if round == 0 { lines[1] } else { lines[1].rsplit("&&").next().unwrap_or_default() };
             let script = format!("{}\n{command}", lines[0]);
-            let output =
-                std::process::Command::new("sh").args(["-euc", &script]).stdin(Stdio::null()).output()?;
+            let output = Command::new("sh").args(["-euc", &script]).stdin(Stdio::null()).output()?;
             let out = String::from_utf8_lossy(&output.stdout).into_owned();
             ensure!(
                 output.status.success() && out.contains("Linux"),
@@ -257,13 +256,13 @@ pub(crate) fn quickstart(w: &World) -> anyhow::Result<()> {
             keys.push(std::fs::read_to_string(dir.join("data/quickstart.key"))?);
             anyhow::Ok(())
         })();
-        std::process::Command::new("kill").args(["-TERM", &server.id().to_string()]).status()?;
+        Command::new("kill").args(["-TERM", &server.id().to_string()]).status()?;
         server.wait()?;
         let log = std::fs::read_to_string(dir.join("server.log"))?;
         outcome =
             outcome.and(worked.with_context(|| log.lines().rev().take(10).collect::<Vec<_>>().join("\n")));
     }
-    let evacuated = std::process::Command::new(&binary)
+    let evacuated = Command::new(&dormouse)
         .args(["evacuate", "--data-dir"])
         .arg(dir.join("data"))
         .env("DORMOUSE_CONFIG", &config)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use dormouse_provider::{
-    Action, Command, CustomPolicy, Drive, Expiration, KeepLast, Mount, MountMode, NetworkPolicy, NetworkUse,
-    Retention, Route, Run, RunStatus, Sandbox, SandboxView, Snapshot, SnapshotNode,
+    Action, Command, CustomPolicy, Drive, Expiration, KeepLast, Mount, NetworkPolicy, NetworkUse, Retention,
+    Route, Run, RunStatus, Sandbox, SandboxView, Snapshot, SnapshotNode,
 };
 use dormouse_types::Timestamp;
 use dormouse_wire as wire;
@@ -98,11 +98,7 @@ fn expiration(expiration: Expiration) -> u64 {
 
 pub(crate) fn mounts(mounts: BTreeMap<String, Mount>) -> wire::Mounts {
     let mount = |(path, Mount { drive, mode }): (String, Mount)| {
-        let mode = match mode {
-            MountMode::ReadWrite => "read-write",
-            MountMode::Snapshot => "snapshot",
-        };
-        (path, wire::Mount { drive, mode: Some(mode.to_owned()) })
+        (path, wire::Mount { drive, mode: Some(mode.as_str().to_owned()) })
     };
     mounts.into_iter().map(mount).collect()
 }

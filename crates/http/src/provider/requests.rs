@@ -48,17 +48,14 @@ pub(crate) fn refuse_unsupported(
 
 /// Drives of a sandbox (provider contract, section 3).
 pub(crate) fn mounts(mounts: wire::Mounts) -> WireResult<BTreeMap<String, Mount>> {
-    let mount = |(path, wire::Mount { drive, mode }): (String, wire::Mount)| {
-        let mode = match mode.as_deref() {
-            None | Some("read-write") => MountMode::ReadWrite,
-            Some("snapshot" | "read-only") => MountMode::Snapshot,
-            Some(other) => {
-                return Err(bad(format!(
-                    "mounts: mode of {path:?} is {other:?}; it must be read-write or snapshot"
-                )));
-            }
-        };
-        Ok((path, Mount { drive, mode }))
+    let mount = |(path, wire::Mount { drive, mode }): (String, wire::Mount)| match MountMode::from_word(
+        mode.as_deref(),
+    ) {
+        Some(mode) => Ok((path, Mount { drive, mode })),
+        None => Err(bad(format!(
+            "mounts: mode of {path:?} is {:?}; it must be read-write or snapshot",
+            mode.unwrap_or_default()
+        ))),
     };
     mounts.into_iter().map(mount).collect()
 }
