@@ -581,24 +581,24 @@ impl Storage {
     /// Returns when everything that was written to a volume survives the death
     /// of the host.
     pub(crate) fn seal(&self, volume: &VolumeId) -> io::Result<()> {
-        self.sync(volume, btrfs::Driver::seal)
+        self.sync(&self.volume_path(volume), volume.as_str(), btrfs::Driver::seal)
     }
 
     /// Writes to disk what a volume was given until now, so that the copy which
     /// follows has little left to write.
     pub(crate) fn write_back(&self, volume: &VolumeId) -> io::Result<()> {
-        self.sync(volume, btrfs::Driver::write_back)
+        self.sync(&self.volume_path(volume), volume.as_str(), btrfs::Driver::write_back)
     }
 
     fn sync(
         &self,
-        volume: &VolumeId,
+        path: &Path,
+        name: &str,
         by_copy: fn(&btrfs::Driver, &Path, &Path, &str) -> io::Result<()>,
     ) -> io::Result<()> {
         let _open = self.access()?;
-        let path = self.volume_path(volume);
         if let Driver::Btrfs { driver, .. } = &self.driver {
-            match by_copy(driver, &path, &self.root.join("scratch"), &format!("seal-{volume}")) {
+            match by_copy(driver, path, &self.root.join("scratch"), &format!("seal-{name}")) {
                 // On a full disk by the long way, which takes no room.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
@@ -696,6 +696,14 @@ impl Storage {
         }
     }
 
+    /// The driver, if it has drives.
+    fn has_drives(&self) -> io::Result<&btrfs::Driver> {
+        match &self.driver {
+            Driver::Btrfs { driver, .. } => Ok(driver),
+            Driver::Plain => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Directory of a drive's files.
     pub(crate) fn drive_path(&self, drive: &DriveId) -> PathBuf {
         self.root.join("drives").join(drive.as_str())
@@ -707,15 +715,18 @@ impl Storage {
     /// `Unsupported` with a driver that has no drives.
     pub(crate) fn have_drive(&self, drive: &DriveId, limit: u64) -> io::Result<()> {
         let _open = self.access()?;
-        let Driver::Btrfs { driver, .. } = &self.driver else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+        let driver = self.has_drives()?;
         let path = self.drive_path(drive);
         if !path.exists() {
-            driver.create(&self.root.join("drives"), drive.as_str())?;
+            // Under its name it is whole, wherever the server died before.
+            let scratch = self.root.join("scratch");
+            let new = scratch.join(drive.as_str());
+            driver.delete(&scratch, drive.as_str())?;
+            driver.create(&scratch, drive.as_str())?;
             // Its owner inside: the default user.
-            std::os::unix::fs::chown(&path, Some(1000), Some(1000))?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+            std::os::unix::fs::chown(&new, Some(1000), Some(1000))?;
+            fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+            fs::rename(&new, &path)?;
         }
         driver.limit_one(&path, limit)
     }
@@ -723,9 +734,7 @@ impl Storage {
     /// Makes a drive a copy of another, as it is now.
     pub(crate) fn copy_drive(&self, from: &DriveId, to: &DriveId, limit: u64) -> io::Result<()> {
         let _open = self.access()?;
-        let Driver::Btrfs { driver, .. } = &self.driver else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+        let driver = self.has_drives()?;
         driver.copy_counted(&self.drive_path(from), &self.root.join("drives"), to.as_str())?;
         driver.limit_one(&self.drive_path(to), limit)
     }
@@ -736,9 +745,7 @@ impl Storage {
     /// `NotFound` for a drive that nothing was ever written to.
     pub(crate) fn view_drive(&self, drive: &DriveId, name: &str) -> io::Result<PathBuf> {
         let _open = self.access()?;
-        let Driver::Btrfs { driver, .. } = &self.driver else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+        let driver = self.has_drives()?;
         let views = self.root.join("views");
         driver.delete(&views, name)?;
         driver.snapshot(&self.drive_path(drive), &views, name)?;
@@ -747,16 +754,7 @@ impl Storage {
 
     /// Returns when everything that was written to a drive survives the death of the host.
     pub(crate) fn seal_drive(&self, drive: &DriveId) -> io::Result<()> {
-        let _open = self.access()?;
-        let path = self.drive_path(drive);
-        if let Driver::Btrfs { driver, .. } = &self.driver {
-            match driver.seal(&path, &self.root.join("scratch"), &format!("seal-{drive}")) {
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
-                other => return other,
-            }
-        }
-        sys::syncfs(&File::open(path)?)
+        self.sync(&self.drive_path(drive), drive.as_str(), btrfs::Driver::seal)
     }
 
     /// Removes what a run saw of drives.
