@@ -259,31 +259,54 @@ impl Storage {
         }
         fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))?;
         if let Driver::Btrfs { driver, .. } = &self.driver {
-            driver.prepare(&File::open(&self.root)?)?;
+            driver
+                .prepare(&File::open(&self.root)?)
+                .map_err(|error| pool::named(&error, "prepare", &self.root))?;
         }
-        for part in PARTS {
+        // What follows writes, and the cap may be below what is used.
+        self.lift_cap()?;
+        let made = PARTS.iter().try_for_each(|part| {
             let path = self.root.join(part);
-            match &self.driver {
-                // A subvolume of its own, so that what is in it counts.
-                Driver::Btrfs { driver, .. } if ["images", "output"].contains(&part) && !path.exists() => {
-                    driver.create(&self.root, part)?;
-                }
-                _ => fs::create_dir_all(path)?,
-            }
-        }
-        let output = self.output();
-        // Agents make files in it, whose ids are none of the host's, and see no other's.
-        fs::set_permissions(&output, fs::Permissions::from_mode(0o1733))?;
-        if let Driver::Btrfs { driver, .. } = &self.driver {
-            driver.limit_one(&output, self.config.pool_size / OUTPUT_PART)?;
-        }
+            self.make_part(part, &path).map_err(|error| pool::named(&error, "make", &path))
+        });
+        // A cap that stays lifted is one that nobody enforces.
         self.set_cap(true)?;
+        made?;
         if let Driver::Btrfs { pool, .. } = &self.driver {
             pool.note_made()?;
         }
         open.0 = true;
         drop(open);
         self.note(PoolHealth::Fine);
+        Ok(())
+    }
+
+    /// Makes a directory of the pool, where it is not there yet.
+    fn make_part(&self, part: &str, path: &Path) -> io::Result<()> {
+        match &self.driver {
+            // A subvolume of its own, so that what is in it counts.
+            Driver::Btrfs { driver, .. } if ["images", "output"].contains(&part) && !path.exists() => {
+                driver.create(&self.root, part)?;
+            }
+            _ => fs::create_dir_all(path)?,
+        }
+        if part == "output" {
+            // Agents make files in it, whose ids are none of the host's, and see no other's.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o1733))?;
+            if let Driver::Btrfs { driver, .. } = &self.driver {
+                driver.limit_one(path, self.config.pool_size / OUTPUT_PART)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a few blocks more into the pool than its cap does, until the next
+    /// [`Storage::set_cap`].
+    fn lift_cap(&self) -> io::Result<()> {
+        if let Driver::Btrfs { driver, .. } = &self.driver {
+            let used = driver.all_used(&self.root, true)?;
+            driver.set_cap(&self.root, room::cap(self.sight()?, used).max(used) + room::LIFT)?;
+        }
         Ok(())
     }
 
@@ -556,8 +579,7 @@ impl Storage {
         match &self.driver {
             Driver::Btrfs { driver, .. } => {
                 driver.set_limit(&self.root, sandbox, limit.map(|limit| limit + room::LIFT))?;
-                let used = driver.all_used(&self.root, true)?;
-                driver.set_cap(&self.root, room::cap(self.sight()?, used).max(used) + room::LIFT)
+                self.lift_cap()
             }
             Driver::Plain => Ok(()),
         }

@@ -269,7 +269,7 @@ impl Pool {
     }
 }
 
-fn named(error: &io::Error, verb: &str, path: &Path) -> io::Error {
+pub(super) fn named(error: &io::Error, verb: &str, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{verb} {}: {error}", path.display()))
 }
 
