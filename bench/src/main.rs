@@ -224,6 +224,7 @@ fn config(data: &Path, url: &str, limits: Limits) -> anyhow::Result<NodeConfig> 
         limits,
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
+        kernel: dormouse_node::KernelLimits::default(),
         network_pool: 32,
         egress: EgressConfig {
             upstream: None,

@@ -36,6 +36,7 @@ const TELL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves until a shutdown is complete or the listener breaks.
 pub(crate) fn run() -> io::Result<()> {
+    sys::guard_limits();
     let mut server = Server {
         listeners: [Some(sys::inherited(LISTEN_FD)?), sys::inherited(CONTROL_FD).ok()],
         // Used once.

@@ -187,6 +187,19 @@ pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> 
     }
 }
 
+/// A saved user id that nobody else in the sandbox has. Who has the same real,
+/// effective and saved ids as a process may change its limits (`prlimit(2)`), and
+/// root inside could have this one run out of descriptors. It goes with the next
+/// [`become_user`], and with an exec.
+const OWN_SAVED_UID: u32 = 65_535;
+
+/// Keeps [`OWN_SAVED_UID`], where this process is root.
+pub(crate) fn guard_limits() {
+    // SAFETY: plain integers; -1 leaves an id as it is. Not root, by hand: it is refused,
+    // and there is nothing to guard.
+    unsafe { libc::setresuid(u32::MAX, u32::MAX, OWN_SAVED_UID) };
+}
+
 /// In a fresh child: own session, default signals, `stdio` as streams 0 to 2,
 /// every other descriptor closed.
 pub(crate) fn isolate_child(stdio: [RawFd; 3]) -> io::Result<()> {

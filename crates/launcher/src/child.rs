@@ -25,28 +25,6 @@ const DEVICES: [(&CStr, u32, u32); 6] = [
     (c"tty", 5, 0),
 ];
 
-/// Files of /proc that tell about the host: covered by /dev/null.
-const MASKED_FILES: [&CStr; 12] = [
-    c"kcore",
-    c"keys",
-    c"key-users",
-    c"kmsg",
-    c"kallsyms",
-    c"timer_list",
-    c"timer_stats",
-    c"sched_debug",
-    c"latency_stats",
-    c"interrupts",
-    c"iomem",
-    c"ioports",
-];
-
-/// Directories of /proc that tell about the host: covered by an empty one.
-const MASKED_DIRS: [&CStr; 3] = [c"acpi", c"scsi", c"asound"];
-
-/// Parts of /proc through which the kernel is told things: read-only.
-const READ_ONLY: [&CStr; 5] = [c"bus", c"fs", c"irq", c"sys", c"sysrq-trigger"];
-
 /// Capabilities that `sudo`, `useradd` and `apt-get` need, and no more
 /// (`capabilities(7)` numbers): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL,
 /// SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, SYS_CHROOT, SETFCAP.
@@ -134,8 +112,8 @@ fn enter(
     sys::attach_at_path(&root, c"/tmp").context("attach the root file system")?;
     sys::fchdir(&root).context("enter the root file system")?;
 
-    let dev = mount_dev(&root, spec)?;
-    mount_proc(&root, &dev, spec)?;
+    mount_dev(&root, spec)?;
+    crate::proc::mount(&root, spec)?;
     mount_sys(&root)?;
     let image_run = mount_run(&root, spec)?;
     for (drive, mount) in spec.drives.iter().zip(&drives) {
@@ -179,35 +157,10 @@ fn mount_run(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     Ok(image_run)
 }
 
-/// Where process numbers begin: far from those of earlier runs, since a file
-/// that was left by one must not name a living process of this one. Successive
-/// multiples of the golden ratio keep the largest distance from one another
-/// that there is.
-fn first_pid(boots: u64, limit: u64) -> u64 {
-    // 2^64 divided by the golden ratio.
-    let fraction = boots.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    // The lowest few hundred are for those who look at them.
-    let (first, span) = (300, limit.saturating_sub(2 * 300).max(1));
-    first + ((fraction * span) >> 32)
-}
-
-/// Largest process number that is used: as large as they are by default
-/// (`proc_sys_kernel(5)`, `pid_max`), so that they stay readable.
-const MOST_PIDS: u64 = 32_768;
-
-/// Has process numbers begin at [`first_pid`].
-fn choose_pids(proc: &OwnedFd, boots: u64) -> Result<(), Error> {
-    let shown = || "choose process numbers";
-    let most = sys::read_at(proc, c"sys/kernel/pid_max").context_with(|| shown().to_owned())?;
-    let most = most.trim().parse::<u64>().unwrap_or(MOST_PIDS).min(MOST_PIDS);
-    let last = first_pid(boots, most).to_string();
-    sys::write_at(proc, c"sys/kernel/ns_last_pid", last.as_bytes()).context_with(|| shown().to_owned())
-}
-
 /// The real directory `name` in the sandbox's root, made if it is missing. A
 /// file or a symbolic link of the image there gives way, and is never followed:
 /// what is mounted would hide it anyway.
-fn directory(root: &OwnedFd, name: &CStr) -> Result<OwnedFd, Error> {
+pub(crate) fn directory(root: &OwnedFd, name: &CStr) -> Result<OwnedFd, Error> {
     let shown = |what: &str| format!("{what} /{}", name.to_string_lossy());
     match sys::open_dir_strict(root, name) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
@@ -220,7 +173,13 @@ fn directory(root: &OwnedFd, name: &CStr) -> Result<OwnedFd, Error> {
     sys::open_dir_strict(root, name).context_with(|| shown("open"))
 }
 
-fn tmpfs(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
+/// A number as an option of a mount.
+pub(crate) fn number(value: u64) -> std::ffi::CString {
+    // Digits have no NUL.
+    std::ffi::CString::new(value.to_string()).unwrap_or_default()
+}
+
+pub(crate) fn tmpfs(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
     tmpfs_of(size, mode, sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | attributes)
 }
 
@@ -229,8 +188,7 @@ fn tmpfs_of(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, 
     let fs = sys::fsopen(c"tmpfs").context("fsopen tmpfs")?;
     sys::fsconfig_string(&fs, c"mode", mode).context("tmpfs mode")?;
     if let Some(size) = size {
-        let size = std::ffi::CString::new(size.to_string()).unwrap_or_default();
-        sys::fsconfig_string(&fs, c"size", &size).context("tmpfs size")?;
+        sys::fsconfig_string(&fs, c"size", &number(size)).context("tmpfs size")?;
     }
     sys::fsconfig_create(&fs).context("create tmpfs")?;
     sys::fsmount(&fs, attributes).context("fsmount tmpfs")
@@ -270,7 +228,7 @@ fn mount_sys(root: &OwnedFd) -> Result<(), Error> {
     sys::set_attributes(&fs, attributes).context("make /sys read-only")
 }
 
-fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
+fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
     let dev = tmpfs_of(Some(64 << 10), c"755", sys::ATTR_NOSUID | sys::ATTR_NOEXEC)?;
     sys::attach(&dev, directory(root, c"dev")?.as_fd()).context("mount /dev")?;
     for (name, ..) in DEVICES {
@@ -290,7 +248,10 @@ fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     }
     sys::mkdir_at(&dev, c"pts", 0o755).context("make /dev/pts")?;
     let pts = sys::fsopen(c"devpts").context("fsopen devpts")?;
-    for (key, value) in [(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")] {
+    let terminals = number(spec.account.terminals);
+    for (key, value) in
+        [(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5"), (c"max", terminals.as_c_str())]
+    {
         sys::fsconfig_string(&pts, key, value).context("devpts option")?;
     }
     sys::fsconfig_create(&pts).context("create devpts")?;
@@ -300,46 +261,7 @@ fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     sys::mkdir_at(&dev, c"shm", 0o1777).context("make /dev/shm")?;
     let shm = tmpfs_of(Some(spec.shm_bytes), c"1777", sys::ATTR_NOSUID | sys::ATTR_NODEV)?;
     sys::attach(&shm, sys::open_dir_strict(&dev, c"shm").context("open /dev/shm")?.as_fd())
-        .context("mount /dev/shm")?;
-    Ok(dev)
-}
-
-fn mount_proc(root: &OwnedFd, dev: &OwnedFd, spec: &Spec) -> Result<(), Error> {
-    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
-    let fs = sys::fsopen(c"proc").context("fsopen proc")?;
-    sys::fsconfig_create(&fs).context("create proc (is the host's own /proc partly covered?)")?;
-    let proc = sys::fsmount(&fs, attributes).context("fsmount proc")?;
-    sys::attach(&proc, directory(root, c"proc")?.as_fd()).context("mount /proc")?;
-    choose_pids(&proc, spec.boots)?;
-
-    for name in READ_ONLY {
-        let shown = || format!("make /proc/{} read-only", name.to_string_lossy());
-        let Some(place) = existing(&proc, name).context_with(shown)? else { continue };
-        let copy = sys::clone_tree_at(&proc, name).context_with(shown)?;
-        sys::set_attributes(&copy, attributes | sys::ATTR_RDONLY).context_with(shown)?;
-        sys::attach(&copy, place.as_fd()).context_with(shown)?;
-    }
-    for name in MASKED_FILES {
-        let shown = || format!("mask /proc/{}", name.to_string_lossy());
-        let Some(place) = existing(&proc, name).context_with(shown)? else { continue };
-        // Our own fresh /dev/null, which nothing in the image could replace.
-        let null = sys::clone_tree_at(dev, c"null").context_with(shown)?;
-        sys::attach(&null, place.as_fd()).context_with(shown)?;
-    }
-    for name in MASKED_DIRS {
-        let shown = || format!("mask /proc/{}", name.to_string_lossy());
-        let Some(place) = existing(&proc, name).context_with(shown)? else { continue };
-        sys::attach(&tmpfs(None, c"555", sys::ATTR_RDONLY)?, place.as_fd()).context_with(shown)?;
-    }
-    Ok(())
-}
-
-fn existing(dir: &OwnedFd, name: &CStr) -> std::io::Result<Option<OwnedFd>> {
-    match sys::open_at(dir, name) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
+        .context("mount /dev/shm")
 }
 
 fn limit_privileges(filter: &[u8]) -> Result<(), Error> {
@@ -347,21 +269,4 @@ fn limit_privileges(filter: &[u8]) -> Result<(), Error> {
     sys::cut_bounding_set(kept).context("cut the bounding set")?;
     sys::load_filter(filter).context("load the seccomp filter")?;
     sys::set_capabilities(kept).context("reduce capabilities")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::first_pid;
-
-    #[test]
-    fn process_numbers_of_different_runs_begin_far_apart() {
-        for limit in [32_768, 4_194_304] {
-            let begins: Vec<u64> = (1..=20).map(|boots| first_pid(boots, limit)).collect();
-            assert!(begins.iter().all(|begin| (300..limit).contains(begin)), "{begins:?}");
-            for (n, one) in begins.iter().enumerate() {
-                let nearest = begins[..n].iter().map(|other| one.abs_diff(*other)).min();
-                assert!(nearest.is_none_or(|distance| distance > limit / 40), "{begins:?}");
-            }
-        }
-    }
 }

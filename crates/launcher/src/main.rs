@@ -8,7 +8,9 @@
 //!  launcher (host root)                    child (PID 1 of the new namespaces)
 //!  read the spec, open agent, sockets, files
 //!  join the network namespace
+//!  take the uid that the namespace counts for
 //!  clone3 ───────────────────────────────► waits for the root file system
+//!  the host's root again
 //!  write uid_map, gid_map; join cgroups
 //!  id-map image, volume, drives; make the overlay
 //!  send its descriptor ──────────────────► becomes root of the namespace,
@@ -22,7 +24,9 @@
 //! Paths of the image are resolved only by the child, inside the new user
 //! namespace, below the image's root and without following symbolic links.
 //! The overlay is made with the file-system ids of the sandbox's shifted root,
-//! over id-mapped trees, so nothing on disk is ever chowned.
+//! over id-mapped trees, so nothing on disk is ever chowned. The user namespace
+//! is made under the same id: what the kernel counts by user (inotify, signals,
+//! queues) it adds up for the creator, and root's account is the host's own.
 //!
 //! What does not live here: cgroup limits, network links, images and volumes
 //! (the engine makes them before and removes them after), and any retry.
@@ -32,6 +36,7 @@
 mod child;
 mod error;
 mod overlay;
+mod proc;
 mod spec;
 mod sys;
 
@@ -63,7 +68,7 @@ fn main() -> ExitCode {
 fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     // A launcher whose server died would finish a sandbox that nobody knows.
     sys::die_with_parent().context("prctl(PR_SET_PDEATHSIG)")?;
-    sys::forget_starter().context("undo what the server's starter has set")?;
+    sys::forget_starter(&spec.account).context("undo what the server's starter has set")?;
     let agent = sys::open_exec(&spec.agent).context_with(|| format!("open agent {}", spec.agent))?;
     let listen = |name: &str| {
         sys::listen_in(&spec.socket_dir, name)
@@ -96,6 +101,7 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
         None => None,
     };
 
+    sys::become_creator(spec.uid_base).context("become the creator of the user namespace")?;
     let pid = sys::clone_into_namespaces(unified.as_ref()).context("clone3")?;
     let Some(pid) = pid else {
         drop(here);
@@ -105,7 +111,11 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     drop(there);
     drop(error_write);
 
-    let prepared = equip(spec, pid, &here);
+    let prepared =
+        sys::open_path(&format!("/proc/{pid}/ns/user")).context("open user namespace").and_then(|userns| {
+            sys::restore_creator().context("become the host's root again")?;
+            equip(spec, pid, &userns, &here)
+        });
     drop(here);
     let outcome = match prepared {
         Ok(()) => sys::read_to_end(&error_read).context("read the child's report"),
@@ -124,7 +134,7 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
 }
 
 /// What only the host's root can do for the child: ids, cgroups, root.
-fn equip(spec: &Spec, pid: i32, channel: &OwnedFd) -> Result<(), Error> {
+fn equip(spec: &Spec, pid: i32, userns: &OwnedFd, channel: &OwnedFd) -> Result<(), Error> {
     let map = format!("0 {} {}\n", spec.uid_base, spec::IDS);
     for file in ["uid_map", "gid_map"] {
         std::fs::write(format!("/proc/{pid}/{file}"), &map)
@@ -134,11 +144,10 @@ fn equip(spec: &Spec, pid: i32, channel: &OwnedFd) -> Result<(), Error> {
         std::fs::write(format!("{group}/cgroup.procs"), pid.to_string())
             .context_with(|| format!("join cgroup {group}"))?;
     }
-    let userns = sys::open_path(&format!("/proc/{pid}/ns/user")).context("open user namespace")?;
-    let root = overlay::mount(spec, &userns)?;
+    let root = overlay::mount(spec, userns)?;
     sys::send_fd(channel, root.as_raw_fd()).context("send root file system to the child")?;
     for drive in &spec.drives {
-        let tree = overlay::drive(drive, &userns)?;
+        let tree = overlay::drive(drive, userns)?;
         sys::send_fd(channel, tree.as_raw_fd())
             .context_with(|| format!("send {} to the child", drive.files))?;
     }

@@ -17,6 +17,27 @@ pub(crate) struct Drive {
     pub(crate) writable: bool,
 }
 
+/// What a sandbox may have of things that the kernel counts by user namespace,
+/// by its file system of terminals, or by its IPC namespace.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// Pending signals and timers of all processes (`RLIMIT_SIGPENDING`).
+    pub(crate) pending_signals: u64,
+    /// Bytes of POSIX message queues (`RLIMIT_MSGQUEUE`).
+    pub(crate) queue_bytes: u64,
+    /// Terminals that are open at once (`max` of devpts).
+    pub(crate) terminals: u64,
+    /// Bytes of System V shared memory (`kernel.shmall`), which outlives the
+    /// processes that made it.
+    pub(crate) shared_bytes: u64,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self { pending_signals: 32_768, queue_bytes: 819_200, terminals: 256, shared_bytes: 64 << 20 }
+    }
+}
+
 /// One sandbox to make. Paths are host paths.
 #[derive(Debug, Default)]
 pub(crate) struct Spec {
@@ -47,6 +68,8 @@ pub(crate) struct Spec {
     pub(crate) drives: Vec<Drive>,
     /// Host name inside.
     pub(crate) hostname: String,
+    /// What it may have of the kernel.
+    pub(crate) account: Account,
     /// Size of /dev/shm in bytes.
     pub(crate) shm_bytes: u64,
     /// Size of /run in bytes.
@@ -92,6 +115,10 @@ impl Spec {
                     }
                 }
                 "hostname" => value.clone_into(&mut spec.hostname),
+                "pending-signals" => spec.account.pending_signals = number()?,
+                "queue-bytes" => spec.account.queue_bytes = number()?,
+                "terminals" => spec.account.terminals = number()?,
+                "shared-bytes" => spec.account.shared_bytes = number()?,
                 "shm-bytes" => spec.shm_bytes = number()?,
                 "run-bytes" => spec.run_bytes = number()?,
                 "boots" => spec.boots = number()?,

@@ -9,6 +9,8 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
+use crate::spec::Account;
+
 pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
 pub(crate) const ATTR_NODEV: u64 = 0x4;
@@ -125,6 +127,27 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     // SAFETY: `fds` has room for two descriptors.
     check(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }.into())?;
     Ok((owned(fds[0].into())?, owned(fds[1].into())?))
+}
+
+/// Takes `id` as effective uid, under which a user namespace that is made now
+/// has its accounts (`user_namespaces(7)`: the creator owns it), and keeps every
+/// capability: the real and the saved uid stay root's.
+pub(crate) fn become_creator(id: u32) -> io::Result<()> {
+    // SAFETY: plain integers; -1 leaves an id as it is.
+    unsafe {
+        check(libc::setresuid(u32::MAX, id, u32::MAX).into())?;
+        raise_capabilities()?;
+        // The change has taken it away, and with it the way to the child's namespace.
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0).into()).map(drop)
+    }
+}
+
+/// The host's root again, after [`become_creator`].
+pub(crate) fn restore_creator() -> io::Result<()> {
+    // SAFETY: plain integers.
+    unsafe { check(libc::setresuid(u32::MAX, 0, u32::MAX).into())? };
+    // A change of the effective uid has taken this away (`prctl(2)`).
+    die_with_parent()
 }
 
 /// Clones into new user, mount, pid, ipc and uts namespaces, born in the
@@ -431,6 +454,45 @@ pub(crate) fn open_readable_dir(dir: &OwnedFd) -> io::Result<OwnedFd> {
     openat2(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
+/// Names in a directory that was opened by path alone, without `.` and `..`.
+pub(crate) fn names(dir: &OwnedFd) -> io::Result<Vec<CString>> {
+    use std::os::fd::IntoRawFd as _;
+    let readable = open_readable_dir(dir)?;
+    let mut names = Vec::new();
+    // SAFETY: the stream takes the descriptor over; an entry lives until the next
+    // call, and its name, which ends with a NUL, is copied before that.
+    unsafe {
+        let stream = libc::fdopendir(readable.into_raw_fd());
+        if stream.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        loop {
+            let entry = libc::readdir(stream);
+            if entry.is_null() {
+                break;
+            }
+            let name = CStr::from_ptr((*entry).d_name.as_ptr());
+            if name != c"." && name != c".." {
+                names.push(name.to_owned());
+            }
+        }
+        libc::closedir(stream);
+    }
+    Ok(names)
+}
+
+/// Type and mode of a directory's entry; of a link, its own.
+pub(crate) fn mode_at(dir: &OwnedFd, name: &CStr) -> io::Result<libc::mode_t> {
+    let mut found = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: live C string; the buffer is a `struct stat`, of which all zeros are one.
+    let (result, found) = unsafe {
+        (libc::fstatat(dir.as_raw_fd(), name.as_ptr(), found.as_mut_ptr(), flags), found.assume_init())
+    };
+    check(result.into())?;
+    Ok(found.st_mode)
+}
+
 /// The first bytes of a small file.
 pub(crate) fn read_at(dir: &OwnedFd, name: &CStr) -> io::Result<String> {
     let file = std::fs::File::from(openat2(dir, name, libc::O_RDONLY)?);
@@ -502,6 +564,11 @@ pub(crate) fn become_fs_owner(id: u32) -> io::Result<()> {
         libc::setfsgid(id);
         libc::setfsuid(id);
     }
+    raise_capabilities()
+}
+
+/// Makes every permitted capability effective.
+fn raise_capabilities() -> io::Result<()> {
     let mut data = capget()?;
     for half in &mut data {
         half.effective = half.permitted;
@@ -595,25 +662,28 @@ pub(crate) fn set_capabilities(mask: u64) -> io::Result<()> {
 const OPEN_FILES: [libc::rlim_t; 2] = [65_536, 1 << 20];
 
 /// Limits of a sandbox's processes: soft, hard. What a sandbox may take of the
-/// host is bounded by its cgroup and quota, so these are the usual ones.
-const LIMITS: [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 16] = [
-    (libc::RLIMIT_AS, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_CORE, [0; 2]),
-    (libc::RLIMIT_CPU, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_DATA, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_FSIZE, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_LOCKS, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_MEMLOCK, [8 << 20; 2]),
-    (libc::RLIMIT_MSGQUEUE, [819_200; 2]),
-    (libc::RLIMIT_NICE, [0; 2]),
-    (libc::RLIMIT_NOFILE, OPEN_FILES),
-    (libc::RLIMIT_NPROC, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_RSS, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_RTPRIO, [0; 2]),
-    (libc::RLIMIT_RTTIME, [libc::RLIM_INFINITY; 2]),
-    (libc::RLIMIT_SIGPENDING, [32_768; 2]),
-    (libc::RLIMIT_STACK, [8 << 20, libc::RLIM_INFINITY]),
-];
+/// host is bounded by its cgroup and quota, so these are the usual ones, and two
+/// that the kernel counts for the whole user namespace.
+fn limits(account: &Account) -> [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 16] {
+    [
+        (libc::RLIMIT_AS, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_CORE, [0; 2]),
+        (libc::RLIMIT_CPU, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_DATA, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_FSIZE, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_LOCKS, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_MEMLOCK, [8 << 20; 2]),
+        (libc::RLIMIT_MSGQUEUE, [account.queue_bytes; 2]),
+        (libc::RLIMIT_NICE, [0; 2]),
+        (libc::RLIMIT_NOFILE, OPEN_FILES),
+        (libc::RLIMIT_NPROC, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_RSS, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_RTPRIO, [0; 2]),
+        (libc::RLIMIT_RTTIME, [libc::RLIM_INFINITY; 2]),
+        (libc::RLIMIT_SIGPENDING, [account.pending_signals; 2]),
+        (libc::RLIMIT_STACK, [8 << 20, libc::RLIM_INFINITY]),
+    ]
+}
 
 /// Takes back everything that whoever started the server may have set for its
 /// children (`fork(2)`, `execve(2)`, "attributes preserved"): a shell ignores
@@ -621,7 +691,7 @@ const LIMITS: [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 16] = [
 /// the mask of file modes is left to [`prepare_process`]. A server without
 /// `CAP_SYS_RESOURCE` cannot go above the hard limits that it was given, nor below
 /// its `oom_score_adj`.
-pub(crate) fn forget_starter() -> io::Result<()> {
+pub(crate) fn forget_starter(account: &Account) -> io::Result<()> {
     // `struct sigaction` of the kernel, of which all zero is the default action.
     let default = [0_u64; 4];
     let every_cpu = [u8::MAX; 1024];
@@ -634,7 +704,7 @@ pub(crate) fn forget_starter() -> io::Result<()> {
         let none = 0_u64;
         let how = libc::SIG_SETMASK;
         check(libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, ptr::null::<u8>(), 8))?;
-        for (resource, [soft, hard]) in LIMITS {
+        for (resource, [soft, hard]) in limits(account) {
             let mut limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
             if libc::setrlimit(resource, &raw const limit) < 0 {
                 check(libc::getrlimit(resource, &raw mut limit).into())?;

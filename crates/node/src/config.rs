@@ -23,10 +23,42 @@ pub struct NodeConfig {
     pub source_timeout: Duration,
     /// Time between SIGTERM and SIGKILL when a run is stopped.
     pub stop_grace: Duration,
+    /// What a sandbox may have of the kernel.
+    pub kernel: KernelLimits,
     /// Networks kept ready.
     pub network_pool: usize,
     /// What leaves sandboxes, and how.
     pub egress: dormouse_egress::EgressConfig,
+}
+
+/// What a sandbox may have of things that the kernel counts, whatever its memory
+/// and its number of processes.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KernelLimits {
+    /// inotify instances. The host's own limit holds for each sandbox by itself,
+    /// and is raised to this where it is lower.
+    pub inotify_instances: u64,
+    /// Files and directories that are watched by inotify; likewise.
+    pub inotify_watches: u64,
+    /// Pending signals and POSIX timers.
+    pub pending_signals: u64,
+    /// Bytes of POSIX message queues.
+    pub queue_bytes: u64,
+    /// Terminals that are open at once.
+    pub terminals: u64,
+}
+
+impl Default for KernelLimits {
+    fn default() -> Self {
+        Self {
+            inotify_instances: 1024,
+            inotify_watches: 524_288,
+            pending_signals: 32_768,
+            queue_bytes: 819_200,
+            terminals: 256,
+        }
+    }
 }
 
 impl NodeConfig {

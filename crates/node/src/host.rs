@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_jobs::Clock;
 use dormouse_provider::{ProviderError, Result};
-use dormouse_store::Db;
+use dormouse_store::{Db, RunRow};
 
 use crate::binaries::Binaries;
 use crate::cgroup::Cgroups;
@@ -106,6 +106,15 @@ impl Host {
         }
     }
 
+    /// Whether PID 1 of a run lives, on its way out too.
+    pub(crate) fn has_process(&self, run: &RunRow) -> bool {
+        run.process.as_ref().is_some_and(|process| {
+            process.boot_id == self.boot_id
+                && start_time(process.pid) == Some(process.start_time)
+                && !is_zombie(process.pid)
+        })
+    }
+
     pub(crate) fn sockets(&self) -> PathBuf {
         sockets(self.config.instance)
     }
@@ -170,8 +179,18 @@ pub(crate) fn is_exiting(pid: i32) -> bool {
     stat_field(pid, 9).is_none_or(|flags| flags & EXITING != 0)
 }
 
+/// Whether a process has ended and waits for its parent to see it (state `Z`,
+/// `X`). PID 1 of a namespace gets there after all others of it.
+fn is_zombie(pid: i32) -> bool {
+    stat_word(pid, 3).is_none_or(|state| matches!(state.as_str(), "Z" | "X"))
+}
+
 fn stat_field(pid: i32, field: usize) -> Option<u64> {
+    stat_word(pid, field)?.parse().ok()
+}
+
+fn stat_word(pid: i32, field: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Field 2, the name, may hold anything; the third is the first behind it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(field - 3)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field - 3).map(str::to_owned)
 }

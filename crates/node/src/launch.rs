@@ -113,16 +113,23 @@ pub(crate) async fn launch(
     made
 }
 
-/// Bytes of a sandbox's memory that its `/dev/shm` may take: all but an
-/// eighth, so that who fills it is told and not killed. What is in it counts as
-/// memory of the sandbox.
+/// Bytes of a sandbox's memory that its `/dev/shm` may take: not all,
+/// so that who fills it is told and not killed. What is in it counts as memory of
+/// the sandbox.
 fn shm_bytes(memory: u64) -> u64 {
-    memory - memory / 8
+    memory / 8 * 5
+}
+
+/// Bytes of a sandbox's memory that its System V segments may take. With what
+/// lies in `/dev/shm` and `/run`, which no process has to hold either, an eighth
+/// and a half is left: enough for the agent, and for a command that clears up.
+fn segment_bytes(memory: u64) -> u64 {
+    memory / 8
 }
 
 /// Bytes of a sandbox's memory that its `/run` may take.
 fn run_bytes(memory: u64) -> u64 {
-    memory / 8
+    memory / 16
 }
 
 async fn make(
@@ -142,7 +149,7 @@ async fn make(
     let socket_dir = host.socket_dir(run.id.as_str());
     std::fs::create_dir(&socket_dir).map_err(failed("create socket directory"))?;
 
-    let memory = run.resources.memory_mib << 20;
+    let (memory, kernel) = (run.resources.memory_mib << 20, &host.config.kernel);
     let mut command = Command::new(&host.binaries.launcher);
     let path = |key: &str, path: PathBuf| format!("{key}={}", path.display());
     command
@@ -156,6 +163,10 @@ async fn make(
         .arg(format!("boots={}", footing.boots))
         .arg(format!("shm-bytes={}", shm_bytes(memory)))
         .arg(format!("run-bytes={}", run_bytes(memory)))
+        .arg(format!("shared-bytes={}", segment_bytes(memory)))
+        .arg(format!("pending-signals={}", kernel.pending_signals))
+        .arg(format!("queue-bytes={}", kernel.queue_bytes))
+        .arg(format!("terminals={}", kernel.terminals))
         .arg(format!("uid-base={}", host.numbering.uid_base(net.slot)))
         .arg(format!("hostname={HOSTNAME}"))
         .arg(format!(

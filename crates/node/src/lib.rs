@@ -22,6 +22,7 @@ mod decide;
 mod files;
 mod host;
 mod image;
+mod kernel;
 mod launch;
 mod live;
 mod machine;
@@ -53,8 +54,9 @@ use dormouse_types::{HostId, SandboxId};
 use tokio::sync::{oneshot, watch};
 
 pub use cgroup::{CgroupVersion, detect as detect_cgroups};
-pub use config::NodeConfig;
+pub use config::{KernelLimits, NodeConfig};
 pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
+pub use kernel::{LowLimit, low_limits};
 pub use network::{FilterError, INSTANCES, Numbering, RouterError, SLOTS, measure_networks};
 pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
 pub use sys::write_durably;
@@ -90,6 +92,12 @@ pub enum NodeError {
     /// Another server holds the lock.
     #[error("another server {0}")]
     Locked(String),
+    /// Processes of a sandbox outlive SIGKILL.
+    #[error(
+        "processes of these sandboxes do not end, they wait in the kernel: {0}; nothing they stand on was \
+         removed, run `dormouse evacuate` again once they have"
+    )]
+    StillThere(String),
     /// The router of the sandboxes' network could not be set up.
     #[error("set up the network of the sandboxes")]
     Router(#[from] RouterError),
@@ -135,6 +143,8 @@ impl Node {
         let locks = lock(config.data_dir(), config.instance)?;
         sys::become_subreaper().map_err(host("become the parent of runs"))?;
         sys::raise_descriptor_limit().map_err(host("raise the limit of open files"))?;
+        kernel::raise_limits(&config.kernel);
+        kernel::die_last();
         let numbering = Numbering::new(config.instance);
         let storage = Storage::open(config.storage.clone()).map_err(host("open the storage pool"))?;
         if config.limits.default_resources.disk_mib.is_some() && !storage.enforces_limits() {
@@ -219,18 +229,26 @@ impl Node {
     /// off the host: mounts, cgroups, packet filter, addresses.
     ///
     /// # Errors
-    /// [`NodeError`] for what could not be removed.
+    /// [`NodeError`] for what could not be removed; [`NodeError::StillThere`] where
+    /// a run did not end, which keeps what it stands on.
     pub async fn evacuate(self) -> std::result::Result<(), NodeError> {
         self.wait_until_recovered().await.ok();
+        let mut left = Vec::new();
         for run in self.host.db.live_runs(&self.host.config.host).await? {
             let stop =
                 |reply| Command::Stop { run: None, reason: dormouse_provider::StopReason::Requested, reply };
             if let Err(error) = self.command(&run.sandbox_id, stop).await {
                 tracing::error!(run = %run.id, error = %error.detail(), "stop");
+                left.push(run);
             }
         }
         recovery::settle(&self.registry).await;
         self.detach().await;
+        left.retain(|run| self.host.has_process(run));
+        if !left.is_empty() {
+            let names: Vec<_> = left.iter().map(|run| run.sandbox_name.to_string()).collect();
+            return Err(NodeError::StillThere(names.join(", ")));
+        }
         match std::fs::remove_dir(self.host.sockets()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, "remove the socket directory");

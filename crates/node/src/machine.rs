@@ -46,8 +46,14 @@ const ALONE: Duration = Duration::from_secs(5);
 /// On top of the grace period: what an agent may take to end a run.
 const STOP_SLACK: Duration = Duration::from_secs(8);
 
-/// After SIGKILL to PID 1: how long the kernel may take to end the run.
+/// How long the kernel may take to end a run whose agent has ended its part, or
+/// was killed. PID 1 is gone after every other process of its namespace, and one
+/// that waits in the kernel takes its time.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is said of a run whose processes outlive SIGKILL.
+const LINGERS: &str = "a process of the sandbox does not end, it waits in the kernel of the host; \
+                       the sandbox is stopped, and can start again, once it has";
 
 /// The owner's own view of its live run.
 struct Owned {
@@ -553,6 +559,10 @@ impl Machine {
         }
         self.may_have_drives = true;
         self.take_over(run, process, pidfd, config);
+        if let Some(lingering) = self.live.as_ref().filter(|live| live.row.status == RunStatus::Stopping) {
+            // Nobody is let in; its death ends it as was recorded.
+            self.registry.unpublish(&lingering.row.id);
+        }
         Ok(())
     }
 
@@ -756,7 +766,8 @@ impl Machine {
     }
 
     /// Ends the live run: what is meant is recorded, then processes end, then
-    /// files are kept or dropped, then the end is recorded.
+    /// files are kept or dropped, then the end is recorded. A run whose PID 1
+    /// lives is not over: it keeps what it has, and ends when the kernel lets it.
     async fn end(&mut self, reason: StopReason, intent: Intent) -> Result<Recorded> {
         let gone = || ProviderError::internal("end a run", "there is none");
         let live = self.live.as_ref().ok_or_else(gone)?;
@@ -768,11 +779,17 @@ impl Machine {
         let recorded = ending.write()?;
         host.db.run_stopping(&live.row, &recorded, now).await.map_err(internal("stop run"))?;
         self.registry.unpublish(&run);
-        end_processes(host, live, ending.deletion.is_some()).await;
+        let ended = end_processes(host, live, ending.deletion.is_some()).await;
         let live = self.live.as_mut().ok_or_else(gone)?;
         live.row.status = RunStatus::Stopping;
         live.row.stop_requested_at.get_or_insert(now);
         live.row.ending = Some(recorded);
+        if !ended {
+            live.row.warnings = vec![LINGERS.to_owned()];
+            let noted = self.host.db.run_lingers(&run, &live.row.warnings, now).await;
+            noted.map_err(internal("stop run"))?;
+            return Err(ProviderError::Stopping);
+        }
         let slot = live.process.slot;
         if let Some(sums) = self.host.sandboxes.sums(self.host.numbering.address(slot)) {
             (live.row.sent_bytes, live.row.received_bytes) = in_a_row(sums);
@@ -788,6 +805,9 @@ impl Machine {
         let SandboxWithRun { sandbox, run } = self.find().await?;
         self.host.usable()?;
         launch::remove(&self.host, &run.id, None).await;
+        if self.host.has_process(&run) {
+            return Err(ProviderError::Stopping);
+        }
         if run.process.is_none() && deletion.is_none() {
             // It never took a command, so nothing of it stays.
             abandon(&self.host, &run).await?;
@@ -834,9 +854,9 @@ fn has_ended(live: &Owned) -> bool {
     host::start_time(live.process.pid) != Some(live.process.start_time)
 }
 
-/// Gracefully, then by force. Returns when PID 1 is gone, and with it every
+/// Gracefully, then by force. Returns whether PID 1 is gone, and with it every
 /// process of its namespace.
-async fn end_processes(host: &Host, live: &Owned, at_once: bool) {
+async fn end_processes(host: &Host, live: &Owned, at_once: bool) -> bool {
     let grace = if at_once { Duration::ZERO } else { host.config.stop_grace };
     if !has_ended(live) {
         let agent = Agent::in_dir(&host.socket_dir(live.row.id.as_str()));
@@ -846,11 +866,19 @@ async fn end_processes(host: &Host, live: &Owned, at_once: bool) {
             let _ = sys::pidfd_kill(live.pidfd.get_ref());
         }
     }
-    if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await.is_err() {
+    // Where it was asked before, all that is left is to wait.
+    let patience = if live.row.warnings.iter().any(|known| known == LINGERS) {
+        Duration::from_millis(100)
+    } else {
+        DEATH_PATIENCE
+    };
+    if tokio::time::timeout(patience, live.pidfd.readable()).await.is_err() {
         let _ = sys::pidfd_kill(live.pidfd.get_ref());
-        if tokio::time::timeout(DEATH_PATIENCE, live.pidfd.readable()).await.is_err() {
-            tracing::error!(run = %live.row.id, "PID 1 does not end; its files are kept as they are");
+        if tokio::time::timeout(patience, live.pidfd.readable()).await.is_err() {
+            tracing::error!(run = %live.row.id, "PID 1 does not end: the run keeps its place until it does");
+            return false;
         }
     }
     sys::reap(live.process.pid);
+    true
 }

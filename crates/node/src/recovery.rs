@@ -15,7 +15,7 @@ use dormouse_types::SandboxId;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::files::{abandon, finish};
-use crate::host::{self, Host};
+use crate::host::Host;
 use crate::live::Command;
 use crate::machine::Machine;
 use crate::registry::Registry;
@@ -166,22 +166,22 @@ async fn end_all_processes(host: &Arc<Host>) {
 /// Returns whether nothing of the run is left on the host.
 async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) -> bool {
     let same_boot = run.process.as_ref().is_some_and(|process| process.boot_id == host.boot_id);
-    let alive =
-        same_boot && run.process.as_ref().is_some_and(|p| host::start_time(p.pid) == Some(p.start_time));
-    if alive && run.status == RunStatus::Running {
-        // The server ends already: the next one adopts it.
-        let Some(queue) = task_queue(host, registry, &run.sandbox_id) else { return false };
-        let (reply, adopted) = oneshot::channel();
-        let sent = queue.send(Command::Adopt { run: Box::new(run.clone()), reply }).await;
-        match adopted.await {
-            Ok(Ok(())) => return false,
-            Ok(Err(error)) => tracing::error!(run = %run.id, error = %error.detail(), "adopt"),
-            Err(_) if registry.is_closed() => return false,
-            Err(_) => tracing::error!(run = %run.id, sent = sent.is_ok(), "its task is gone"),
-        }
+    if host.has_process(&run) && run.status == RunStatus::Running && adopt(host, registry, &run).await {
+        return false;
     }
-    if alive && let Some(process) = &run.process {
+    if let Some(process) = run.process.as_ref().filter(|_| host.has_process(&run)) {
+        // One that stands still takes no signal.
+        host.cgroups.thaw(run.id.as_str());
         sys::kill(process.pid);
+        let mut waited = Duration::ZERO;
+        while host.has_process(&run) && waited < KILL_PATIENCE {
+            tokio::time::sleep(KILL_LOOK).await;
+            waited += KILL_LOOK;
+        }
+        if waited >= KILL_PATIENCE {
+            tracing::error!(run = %run.id, "PID 1 does not end: the run keeps its place until it does");
+            return !adopt(host, registry, &run).await;
+        }
     }
     let slot = run.process.as_ref().map(|process| process.slot);
     launch::remove(host, &run.id, slot).await;
@@ -196,6 +196,25 @@ async fn recover_run(host: &Arc<Host>, registry: &Arc<Registry>, run: RunRow) ->
     }
     true
 }
+
+/// Gives a run that lives to its sandbox's task; `false`: it cannot be kept.
+async fn adopt(host: &Arc<Host>, registry: &Arc<Registry>, run: &RunRow) -> bool {
+    // The server ends already: the next one adopts it.
+    let Some(queue) = task_queue(host, registry, &run.sandbox_id) else { return true };
+    let (reply, adopted) = oneshot::channel();
+    let sent = queue.send(Command::Adopt { run: Box::new(run.clone()), reply }).await;
+    match adopted.await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::error!(run = %run.id, error = %error.detail(), "adopt"),
+        Err(_) if registry.is_closed() => return true,
+        Err(_) => tracing::error!(run = %run.id, sent = sent.is_ok(), "its task is gone"),
+    }
+    false
+}
+
+/// How long a run may take to die at start-up, and between two looks.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+const KILL_LOOK: Duration = Duration::from_millis(5);
 
 /// Finishes the end of a run whose processes are gone: as it was meant, if
 /// somebody had begun it.

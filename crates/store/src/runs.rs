@@ -344,6 +344,20 @@ impl Db {
         tx.commit("stop run").await
     }
 
+    /// Notes why a run that is stopping is not over yet.
+    pub async fn run_lingers(&self, id: &RunId, why: &[String], now: Timestamp) -> Result<()> {
+        self.change(
+            format!("note why {id} does not end"),
+            "UPDATE runs SET warnings = $1, updated_at = $2 WHERE id = $3 AND status = 'stopping'",
+        )
+        .bind(serde_json::to_string(why).unwrap_or_default())
+        .bind(now)
+        .bind(id)
+        .execute()
+        .await
+        .map(drop)
+    }
+
     /// Notes the policy that is in force in a live run.
     pub async fn note_policy(&self, id: &RunId, network: &str, now: Timestamp) -> Result<()> {
         self.change(

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use dormouse_node::{StorageKind, detect_cgroups, disk_usage, pool_trouble, probe_images};
+use dormouse_node::{StorageKind, detect_cgroups, disk_usage, low_limits, pool_trouble, probe_images};
 use serde_json::json;
 
 use crate::cli::DataArgs;
@@ -71,6 +71,7 @@ fn examine(config: &Config) -> Vec<Finding> {
     findings.push(Finding { needed: false, ..recipe });
     let runtimes = tool("npm", "npm", "apt-get install npm, if images of Node.js runtimes are to be built");
     findings.push(Finding { needed: false, ..runtimes });
+    findings.push(kernel_limits(config));
     findings.push(pool(config));
     findings.push(room(config));
     findings.push(port(config));
@@ -103,6 +104,23 @@ fn kernel() -> Finding {
         needed: true,
         found: release.trim().to_owned(),
         remedy: "use Linux 6.8 or newer: an overlay over id-mapped mounts needs it",
+    }
+}
+
+/// Limits that the server raises when it starts.
+fn kernel_limits(config: &Config) -> Finding {
+    let low = low_limits(&config.sandbox.kernel);
+    let said = low.iter().map(|low| format!("{} is {}, not {}", low.name, low.found, low.wanted));
+    Finding {
+        name: "kernel limits",
+        ok: low.is_empty(),
+        needed: false,
+        found: if low.is_empty() {
+            "high enough for many sandboxes".to_owned()
+        } else {
+            said.collect::<Vec<_>>().join("; ")
+        },
+        remedy: "start the server, which raises them, or set them with sysctl where it may not",
     }
 }
 

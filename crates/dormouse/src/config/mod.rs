@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dormouse_control::{ControlConfig, Limits};
 use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Signer};
-use dormouse_node::{INSTANCES, NodeConfig, Recipe, StorageConfig, StorageKind};
+use dormouse_node::{INSTANCES, KernelLimits, NodeConfig, Recipe, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
 use dormouse_store::Address;
 use dormouse_types::{Cidr, HostId, format_duration, parse_duration};
@@ -172,6 +172,8 @@ pub(crate) struct Sandbox {
     pub(crate) disk_mib: Option<u64>,
     /// Time between SIGTERM and SIGKILL.
     pub(crate) stop_grace: String,
+    /// What a sandbox may have of the kernel.
+    pub(crate) kernel: KernelLimits,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -379,6 +381,7 @@ impl Default for Sandbox {
             pids: 2048,
             disk_mib: None,
             stop_grace: "3s".to_owned(),
+            kernel: KernelLimits::default(),
         }
     }
 }
@@ -671,6 +674,7 @@ impl Config {
             limits: self.limits()?,
             source_timeout: self.source_timeout()?,
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
+            kernel: self.sandbox.kernel.clone(),
             network_pool: self.network.pool,
             egress: EgressConfig {
                 upstream: self.network.dns,

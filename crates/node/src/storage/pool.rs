@@ -40,6 +40,10 @@ impl Backing {
     }
 }
 
+/// How the pool is mounted: what a sandbox writes is no program of the host's
+/// root, and no device.
+const POOL_ATTRIBUTES: u32 = mount::NOATIME | mount::NOSUID | mount::NODEV;
+
 /// The pool's file system.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -132,7 +136,7 @@ impl Pool {
                     // Without force: a device with anything on it is refused.
                     make_file_system(device)?;
                 }
-                mount::mount(c"btrfs", device, &[], mount::NOATIME, &self.root)
+                mount::mount(c"btrfs", device, &[], POOL_ATTRIBUTES, &self.root)
                     .map_err(|error| named(&error, "mount", device))?;
             }
             Backing::Operator => {
@@ -173,7 +177,7 @@ impl Pool {
             loop_device::attach(&file, false).map_err(|error| named(&error, "attach", image))?;
         loop_device::refuse_discards(&device).map_err(|error| named(&error, "protect", &device))?;
         let options = [mount::Setting::Flag(c"nodiscard")];
-        mount::mount(c"btrfs", &device, &options, mount::NOATIME, &self.root)
+        mount::mount(c"btrfs", &device, &options, POOL_ATTRIBUTES, &self.root)
             .map_err(|error| named(&error, "mount", image))?;
         // From here on the mount holds it.
         drop(open);

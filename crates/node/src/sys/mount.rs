@@ -18,6 +18,7 @@ const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 
 /// Attributes of a mount (`mount_setattr(2)`).
 pub(crate) const READ_ONLY: u32 = 1;
+pub(crate) const NOSUID: u32 = 2;
 pub(crate) const NODEV: u32 = 4;
 pub(crate) const NOATIME: u32 = 0x10;
 

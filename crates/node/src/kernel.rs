@@ -1,0 +1,70 @@
+//! Limits of the host's kernel that every sandbox has for itself, or that all of
+//! them share: raised where they are too low for many sandboxes, and never lowered.
+//! What a single sandbox gets of them is the launcher's.
+
+use std::path::PathBuf;
+
+use crate::config::KernelLimits;
+
+/// A limit of the host that is lower than sandboxes need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LowLimit {
+    /// Its name, as `sysctl(8)` has it.
+    pub name: String,
+    /// What it is.
+    pub found: u64,
+    /// What it should be at least.
+    pub wanted: u64,
+}
+
+/// The limits, below `/proc/sys`, and what each should be.
+fn wanted(limits: &KernelLimits) -> [(&'static str, u64); 5] {
+    [
+        // Counted by the creator of a user namespace, so each sandbox has it.
+        ("fs/inotify/max_user_instances", limits.inotify_instances),
+        ("fs/inotify/max_user_watches", limits.inotify_watches),
+        // Shared: as many as there can be (`proc_sys_kernel(5)`), since each sandbox
+        // is bounded by its own number of processes and of terminals.
+        ("kernel/pid_max", 4_194_304),
+        ("kernel/threads-max", 262_144),
+        ("kernel/pty/max", 65_536),
+    ]
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from("/proc/sys").join(name)
+}
+
+/// What is too low now. A limit that this kernel does not have is not.
+#[must_use]
+pub fn low_limits(limits: &KernelLimits) -> Vec<LowLimit> {
+    let low = |(name, wanted): (&str, u64)| {
+        let found = std::fs::read_to_string(path(name)).ok()?.trim().parse().ok()?;
+        (found < wanted).then(|| LowLimit { name: name.replace('/', "."), found, wanted })
+    };
+    wanted(limits).into_iter().filter_map(low).collect()
+}
+
+/// Where the host runs out of memory, the server goes last: it is what records
+/// that anything else went (`proc_pid_oom_score_adj(5)`). Commands of sandboxes go
+/// first, the largest of them.
+pub(crate) fn die_last() {
+    const LAST: i32 = -900;
+    let path = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if now.is_some_and(|now| now > LAST)
+        && let Err(error) = std::fs::write(path, LAST.to_string())
+    {
+        tracing::warn!(%error, "the server may be killed where the host runs out of memory");
+    }
+}
+
+/// Raises what is too low. What cannot be raised is said in the log, and by `doctor`.
+pub(crate) fn raise_limits(limits: &KernelLimits) {
+    for LowLimit { name, found, wanted } in low_limits(limits) {
+        match std::fs::write(path(&name.replace('.', "/")), wanted.to_string()) {
+            Ok(()) => tracing::info!(limit = name, found, wanted, "raised a limit of the host"),
+            Err(error) => tracing::warn!(limit = name, found, wanted, %error, "raise a limit of the host"),
+        }
+    }
+}
