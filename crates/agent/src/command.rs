@@ -343,7 +343,7 @@ impl Plan {
             sys::take_terminal()?;
         }
         // Worth a try only: the sandbox works without it.
-        let _ = std::fs::write("/proc/self/oom_score_adj", OOM_ADJUSTMENT);
+        let _ = sys::adjust_oom_score(OOM_ADJUSTMENT);
         sys::become_user(self.user.uid, self.user.gid, &self.user.groups)?;
         let cwd = OsStr::from_bytes(self.cwd.as_bytes());
         match std::env::set_current_dir(cwd) {

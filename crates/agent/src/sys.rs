@@ -200,6 +200,19 @@ pub(crate) fn guard_limits() {
     unsafe { libc::setresuid(u32::MAX, u32::MAX, OWN_SAVED_UID) };
 }
 
+/// Adds to the score by which the kernel chooses what to end when memory runs out
+/// (`proc_pid_oom_score_adj(5)`), in a fresh child without descriptors of ours.
+pub(crate) fn adjust_oom_score(by: &[u8]) -> io::Result<()> {
+    // A process that cannot be dumped has its files in /proc belong to the host's
+    // root. What it has in memory is a copy of what anybody's root inside may see.
+    // SAFETY: plain integers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) })?;
+    let written = std::fs::write("/proc/self/oom_score_adj", by);
+    // SAFETY: as above.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })?;
+    written
+}
+
 /// In a fresh child: own session, default signals, `stdio` as streams 0 to 2,
 /// every other descriptor closed.
 pub(crate) fn isolate_child(stdio: [RawFd; 3]) -> io::Result<()> {

@@ -28,6 +28,7 @@ mod room;
 mod services;
 mod streams;
 mod vercel;
+mod walls;
 mod world;
 
 use std::process::ExitCode;
@@ -89,6 +90,12 @@ const SHARED: &[Scenario] = &[
     ("isolation::network", isolation::network),
     ("isolation::two_sandboxes", isolation::two_sandboxes),
     ("isolation::hostile_image", isolation::hostile_image),
+    ("walls::writable_files", walls::writable_files),
+    ("walls::every_call", walls::every_call),
+    ("walls::accounts_of_the_kernel", walls::accounts_of_the_kernel),
+    ("walls::the_agent_goes_on", walls::the_agent_goes_on),
+    ("walls::memory_of_nobody", walls::memory_of_nobody),
+    ("walls::a_run_that_does_not_end", walls::a_run_that_does_not_end),
     ("hostile::archives", hostile::archives),
     ("hostile::privileges", hostile::privileges),
     ("hostile::device_races", hostile::device_races),

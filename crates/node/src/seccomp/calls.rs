@@ -497,6 +497,8 @@ pub(super) const REFUSED: &[(&str, u32, &[Call])] = &[
             ("epoll_ctl_old", libc::SYS_epoll_ctl_old),
             ("epoll_wait_old", libc::SYS_epoll_wait_old),
             ("vserver", libc::SYS_vserver),
+            // New kernels answer these themselves, without asking a filter: a tracer puts
+            // them into programs.
             ("uretprobe", 335),
             ("uprobe", 336),
         ],

@@ -1,0 +1,364 @@
+//! What one sandbox uses up, another sandbox, another account's and the host
+//! still have; and nothing inside changes what the kernel or the agent does for
+//! others. Each is tried as the default user and as root, beside a control that
+//! shows that the attack did something.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::files::inside;
+use crate::world::{World, cgroups, eventually};
+
+const SCRIPT: &str = "/var/tmp/walls.py";
+
+fn put_script(w: &World, name: &str) -> anyhow::Result<()> {
+    w.cli(&["sandbox", "cp", &inside("walls.py").to_string_lossy(), &format!("{name}:{SCRIPT}")]).map(drop)
+}
+
+/// The script inside, as who is asked for; what it printed.
+fn act(w: &World, name: &str, who: &[&str], args: &[&str]) -> anyhow::Result<String> {
+    let command: Vec<&str> = ["python3", SCRIPT].iter().chain(args).copied().collect();
+    let (code, out, err) = w.exec(name, who, &command)?;
+    ensure!(code == 0, "{who:?} {args:?}: {code} {out}{err}");
+    Ok(out)
+}
+
+/// The script on the host itself.
+fn on_the_host(args: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new("python3").arg(inside("walls.py")).args(args).output()?;
+    ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The default user, and root.
+const BOTH: [&[&str]; 2] = [&[], &["--sudo"]];
+
+/// Files outside of processes that may be opened for writing, by root as by
+/// everybody.
+const WRITABLE: [&str; 6] =
+    ["/dev/full", "/dev/null", "/dev/pts/ptmx", "/dev/random", "/dev/urandom", "/dev/zero"];
+
+/// Files of its own process that one may write to, and nobody else notices
+/// (`proc(5)`).
+const OF_A_PROCESS: [&str; 16] = [
+    "autogroup",
+    "clear_refs",
+    "comm",
+    "coredump_filter",
+    "gid_map",
+    "latency",
+    "loginuid",
+    "mem",
+    "oom_adj",
+    "oom_score_adj",
+    "projid_map",
+    "sched",
+    "setgroups",
+    "timens_offsets",
+    "timerslack_ns",
+    "uid_map",
+];
+
+pub(crate) fn writable_files(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    put_script(w, &name)?;
+    for who in BOTH {
+        let out = act(w, &name, who, &["writable"])?;
+        let (own, shared): (Vec<&str>, Vec<&str>) =
+            out.lines().partition(|path| path.starts_with("/proc/self/"));
+        ensure!(shared == WRITABLE, "{who:?}: {shared:?} can be written to");
+        let known = |path: &&&str| {
+            let file = path.trim_start_matches("/proc/self/");
+            OF_A_PROCESS.contains(&file) || file.starts_with("attr/")
+        };
+        let unknown: Vec<_> = own.iter().filter(|path| !known(path)).collect();
+        ensure!(unknown.is_empty(), "{who:?}: {unknown:?} can be written to");
+        ensure!(own.contains(&"/proc/self/comm"), "control: {out}");
+        // What takes the host's kernel longest to take back.
+        let trigger = "echo some 100000 2000000 > /proc/pressure/cpu";
+        let (code, _, err) = w.exec(&name, who, &["bash", "-c", trigger])?;
+        ensure!(code != 0, "{who:?}: a trigger on the host's pressure: {err}");
+    }
+    let host = on_the_host(&["writable"])?;
+    ensure!(host.lines().count() > 100, "control: a host's root writes to {host}");
+    w.delete(&name)
+}
+
+/// What `docs/system-calls.md` says of each number.
+fn documented() -> BTreeMap<u32, String> {
+    let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/system-calls.md"));
+    let row = |line: &str| {
+        let mut cells = line.split('|').map(str::trim).skip(1);
+        let (number, _name, answer) = (cells.next()?.parse().ok()?, cells.next()?, cells.next()?);
+        Some((number, answer.to_owned()))
+    };
+    page.lines().filter_map(row).collect()
+}
+
+/// Calls that the kernel itself refuses with -1 everywhere: `setgroups(2)` without
+/// the capability, `futex(2)` for an unknown operation, memory policies without
+/// NUMA, shadow stacks without the hardware.
+const OF_THE_KERNEL: [u32; 7] = [116, 202, 237, 238, 239, 450, 453];
+
+/// Calls that the kernel lets pass by every filter, since tracers put them into
+/// programs (`uretprobe`, `uprobe`). Made by anything else, they do nothing.
+const PASSING: [(u32, &str); 2] = [(335, "SIGILL"), (336, "ENXIO")];
+
+pub(crate) fn every_call(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    put_script(w, &name)?;
+    let documented = documented();
+    ensure!(documented.len() > 370, "only {} calls are documented", documented.len());
+    let newest = documented.keys().max().context("no calls")? + 40;
+    // Of x32 some: its own, and those that it shares.
+    let x32 = [0, 1, 57, 59, 165, 512, 520, 547].map(|number| 0x4000_0000 | number);
+    let asked: Vec<String> = (0..=newest).chain(x32).map(|number: u32| number.to_string()).collect();
+    let args: Vec<&str> = std::iter::once("calls").chain(asked.iter().map(String::as_str)).collect();
+    for who in BOTH {
+        let out = act(w, &name, who, &args)?;
+        let (mut seen, mut wrong) = (0, Vec::new());
+        for line in out.lines() {
+            let (number, answer) = line.split_once(' ').context("a line without an answer")?;
+            let number: u32 = number.parse()?;
+            let wanted = documented.get(&number).map_or("ENOSYS", String::as_str);
+            let right = match wanted {
+                "EPERM" | "ENOSYS" => answer == wanted || PASSING.contains(&(number, answer)),
+                "allowed" => !matches!(answer, "EPERM" | "ENOSYS") || OF_THE_KERNEL.contains(&number),
+                // By its arguments: all -1 are every flag, no family, no request, the question.
+                _ => matches!(
+                    (number, answer),
+                    (56 | 272, "EPERM") | (41 | 53, "EAFNOSUPPORT") | (16, "EBADF") | (135, "done")
+                ),
+            };
+            if !right {
+                wrong.push(format!("{number} says {answer}, not {wanted}"));
+            }
+            seen += 1;
+        }
+        ensure!(wrong.is_empty(), "{who:?}: {wrong:?}");
+        ensure!(seen == asked.len(), "{who:?}: {seen} of {} answers", asked.len());
+        ensure!(act(w, &name, who, &["int80"])?.trim() == "SIGSYS", "{who:?}: int 0x80");
+    }
+    // The control: without the filter an unprivileged process gets to the kernel.
+    let refused: Vec<&str> = args[1..]
+        .iter()
+        .copied()
+        .filter(|number| documented.get(&number.parse().unwrap_or(0)).is_some_and(|a| a == "EPERM"))
+        .collect();
+    let script = std::fs::read_to_string(inside("walls.py"))?;
+    let control = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", "-c", &script])
+        .arg("calls")
+        .args(&refused)
+        .output()?;
+    ensure!(control.status.success(), "control: {}", String::from_utf8_lossy(&control.stderr));
+    let out = String::from_utf8(control.stdout)?;
+    let other = out.lines().filter(|line| !line.ends_with("EPERM")).count();
+    ensure!(other > refused.len() / 2, "control: only {other} of {} are anything else: {out}", refused.len());
+    w.delete(&name)
+}
+
+/// Has a program inside take all of a kind and keep it; how much, and the errno
+/// beyond.
+fn exhaust(w: &World, name: &str, kind: &str) -> anyhow::Result<(u64, String)> {
+    let script = format!(
+        "rm -f /tmp/held; setsid python3 {SCRIPT} exhaust {kind} > /tmp/held 2>&1 < /dev/null & \
+         for i in $(seq 200); do [ -s /tmp/held ] && break; sleep 0.1; done; cat /tmp/held"
+    );
+    let said = w.ok(name, &script)?;
+    let (taken, end) = said.split_once(' ').with_context(|| format!("{kind}: {said}"))?;
+    Ok((taken.parse()?, end.trim().to_owned()))
+}
+
+fn let_go(w: &World, name: &str) -> anyhow::Result<()> {
+    w.shell(name, &format!("pkill -9 -f '{SCRIPT} [e]xhaust'; true")).map(drop)
+}
+
+/// Kinds, how many of each one sandbox gets at most, and the errno beyond. Bytes of
+/// queues are counted, so a small one may still fit.
+const KINDS: [(&str, u64, &str); 5] = [
+    ("inotify", 1024, "EMFILE"),
+    ("timers", 32_768, "EAGAIN"),
+    ("queues", 64, "EMFILE"),
+    ("terminals", 256, "ENOSPC"),
+    ("segments", 128, "ENOSPC"),
+];
+
+pub(crate) fn accounts_of_the_kernel(w: &World) -> anyhow::Result<()> {
+    let (_, one) = w.sandbox()?;
+    let (_, other) = w.sandbox()?;
+    // Another account's.
+    let created = json!({"name": "neighbour"});
+    let (status, reply) = w.call(Method::POST, "/api/v2/sandboxes", Some(&w.other_key), Some(created))?;
+    ensure!(status == StatusCode::OK, "{status} {reply}");
+    let as_other = |args: &[&str]| -> anyhow::Result<String> {
+        let output = w.command(args).env("DORMOUSE_KEY", &w.other_key).stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    put_script(w, &one)?;
+    put_script(w, &other)?;
+    as_other(&["sandbox", "cp", &inside("walls.py").to_string_lossy(), &format!("neighbour:{SCRIPT}")])?;
+    for (kind, most, errno) in KINDS {
+        let (taken, end) = exhaust(w, &one, kind)?;
+        ensure!(end == errno && taken > 0 && taken <= most, "{kind}: {taken}, then {end}");
+        let same = act(w, &one, &[], &["use", kind])?;
+        ensure!(same.trim() == errno || kind == "queues", "control: {kind} of the same sandbox: {same}");
+        ensure!(act(w, &other, &[], &["use", kind])?.trim() == "done", "{kind} of another sandbox");
+        let theirs = as_other(&["sandbox", "exec", "neighbour", "--", "python3", SCRIPT, "use", kind])?;
+        ensure!(theirs.trim() == "done", "{kind} of another account: {theirs}");
+        if kind != "segments" {
+            ensure!(on_the_host(&["use", kind])?.trim() == "done", "{kind} of the host");
+        }
+        // The agent has what it needs.
+        ensure!(w.ok(&one, "echo fine")? == "fine", "{kind}: a command");
+        let_go(w, &one)?;
+    }
+    // One number of the host's, for all: nobody has any.
+    ensure!(act(w, &one, &["--sudo"], &["use", "aio"])?.trim() == "ENOSYS");
+    ensure!(on_the_host(&["use", "aio"])?.trim() == "done", "control: aio");
+    as_other(&["sandbox", "delete", "neighbour"])?;
+    w.delete(&one)?;
+    w.delete(&other)
+}
+
+/// Limits of PID 1 are its own, and what it reads of the sandbox does not hold it
+/// up, now and after the next start.
+pub(crate) fn the_agent_goes_on(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    // Of PID 1, and of one's own child.
+    let limit = "
+import resource, subprocess
+for what in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_FSIZE):
+    try:
+        resource.prlimit(1, what, (1, 1))
+        print('PID 1 is limited:', what)
+    except PermissionError:
+        pass
+child = subprocess.Popen(['sleep', '9'])
+resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (9, 9))
+print('control')
+child.kill()";
+    let (code, out, err) = w.exec(&name, &["--sudo"], &["python3", "-c", limit])?;
+    ensure!(code == 0 && out == "control\n", "{code} {out}{err}");
+    ensure!(w.ok(&name, "echo fine")? == "fine");
+
+    // Nobody writes into them, so who opens one and waits, waits for ever.
+    let replaced = "for f in passwd group hosts resolv.conf machine-id profile.d/dormouse.sh gitconfig; do \
+                    rm -f /etc/$f; mkfifo /etc/$f; done; rm -rf /tmp/pipe; mkfifo /tmp/pipe";
+    w.root_shell(&name, replaced)?;
+    for again in [false, true] {
+        if again {
+            w.stop(&name)?;
+            w.post(&session)?;
+        }
+        let (code, out, err) = w.exec(&name, &["--timeout", "9s"], &["echo", "fine"])?;
+        ensure!((code, out.as_str()) == (0, "fine\n"), "{again}: {code} {out}{err}");
+        let path = format!("/api/v2/sandboxes/sessions/{}/fs/read", w.run(&name)?);
+        let (status, reply) =
+            w.call(Method::POST, &path, Some(&w.key), Some(json!({"path": "/tmp/pipe"})))?;
+        ensure!(status.is_client_error(), "a pipe is read: {status} {reply}");
+        put_script(w, &name)?;
+    }
+    w.delete(&name)
+}
+
+/// Memory that no process has to hold is bounded, and a small program that holds
+/// much goes before the agent does.
+pub(crate) fn memory_of_nobody(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    put_script(w, &name)?;
+    let started = "cut -d' ' -f22 /proc/1/stat";
+    let before = w.ok(&name, started)?;
+    let path = format!("/api/v2/sandboxes/sessions/{}/cmd", w.run(&name)?);
+    let body = json!({"command": "python3", "args": [SCRIPT, "hold"], "cwd": "/", "env": {}});
+    let command = w.good(Method::POST, &path, Some(body))?;
+    let id = command["command"]["id"].as_str().context("no command")?;
+    let ended = w.good(Method::GET, &format!("{path}/{id}?wait=true"), None)?;
+    ensure!(ended["command"]["exitCode"] == 137 && ended["command"]["__oom"] == true, "{ended}");
+    ensure!(w.ok(&name, started)? == before, "PID 1 is another one");
+
+    // Segments that outlive their maker, and every file system in memory, full.
+    let (taken, end) = exhaust(w, &name, "segments")?;
+    ensure!(end == "ENOSPC" && taken == 128, "{taken} segments of 1 MiB, then {end}");
+    ensure!(act(w, &name, &[], &["touch"])?.trim() == "128");
+    let fill = "head -c 4G /dev/zero > /dev/shm/full; sudo sh -c 'head -c 4G /dev/zero > /run/full'; true";
+    w.ok(&name, fill)?;
+    for _ in 0..20 {
+        ensure!(w.ok(&name, "echo fine")? == "fine");
+    }
+    ensure!(w.ok(&name, started)? == before, "PID 1 is another one");
+    // Who goes first: commands, then the agent, and the server after all of them.
+    let adjustment = |script: &str| -> anyhow::Result<i32> { Ok(w.ok(&name, script)?.parse()?) };
+    let own = adjustment("cat /proc/self/oom_score_adj")?;
+    let agent = adjustment("cat /proc/1/oom_score_adj")?;
+    let server = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", w.server_pid()?))?;
+    ensure!(own > agent && agent >= server.trim().parse()?, "{own}, {agent}, {server}");
+    w.delete(&name)
+}
+
+/// A program of the host's that joins the processes of a sandbox and takes the
+/// kernel a minute to end: each of these triggers costs it milliseconds that no
+/// signal interrupts (`Documentation/accounting/psi.rst`).
+const SLOW_TO_DIE: &str = "
+import os, time
+held = []
+for _ in range(7000):
+    held.append(os.open('/proc/pressure/cpu', os.O_RDWR | os.O_NONBLOCK))
+    os.write(held[-1], b'some 100000 2000000\\0')
+print('ready', flush=True)
+time.sleep(600)";
+
+/// A run whose PID 1 lives is not over: it keeps its place, says why, no other one
+/// begins, and `evacuate` says so. It ends when the kernel lets it, and the sandbox
+/// starts again with what it had.
+pub(crate) fn a_run_that_does_not_end(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    w.ok(&name, "echo kept > /tmp/kept; sync -f /tmp")?;
+    let run = w.run(&name)?;
+    let agent = crate::world::cgroup_file(w.instance, &run, "pids", "cgroup.procs")?;
+    let agent = agent.lines().next().context("no process")?.to_owned();
+    let mut slow = Command::new("nsenter")
+        .args(["--target", &agent, "--pid", "--", "python3", "-c", SLOW_TO_DIE])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = String::new();
+    BufReader::new(slow.stdout.take().context("stdout")?).read_line(&mut said)?;
+    ensure!(said == "ready\n", "{said}");
+
+    let stop = format!("/api/v2/sandboxes/sessions/{run}/stop");
+    let (status, reply) = w.call(Method::POST, &stop, Some(&w.key), None)?;
+    ensure!(status == StatusCode::UNPROCESSABLE_ENTITY, "{status} {reply}");
+    ensure!(reply["error"]["code"] == "sandbox_stopping", "{reply}");
+    let shown = || -> anyhow::Result<(String, String)> {
+        let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+        let session = &found["session"];
+        Ok((session["status"].as_str().unwrap_or_default().to_owned(), session.to_string()))
+    };
+    let (state, all) = shown()?;
+    ensure!(state == "stopping" && all.contains("does not end"), "{all}");
+    ensure!(cgroups(w.instance).contains(&run), "its place was given away");
+    let body = json!({"repoUrl": crate::world::REPO, "sessionId": session});
+    let (status, reply) = w.call(Method::POST, "/api/sandbox", Some(&w.key), Some(body))?;
+    ensure!(!status.is_success(), "a second run: {status} {reply}");
+    ensure!(w.shell(&name, "true")?.0 != 0, "a command in a run that is stopping");
+
+    // A server that comes after a crash sees it as it is.
+    w.end_server("-KILL")?;
+    let evacuated = w.command(&["evacuate"]).stdin(Stdio::null()).output()?;
+    let words = String::from_utf8_lossy(&evacuated.stderr).into_owned();
+    ensure!(!evacuated.status.success() && words.contains(&name), "evacuate: {words}");
+    w.serve()?;
+    ensure!(w.run(&name)? == run && shown()?.0 == "stopping", "{:?}", shown()?);
+    eventually("it is over", Duration::from_secs(150), || Ok(shown()?.0 == "stopped"))?;
+    slow.wait()?;
+    w.post(&session)?;
+    ensure!(w.ok(&name, "cat /tmp/kept")? == "kept", "what it wrote");
+    w.delete(&name)
+}
