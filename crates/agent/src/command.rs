@@ -30,9 +30,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// How often a tree is looked at until it stands still.
 const MOST_ROUNDS: u32 = 8;
 
-/// Added to `oom_score_adj` of commands: when the sandbox runs out of memory
+/// Added to `oom_score_adj` of commands and helpers: when the sandbox runs out of memory
 /// the kernel should end a command, not the agent.
-const OOM_ADJUSTMENT: &[u8] = b"300";
+pub(crate) const OOM_ADJUSTMENT: &[u8] = b"300";
 
 #[derive(Debug)]
 pub(crate) struct Command {

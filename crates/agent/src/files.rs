@@ -10,12 +10,17 @@ use std::path::{Component, Path, PathBuf};
 
 use dormouse_agent_protocol::{Decoder, Errno, Frame, MAX_DATA, Request};
 
+use crate::command::OOM_ADJUSTMENT;
 use crate::{place, sys, users};
 
 /// Runs the operation on `socket` and exits.
 pub(crate) fn serve(socket: &OwnedFd, decoder: Decoder, request: &Request) -> ! {
     let code = match sys::keep_only(socket) {
-        Ok(socket) => i32::from(operate(socket, decoder, request).is_err()),
+        Ok(socket) => {
+            // An archive may say that a name has 300 MB: then this goes, not the agent.
+            let _ = sys::adjust_oom_score(OOM_ADJUSTMENT);
+            i32::from(operate(socket, decoder, request).is_err())
+        }
         Err(_) => 1,
     };
     sys::exit_now(code)

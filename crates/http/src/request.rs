@@ -9,10 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use axum::extract::{ConnectInfo, FromRequestParts, Request};
+use axum::http::header::HOST;
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use dormouse_types::{AccountId, RequestId};
 use tracing::Instrument as _;
 
@@ -76,7 +77,12 @@ pub(crate) async fn layer(mut request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", id);
     let context = Context { id: id.clone(), account: RefCell::default() };
     let answer = async move {
-        let mut response = next.run(request).await;
+        // Two proxies may each believe another one (RFC 9112, section 3.2).
+        let mut response = if request.headers().get_all(HOST).iter().count() > 1 {
+            crate::error::ApiError::bad_request("a request has one Host header").into_response()
+        } else {
+            next.run(request).await
+        };
         let account = CONTEXT.with(|context| context.account.borrow().as_ref().map(ToString::to_string));
         tracing::info!(
             target: "access",

@@ -128,9 +128,10 @@ impl LiveRun for Live {
         let cwd = absolute(&self.cwd, cwd)?;
         let request = Request::WriteTar { cwd, gzip, user: self.config.user.clone() };
         let mut dialogue = self.agent.open(request).await?;
-        match deliver(&mut dialogue, &mut body).await? {
-            Frame::End => Ok(()),
-            other => Err(unexpected(&other)),
+        match deliver(&mut dialogue, &mut body).await {
+            Ok(Frame::End) => Ok(()),
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) => Err(self.of_a_helper(error).await),
         }
     }
 
@@ -187,6 +188,26 @@ impl LiveRun for Live {
     }
 }
 
+impl Live {
+    /// What became of a file operation whose helper has ended without a word: so
+    /// has the run, or the kernel ended the helper alone, for lack of memory.
+    async fn of_a_helper(&self, error: ProviderError) -> ProviderError {
+        if !matches!(error, ProviderError::Stopped) {
+            return error;
+        }
+        match tokio::time::timeout(NEWS_OF_AN_END, self.ended.cancelled()).await {
+            Ok(()) => error,
+            Err(_) => ProviderError::Refused {
+                errno: libc::ENOMEM,
+                message: "unpack: the sandbox has too little memory for it".to_owned(),
+            },
+        }
+    }
+}
+
+/// How long it takes at most until the end of a run is known.
+const NEWS_OF_AN_END: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// A run that ended under a waiting call.
 pub(crate) fn cut_off(error: AgentError) -> ProviderError {
     match error {
@@ -218,7 +239,7 @@ async fn deliver(dialogue: &mut Dialogue, body: &mut BodyStream) -> Result<Frame
     }
     match dialogue.expect().await {
         Ok(last) => Ok(last),
-        Err(AgentError::Refused(errno)) => Err(AgentError::Refused(errno).into()),
+        Err(word @ (AgentError::Refused(_) | AgentError::Gone(_))) => Err(word.into()),
         Err(other) => Err(sent.err().unwrap_or(other).into()),
     }
 }

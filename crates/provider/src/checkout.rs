@@ -208,6 +208,30 @@ impl Checkout {
     }
 }
 
+/// Longest file of git's own that is read, in bytes: the name of a branch.
+pub const MAX_HEAD: usize = 4096;
+
+impl Checkout {
+    /// From `.git/HEAD`: a branch, or a commit; `None`: something else.
+    #[must_use]
+    pub fn of_head(head: &str) -> Option<Self> {
+        let head = head.trim_end();
+        let fine = |text: &str| !text.is_empty() && !text.contains(|c: char| c.is_control());
+        match head.strip_prefix("ref: refs/heads/") {
+            Some(branch) if fine(branch) => {
+                Some(Self { branch: Some(branch.to_owned()), commit: None, set_up: false })
+            }
+            _ => is_commit(head).then(|| Self { branch: None, commit: Some(head.to_owned()), set_up: false }),
+        }
+    }
+}
+
+/// Whether a text is the id of a commit, in either of git's forms.
+#[must_use]
+pub fn is_commit(text: &str) -> bool {
+    [40, 64].contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn argv<const N: usize>(script: String, arguments: [String; N]) -> Vec<String> {
     ["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()].into_iter().chain(arguments).collect()
 }

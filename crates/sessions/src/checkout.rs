@@ -24,6 +24,10 @@ const DEPTH: u32 = 1;
 /// Who watches a clone is told how far it is once in this time.
 const TELL: Duration = Duration::from_secs(1);
 
+/// How long a look at a checkout may take: whatever stands in its way is the
+/// sandbox's own.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// Percent of a clone that are done, once git says.
 pub(crate) type Progress = Option<u8>;
 
@@ -83,8 +87,15 @@ impl Sessions {
 
     /// What is in the working directory of a run. What cannot be looked at is its
     /// owner's.
+    ///
+    /// It is read, not asked of a program inside, which may be anything by now. Only
+    /// a directory that lacks what every clone has is looked at by a script, and not
+    /// for long.
     pub(crate) async fn look_at_checkout(&self, run: &RunRef) -> Result<Found> {
-        Ok(match self.run_script(run, checkout::look(), None).await? {
+        if let Some(found) = self.read_checkout(run).await? {
+            return Ok(Found::Checkout(found));
+        }
+        Ok(match self.run_script(run, checkout::look(), LOOK, None).await? {
             Ok(printed) => Found::read(&printed),
             Err(_) if self.has_ended(run).await => return Err(SessionError::Interrupted),
             Err(words) => {
@@ -94,13 +105,47 @@ impl Sessions {
         })
     }
 
+    /// What `.git/HEAD` says, and that the branch has a commit; `None`: it does not
+    /// say, or says what a script has to look into.
+    async fn read_checkout(&self, run: &RunRef) -> Result<Option<Checkout>> {
+        let Some(head) = self.read_small(run, ".git/HEAD").await? else { return Ok(None) };
+        let Some(found) = Checkout::of_head(&head) else { return Ok(None) };
+        let Some(branch) = &found.branch else { return Ok(Some(found)) };
+        // A clone that was cut off has a HEAD, and no commit.
+        let commit = self.read_small(run, &format!(".git/refs/heads/{branch}")).await?;
+        Ok(commit.is_some_and(|commit| checkout::is_commit(commit.trim_end())).then_some(found))
+    }
+
+    /// A small file below the working directory; `None` where there is none, or
+    /// another one.
+    async fn read_small(&self, run: &RunRef, path: &str) -> Result<Option<String>> {
+        let read = async {
+            let mut bytes = Vec::new();
+            let mut parts = self.provider.read_file(run, path, None).await?;
+            while let Some(part) = parts.next().await {
+                bytes.extend_from_slice(&part?);
+                if bytes.len() > checkout::MAX_HEAD {
+                    return Ok(None);
+                }
+            }
+            Ok(String::from_utf8(bytes).ok())
+        };
+        match tokio::time::timeout(LOOK, read).await {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error @ (ProviderError::Stopped | ProviderError::Stopping))) => Err(interrupted(error)),
+            Ok(Err(_)) => Ok(None),
+            Err(_) => Ok(None),
+        }
+    }
+
     async fn run_checkout(
         &self,
         run: &RunRef,
         argv: Vec<String>,
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<std::result::Result<Option<Checkout>, Words>> {
-        Ok(self.run_script(run, argv, progress).await?.map(|printed| Checkout::read(&printed)))
+        let limit = self.config.clone_timeout;
+        Ok(self.run_script(run, argv, limit, progress).await?.map(|printed| Checkout::read(&printed)))
     }
 
     /// Runs one of the scripts: what it printed, or what it said when it failed.
@@ -108,10 +153,11 @@ impl Sessions {
         &self,
         run: &RunRef,
         argv: Vec<String>,
+        limit: Duration,
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<std::result::Result<String, Words>> {
         let mut spec = CommandSpec::new(argv);
-        spec.timeout = Some(self.config.clone_timeout);
+        spec.timeout = Some(limit);
         let mut events = self.provider.exec(run, CommandId::generate(), spec).await.map_err(interrupted)?;
         let (mut out, mut words) = (Vec::new(), Vec::new());
         while let Some(event) = events.next().await {
@@ -132,7 +178,6 @@ impl Sessions {
                     if command.exit_code == Some(0) {
                         return Ok(Ok(text(&out)));
                     }
-                    let limit = self.config.clone_timeout;
                     return Ok(Err(if command.timed_out {
                         format!("it took longer than {}", dormouse_types::format_duration(limit))
                     } else {

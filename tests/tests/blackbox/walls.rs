@@ -362,3 +362,109 @@ pub(crate) fn a_run_that_does_not_end(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&name, "cat /tmp/kept")? == "kept", "what it wrote");
     w.delete(&name)
 }
+
+/// What a session is told of its branch is read, not asked of a program that the
+/// sandbox may have replaced; and nobody waits behind who does.
+pub(crate) fn a_replaced_shell(w: &World) -> anyhow::Result<()> {
+    let (session, name) = w.sandbox()?;
+    let control = w.post(&session)?;
+    ensure!(control["currentBranch"] == "main", "control: {control}");
+    let waits = "rm /bin/sh; printf '#!/bin/bash\nexec sleep 600\n' > /bin/sh; chmod 755 /bin/sh";
+    let (code, out, err) = w.root_shell(&name, waits)?;
+    ensure!(code == 0, "{out}{err}");
+    ensure!(w.exec(&name, &["--timeout", "2s"], &["sh", "-c", "true"])?.0 != 0, "control: sh still works");
+    let bring_up = || {
+        let body = json!({"repoUrl": crate::world::REPO, "sessionId": session});
+        let post = w.ask(Method::POST, "/api/sandbox", Some(&w.key), Some(body));
+        w.block_on(async { tokio::time::timeout(Duration::from_secs(30), post).await })
+    };
+    w.stop(&name)?;
+    let (status, reply) = bring_up().context("the branch is asked of sh")??;
+    ensure!(status == StatusCode::OK && reply["currentBranch"] == "main", "{status} {reply}");
+
+    // No name of a branch has 50 MB, and what is no commit's id is none.
+    w.ok(&name, "head -c 50M /dev/zero | tr '\\0' a > .git/HEAD")?;
+    w.stop(&name)?;
+    let (status, reply) = bring_up().context("a large HEAD")??;
+    ensure!(status == StatusCode::OK && reply["currentBranch"] == "", "{status} {reply}");
+
+    // Who looks waits for the script now, for a while; who deletes does not wait for them.
+    w.ok(&name, "rm .git/HEAD")?;
+    w.stop(&name)?;
+    let posting = w
+        .http
+        .post(format!("{}/api/sandbox", w.base))
+        .header("x-api-key", &w.key)
+        .json(&json!({"repoUrl": crate::world::REPO, "sessionId": session}))
+        .timeout(Duration::from_secs(30));
+    let posting = w.spawn(async move { posting.send().await });
+    eventually("it runs", Duration::from_secs(10), || {
+        let found = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}"), None)?;
+        Ok(found["session"]["status"] == "running")
+    })?;
+    w.delete(&name)?;
+    let answer = w.block_on(posting)?.context("a POST whose sandbox was deleted")?;
+    ensure!(answer.status() != StatusCode::INTERNAL_SERVER_ERROR, "{}", answer.status());
+    Ok(())
+}
+
+/// A sandbox that could never be asked for again is not made; a request with two
+/// hosts is none.
+pub(crate) fn names_and_hosts(w: &World) -> anyhow::Result<()> {
+    for name in ["sessions", "snapshots", "drives"] {
+        let body = json!({"name": name});
+        let (status, reply) = w.call(Method::POST, "/api/v2/sandboxes", Some(&w.key), Some(body))?;
+        ensure!(
+            status == StatusCode::BAD_REQUEST && reply.to_string().contains(name),
+            "{name}: {status} {reply}"
+        );
+    }
+    let address = w.base.trim_start_matches("http://");
+    let answer = |hosts: &[&str]| -> anyhow::Result<String> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(address)?;
+        let hosts: String = hosts.iter().map(|host| format!("Host: {host}\r\n")).collect();
+        write!(stream, "GET /healthz HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    ensure!(answer(&[address])?.starts_with("HTTP/1.1 200"), "control");
+    let two = answer(&[address, "other.test"])?;
+    ensure!(two.starts_with("HTTP/1.1 400"), "{two}");
+    Ok(())
+}
+
+/// An archive that says that a name has 900 MB costs the helper that reads it, and
+/// its sender is told so.
+pub(crate) fn a_name_without_end(w: &World) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let (_, name) = w.sandbox()?;
+    let before = w.ok(&name, "cut -d' ' -f22 /proc/1/stat")?;
+    let size = 900_u64 << 20;
+    let mut header = tar::Header::new_gnu();
+    header.set_path("././@LongLink")?;
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let mut archive = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    archive.write_all(header.as_bytes())?;
+    for _ in 0..size >> 20 {
+        archive.write_all(&[b'a'; 1 << 20])?;
+    }
+    let body = archive.finish()?;
+    let request = w
+        .http
+        .post(format!("{}/api/v2/sandboxes/sessions/{}/fs/write", w.base, w.run(&name)?))
+        .header("x-api-key", &w.key)
+        .header("content-type", "application/gzip")
+        .body(body);
+    let (status, text) = w.block_on(async {
+        let answer = request.send().await?;
+        anyhow::Ok((answer.status(), answer.text().await?))
+    })?;
+    ensure!(status.is_client_error() && !text.contains("stopped"), "{status} {text}");
+    ensure!(w.ok(&name, "cut -d' ' -f22 /proc/1/stat")? == before, "PID 1 is another one");
+    w.delete(&name)
+}

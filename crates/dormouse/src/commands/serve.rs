@@ -42,11 +42,54 @@ const LOG: &str = "info,sqlx::postgres::notice=error";
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Lines::default);
     match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+}
+
+/// Standard error, of which each event is one line: what a sandbox has said is in
+/// some of them, and must neither begin another line nor move a terminal's cursor.
+#[derive(Debug, Default)]
+struct Lines;
+
+impl std::io::Write for Lines {
+    /// One event, which ends with a line feed.
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let mut stderr = std::io::stderr().lock();
+        stderr.write_all(&one_line(event, stderr.is_terminal()))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// The event with its control characters escaped but for the last line feed, and,
+/// with `colours`, for what sets a colour, which is the log's own.
+fn one_line(event: &[u8], colours: bool) -> Vec<u8> {
+    let (text, end) = match event.strip_suffix(b"\n") {
+        Some(text) => (text, &b"\n"[..]),
+        None => (event, &b""[..]),
+    };
+    let mut line = Vec::with_capacity(event.len());
+    for (at, byte) in text.iter().enumerate() {
+        let sets_colour = || {
+            let rest = text[at..].strip_prefix(b"\x1b[").unwrap_or_default();
+            let digits = rest.iter().take_while(|byte| byte.is_ascii_digit() || **byte == b';').count();
+            rest.get(digits) == Some(&b'm')
+        };
+        match byte {
+            0x1b if colours && sets_colour() => line.push(*byte),
+            b'\t' => line.push(b'\t'),
+            0..0x20 | 0x7f => line.extend(byte.escape_ascii()),
+            _ => line.push(*byte),
+        }
+    }
+    line.extend_from_slice(end);
+    line
 }
 
 async fn open(config: &Config, vault: Arc<Vault>) -> anyhow::Result<Db> {
@@ -247,4 +290,18 @@ pub(crate) async fn evacuate(args: ServeArgs) -> anyhow::Result<ExitCode> {
     node.evacuate().await?;
     db.close().await;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let plain = |text: &str, colours| String::from_utf8(one_line(text.as_bytes(), colours)).unwrap();
+        assert_eq!(plain("said\n2026 INFO forged\r\n", false), "said\\n2026 INFO forged\\r\n");
+        assert_eq!(plain("\x1b[2J\x1b[31mred\n", false), "\\x1b[2J\\x1b[31mred\n");
+        assert_eq!(plain("\x1b[2J\x1b[31mred\n", true), "\\x1b[2J\x1b[31mred\n");
+        assert_eq!(plain("tab\tand ü\n", false), "tab\tand ü\n");
+    }
 }

@@ -23,9 +23,16 @@ fn bad(message: impl Into<String>) -> WireError {
 pub(crate) fn name(name: Option<String>) -> WireResult<SandboxName> {
     match name {
         None => Ok(SandboxName::generate()),
+        // A sandbox of such a name could be made, and never be asked for again.
+        Some(name) if PATHS.contains(&name.as_str()) => Err(bad(format!(
+            "name: {name} stands for something else in the paths of this API; choose another"
+        ))),
         Some(name) => name.parse().map_err(|error| bad(format!("name: {error}"))),
     }
 }
+
+/// What follows `/sandboxes/` and is no sandbox's name.
+const PATHS: [&str; 3] = ["sessions", "snapshots", "drives"];
 
 /// Refuses what this server does not have, by name: nothing is accepted and
 /// then left out.
