@@ -225,6 +225,7 @@ fn config(data: &Path, url: &str, limits: Limits) -> anyhow::Result<NodeConfig> 
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         kernel: dormouse_node::KernelLimits::default(),
+        lxcfs: None,
         network_pool: 32,
         egress: EgressConfig {
             upstream: None,

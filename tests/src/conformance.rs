@@ -97,6 +97,7 @@ async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<
         source_timeout: Duration::from_secs(60),
         stop_grace: Duration::from_secs(3),
         kernel: dormouse_node::KernelLimits::default(),
+        lxcfs: None,
         network_pool: 8,
         egress: EgressConfig {
             upstream: None,

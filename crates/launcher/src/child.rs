@@ -114,7 +114,7 @@ fn enter(
 
     mount_dev(&root, spec)?;
     crate::proc::mount(&root, spec)?;
-    mount_sys(&root)?;
+    mount_sys(&root, spec)?;
     let image_run = mount_run(&root, spec)?;
     for (drive, mount) in spec.drives.iter().zip(&drives) {
         sys::attach(mount, place_of(&root, &drive.place)?.as_fd())
@@ -196,7 +196,7 @@ fn tmpfs_of(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, 
 
 /// A `/sys` of what concerns a sandbox. A sysfs of its own it cannot have: that belongs to
 /// who owns the network namespace.
-fn mount_sys(root: &OwnedFd) -> Result<(), Error> {
+fn mount_sys(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
     let fs = tmpfs(Some(64 << 10), c"555", 0)?;
     sys::attach(&fs, directory(root, c"sys")?.as_fd()).context("mount /sys")?;
     let shown = |what: &str, name: &CStr| format!("{what} /sys/{}", name.to_string_lossy());
@@ -212,20 +212,25 @@ fn mount_sys(root: &OwnedFd) -> Result<(), Error> {
             other => other.context_with(|| shown("clone", name))?,
         };
         sys::set_attributes(&host, attributes).context_with(|| shown("protect", name))?;
-        let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
-        for end in ends.chain([path.len()]) {
-            let part = std::ffi::CString::new(&path[..end]).unwrap_or_default();
-            match sys::mkdir_at(&fs, &part, 0o755) {
-                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
-                    return Err(error).context_with(|| shown("make", &part));
-                }
-                _ => {}
-            }
-        }
-        let place = sys::open_dir_strict(&fs, name).context_with(|| shown("open", name))?;
+        let place = directory_of(&fs, &path)?;
         sys::attach(&host, place.as_fd()).context_with(|| shown("mount", name))?;
     }
+    crate::limits::show_cgroups(&fs, spec)?;
     sys::set_attributes(&fs, attributes).context("make /sys read-only")
+}
+
+/// The directory at a path below our own `/sys`, made where it is missing.
+pub(crate) fn directory_of(sys_dir: &OwnedFd, path: &str) -> Result<OwnedFd, Error> {
+    let mut whole = std::ffi::CString::default();
+    for part in crate::limits::prefixes(path) {
+        match sys::mkdir_at(sys_dir, &part, 0o755) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                return Err(error).context_with(|| format!("make /sys/{}", part.to_string_lossy()));
+            }
+            _ => whole = part,
+        }
+    }
+    sys::open_dir_strict(sys_dir, &whole).context_with(|| format!("open /sys/{path}"))
 }
 
 fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {

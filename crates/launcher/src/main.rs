@@ -35,6 +35,7 @@
 
 mod child;
 mod error;
+mod limits;
 mod overlay;
 mod proc;
 mod spec;

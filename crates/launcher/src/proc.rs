@@ -90,7 +90,7 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
         let place = sys::open_at(&proc, &name).context_with(shown)?;
         sys::attach(&cover, place.as_fd()).context_with(shown)?;
     }
-    Ok(())
+    crate::limits::cover_proc(&proc, spec)
 }
 
 /// An empty file and an empty directory, which take no writes.

@@ -70,6 +70,14 @@ pub(crate) struct Spec {
     pub(crate) hostname: String,
     /// What it may have of the kernel.
     pub(crate) account: Account,
+    /// Its memory, in bytes.
+    pub(crate) memory_bytes: u64,
+    /// CPUs' worth of time that it may use at once.
+    pub(crate) vcpus: usize,
+    /// Where lxcfs is mounted, if the host has it.
+    pub(crate) lxcfs: Option<String>,
+    /// What it takes for the id of the machine's boot, a UUID.
+    pub(crate) boot_id: String,
     /// Size of /dev/shm in bytes.
     pub(crate) shm_bytes: u64,
     /// Size of /run in bytes.
@@ -115,6 +123,10 @@ impl Spec {
                     }
                 }
                 "hostname" => value.clone_into(&mut spec.hostname),
+                "memory-bytes" => spec.memory_bytes = number()?,
+                "vcpus" => spec.vcpus = usize::try_from(number()?).unwrap_or(usize::MAX),
+                "lxcfs" => spec.lxcfs = Some(value.to_owned()),
+                "boot-id" => value.clone_into(&mut spec.boot_id),
                 "pending-signals" => spec.account.pending_signals = number()?,
                 "queue-bytes" => spec.account.queue_bytes = number()?,
                 "terminals" => spec.account.terminals = number()?,
@@ -141,6 +153,7 @@ impl Spec {
             ("output", &spec.output),
             ("memory-events", &spec.memory_events),
             ("hostname", &spec.hostname),
+            ("boot-id", &spec.boot_id),
         ] {
             if value.is_empty() {
                 return Err(Error::reported(format!("argument {key} is missing")));
@@ -164,6 +177,7 @@ mod tests {
             "output=/o",
             "memory-events=/m",
             "hostname=h",
+            "boot-id=b",
         ];
         Spec::from_args(args.iter().chain(extra).map(|s| (*s).to_owned()))
     }

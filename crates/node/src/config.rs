@@ -1,6 +1,6 @@
 //! What a host is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_control::Limits;
@@ -25,6 +25,9 @@ pub struct NodeConfig {
     pub stop_grace: Duration,
     /// What a sandbox may have of the kernel.
     pub kernel: KernelLimits,
+    /// Where lxcfs is mounted. `None`, or where nothing answers at start: sandboxes
+    /// are told their limits, and not what they use of them.
+    pub lxcfs: Option<PathBuf>,
     /// Networks kept ready.
     pub network_pool: usize,
     /// What leaves sandboxes, and how.

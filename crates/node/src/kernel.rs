@@ -2,7 +2,8 @@
 //! them share: raised where they are too low for many sandboxes, and never lowered.
 //! What a single sandbox gets of them is the launcher's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::config::KernelLimits;
 
@@ -57,6 +58,17 @@ pub(crate) fn die_last() {
     {
         tracing::warn!(%error, "the server may be killed where the host runs out of memory");
     }
+}
+
+/// How long lxcfs may take to say a word.
+const LXCFS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether lxcfs answers at `place`. One that hangs holds up a thread, not the
+/// start.
+pub(crate) async fn has_lxcfs(place: &Path) -> bool {
+    let file = place.join("proc/meminfo");
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file).is_ok_and(|text| !text.is_empty()));
+    matches!(tokio::time::timeout(LXCFS_PATIENCE, read).await, Ok(Ok(true)))
 }
 
 /// Raises what is too low. What cannot be raised is said in the log, and by `doctor`.

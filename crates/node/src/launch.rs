@@ -164,6 +164,9 @@ async fn make(
         .arg(format!("shm-bytes={}", shm_bytes(memory)))
         .arg(format!("run-bytes={}", run_bytes(memory)))
         .arg(format!("shared-bytes={}", segment_bytes(memory)))
+        .arg(format!("memory-bytes={memory}"))
+        .arg(format!("vcpus={}", run.resources.vcpus))
+        .arg(format!("boot-id={}", boot_id(&run.id)))
         .arg(format!("pending-signals={}", kernel.pending_signals))
         .arg(format!("queue-bytes={}", kernel.queue_bytes))
         .arg(format!("terminals={}", kernel.terminals))
@@ -178,6 +181,9 @@ async fn make(
         CgroupVersion::V1 => "cgroup",
         CgroupVersion::V2 => "cgroup2",
     };
+    if let Some(lxcfs) = &host.config.lxcfs {
+        command.arg(path("lxcfs", lxcfs.clone()));
+    }
     for drive in &footing.drives {
         command
             .arg(path("drive", drive.files.clone()))
@@ -256,6 +262,15 @@ const HOSTNAME: &str = "sandbox";
 fn machine_id(sandbox: &SandboxId) -> String {
     let digest = Sha256::digest(format!("machine-id {sandbox}"));
     hex(&digest[..16])
+}
+
+/// What a run takes for the id of its boot (`proc_sys_kernel(5)`, `random/boot_id`):
+/// a random UUID, as it were.
+fn boot_id(run: &RunId) -> uuid::Uuid {
+    let digest = Sha256::digest(format!("boot-id {run}"));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
 fn boot_files(host: &Host, slot: u32, sandbox: &SandboxId, config: &SandboxConfig) -> Vec<BootFile> {

@@ -139,12 +139,17 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError`] when this host lacks something, or another server runs.
-    pub async fn start(config: NodeConfig, db: Db, clock: Clock) -> std::result::Result<Self, NodeError> {
+    pub async fn start(mut config: NodeConfig, db: Db, clock: Clock) -> std::result::Result<Self, NodeError> {
         let locks = lock(config.data_dir(), config.instance)?;
         sys::become_subreaper().map_err(host("become the parent of runs"))?;
         sys::raise_descriptor_limit().map_err(host("raise the limit of open files"))?;
         kernel::raise_limits(&config.kernel);
         kernel::die_last();
+        if let Some(place) = &config.lxcfs
+            && !kernel::has_lxcfs(place).await
+        {
+            config.lxcfs = None;
+        }
         let numbering = Numbering::new(config.instance);
         let storage = Storage::open(config.storage.clone()).map_err(host("open the storage pool"))?;
         if config.limits.default_resources.disk_mib.is_some() && !storage.enforces_limits() {

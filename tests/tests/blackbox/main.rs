@@ -95,6 +95,7 @@ const SHARED: &[Scenario] = &[
     ("walls::accounts_of_the_kernel", walls::accounts_of_the_kernel),
     ("walls::the_agent_goes_on", walls::the_agent_goes_on),
     ("walls::memory_of_nobody", walls::memory_of_nobody),
+    ("walls::limits_are_seen", walls::limits_are_seen),
     ("walls::a_replaced_shell", walls::a_replaced_shell),
     ("walls::names_and_hosts", walls::names_and_hosts),
     ("walls::a_name_without_end", walls::a_name_without_end),

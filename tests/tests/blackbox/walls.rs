@@ -468,3 +468,45 @@ pub(crate) fn a_name_without_end(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&name, "cut -d' ' -f22 /proc/1/stat")? == before, "PID 1 is another one");
     w.delete(&name)
 }
+
+/// Programs that size themselves find the sandbox's limits, not the host's: where
+/// they look for those of a machine, and in their cgroup, which they only read.
+pub(crate) fn limits_are_seen(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let (_, other) = w.sandbox()?;
+    let limit = 1024_u64 << 20;
+    let total = |name: &str| -> anyhow::Result<u64> {
+        Ok(w.ok(name, "awk '/^MemTotal/ {print $2}' /proc/meminfo")?.parse()?)
+    };
+    ensure!(total(&name)? == limit >> 10, "MemTotal is {} kB", total(&name)?);
+    let host = std::fs::read_to_string("/proc/meminfo")?;
+    ensure!(!host.contains(&format!("{:>8} kB", limit >> 10)), "control: the host has as much");
+    let free = w.ok(&name, "free -b | awk '/^Mem/ {print $2}'")?;
+    ensure!(free.parse::<u64>()? == limit, "free(1) says {free}");
+    ensure!(w.ok(&name, "grep -c ^processor /proc/cpuinfo")?.parse::<u32>()? <= 2);
+    let found = w.ok(
+        &name,
+        "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null; true",
+    )?;
+    ensure!(found == limit.to_string(), "the cgroup's limit is {found}");
+    let node = w.ok(&name, "node -p 'process.constrainedMemory()'")?;
+    ensure!(node.parse::<u64>()? == limit, "node takes {node}");
+    for who in BOTH {
+        let write = "for f in $(find /sys/fs/cgroup -type f); do (echo 1 > $f) 2>/dev/null && echo $f; done; \
+                     (mkdir /sys/fs/cgroup/new /sys/fs/cgroup/*/new) 2>/dev/null && echo made; true";
+        let (_, out, err) = w.exec(&name, who, &["bash", "-c", write])?;
+        ensure!(out.is_empty(), "{who:?} writes to {out}{err}");
+    }
+    // Nothing of another run, nor of the host.
+    let procs =
+        w.ok(&name, "cat /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/pids/cgroup.procs 2>/dev/null; true")?;
+    ensure!(procs.lines().any(|pid| pid == "1") && !procs.lines().any(|pid| pid == "0"), "{procs}");
+    ensure!(w.ok(&name, "find /sys/fs/cgroup -name 'dormouse*' -o -name 'run_*'")?.is_empty());
+    let boot = |name: &str| w.ok(name, "cat /proc/sys/kernel/random/boot_id");
+    let (own, others) = (boot(&name)?, boot(&other)?);
+    let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    ensure!(own.len() == 36 && own != others && own != host.trim(), "{own} {others} {host}");
+    ensure!(boot(&name)? == own, "it changes while it runs");
+    w.delete(&name)?;
+    w.delete(&other)
+}

@@ -174,6 +174,9 @@ pub(crate) struct Sandbox {
     pub(crate) stop_grace: String,
     /// What a sandbox may have of the kernel.
     pub(crate) kernel: KernelLimits,
+    /// Where lxcfs is mounted, which has `/proc` of a sandbox tell what it uses of
+    /// its limits; without it the limits alone are told.
+    pub(crate) lxcfs: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -382,6 +385,7 @@ impl Default for Sandbox {
             disk_mib: None,
             stop_grace: "3s".to_owned(),
             kernel: KernelLimits::default(),
+            lxcfs: PathBuf::from("/var/lib/lxcfs"),
         }
     }
 }
@@ -675,6 +679,7 @@ impl Config {
             source_timeout: self.source_timeout()?,
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
             kernel: self.sandbox.kernel.clone(),
+            lxcfs: Some(self.sandbox.lxcfs.clone()),
             network_pool: self.network.pool,
             egress: EgressConfig {
                 upstream: self.network.dns,
