@@ -100,21 +100,30 @@ fn enter(
     inherited: &Inherited,
     filter: &[u8],
 ) -> Result<std::convert::Infallible, Error> {
-    let root = sys::receive_fd(channel).context("receive the root file system")?;
-    let drives = spec.drives.iter().map(|_| sys::receive_fd(channel)).collect::<std::io::Result<Vec<_>>>();
-    let drives = drives.context("receive the drives")?;
+    sys::receive_word(channel).context("wait for ids and cgroups")?;
     sys::become_root().context("become root of the user namespace")?;
     sys::unshare_cgroup().context("unshare cgroup namespace")?;
     sys::set_hostname(&spec.hostname).context("set host name")?;
     sys::make_private().context("make mounts private")?;
-    // /tmp is only a place to hang the new root until the pivot; every host
-    // has it and every uid may walk to it.
-    sys::attach_at_path(&root, c"/tmp").context("attach the root file system")?;
-    sys::fchdir(&root).context("enter the root file system")?;
+    // What every root has is made while the host makes this one. /tmp is only a place
+    // to hang things until the pivot; every host has it and every uid may walk to it.
+    let stage = tmpfs(Some(64 << 10), c"755", 0)?;
+    sys::attach_at_path(&stage, c"/tmp").context("attach a place to work in")?;
+    let ready = [
+        (c"dev", mount_dev(&stage, spec)?),
+        (c"proc", crate::proc::mount(&stage, spec)?),
+        (c"sys", mount_sys(&stage, spec)?),
+    ];
 
-    mount_dev(&root, spec)?;
-    crate::proc::mount(&root, spec)?;
-    mount_sys(&root, spec)?;
+    let root = sys::receive_fd(channel).context("receive the root file system")?;
+    let drives = spec.drives.iter().map(|_| sys::receive_fd(channel)).collect::<std::io::Result<Vec<_>>>();
+    let drives = drives.context("receive the drives")?;
+    sys::attach(&root, directory(&stage, c"root")?.as_fd()).context("attach the root file system")?;
+    sys::fchdir(&root).context("enter the root file system")?;
+    for (name, mount) in &ready {
+        let moved = sys::attach(mount, directory(&root, name)?.as_fd());
+        moved.context_with(|| format!("move /{} to its place", name.to_string_lossy()))?;
+    }
     let image_run = mount_run(&root, spec)?;
     for (drive, mount) in spec.drives.iter().zip(&drives) {
         sys::attach(mount, place_of(&root, &drive.place)?.as_fd())
@@ -196,7 +205,7 @@ fn tmpfs_of(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, 
 
 /// A `/sys` of what concerns a sandbox. A sysfs of its own it cannot have: that belongs to
 /// who owns the network namespace.
-fn mount_sys(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
+fn mount_sys(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     let fs = tmpfs(Some(64 << 10), c"555", 0)?;
     sys::attach(&fs, directory(root, c"sys")?.as_fd()).context("mount /sys")?;
     let shown = |what: &str, name: &CStr| format!("{what} /sys/{}", name.to_string_lossy());
@@ -216,7 +225,8 @@ fn mount_sys(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
         sys::attach(&host, place.as_fd()).context_with(|| shown("mount", name))?;
     }
     crate::limits::show_cgroups(&fs, spec)?;
-    sys::set_attributes(&fs, attributes).context("make /sys read-only")
+    sys::set_attributes(&fs, attributes).context("make /sys read-only")?;
+    Ok(fs)
 }
 
 /// The directory at a path below our own `/sys`, made where it is missing.
@@ -233,7 +243,7 @@ pub(crate) fn directory_of(sys_dir: &OwnedFd, path: &str) -> Result<OwnedFd, Err
     sys::open_dir_strict(sys_dir, &whole).context_with(|| format!("open /sys/{path}"))
 }
 
-fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
+fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     let dev = tmpfs_of(Some(64 << 10), c"755", sys::ATTR_NOSUID | sys::ATTR_NOEXEC)?;
     sys::attach(&dev, directory(root, c"dev")?.as_fd()).context("mount /dev")?;
     for (name, ..) in DEVICES {
@@ -266,7 +276,8 @@ fn mount_dev(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
     sys::mkdir_at(&dev, c"shm", 0o1777).context("make /dev/shm")?;
     let shm = tmpfs_of(Some(spec.shm_bytes), c"1777", sys::ATTR_NOSUID | sys::ATTR_NODEV)?;
     sys::attach(&shm, sys::open_dir_strict(&dev, c"shm").context("open /dev/shm")?.as_fd())
-        .context("mount /dev/shm")
+        .context("mount /dev/shm")?;
+    Ok(dev)
 }
 
 fn limit_privileges(filter: &[u8]) -> Result<(), Error> {

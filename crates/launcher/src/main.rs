@@ -9,12 +9,13 @@
 //!  read the spec, open agent, sockets, files
 //!  join the network namespace
 //!  take the uid that the namespace counts for
-//!  clone3 ───────────────────────────────► waits for the root file system
+//!  clone3 ───────────────────────────────► waits
 //!  the host's root again
-//!  write uid_map, gid_map; join cgroups
-//!  id-map image, volume, drives; make the overlay
-//!  send its descriptor ──────────────────► becomes root of the namespace,
-//!                                          attaches, mounts /proc /dev /sys /run,
+//!  write uid_map, gid_map; join cgroups ─► becomes root of the namespace,
+//!  id-map image, volume, drives;           mounts /proc /dev /sys
+//!  make the overlay
+//!  send its descriptor ──────────────────► attaches it, moves those into it,
+//!                                          mounts /run and drives,
 //!                                          pivots, drops capabilities,
 //!                                          loads the seccomp filter,
 //!  end of file on the error pipe ◄──────── execs the agent
@@ -145,6 +146,7 @@ fn equip(spec: &Spec, pid: i32, userns: &OwnedFd, channel: &OwnedFd) -> Result<(
         std::fs::write(format!("{group}/cgroup.procs"), pid.to_string())
             .context_with(|| format!("join cgroup {group}"))?;
     }
+    sys::send_word(channel).context("let the child go on")?;
     let root = overlay::mount(spec, userns)?;
     sys::send_fd(channel, root.as_raw_fd()).context("send root file system to the child")?;
     for drive in &spec.drives {

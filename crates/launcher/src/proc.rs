@@ -8,23 +8,30 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use crate::child::{directory, number, tmpfs};
 use crate::error::{Context as _, Error};
 use crate::spec::Spec;
-use crate::sys;
+use crate::{limits, sys};
 
 /// What is shown of the kernel: what programs ask for (`proc(5)`), and nothing
 /// that a program has done elsewhere on the host, as far as a file is not about
 /// the machine as a whole.
-const SHOWN: [&CStr; 19] = [
+const SHOWN: [&CStr; 27] = [
+    c"buddyinfo",
     c"cgroups",
     c"config.gz",
+    c"consoles",
     c"cpuinfo",
     c"crypto",
     c"devices",
+    c"diskstats",
+    c"dma",
+    c"driver",
     c"execdomains",
     c"filesystems",
     c"loadavg",
     c"locks",
     c"meminfo",
     c"misc",
+    c"partitions",
+    c"softirqs",
     c"stat",
     c"swaps",
     c"sys",
@@ -33,7 +40,12 @@ const SHOWN: [&CStr; 19] = [
     c"uptime",
     c"version",
     c"vmstat",
+    c"zoneinfo",
 ];
+
+/// Directories that are shown as they are: nothing in them takes a write, whoever
+/// opens it (each mount takes its time).
+const PLAIN: [&CStr; 3] = [c"driver", c"sysvipc", c"tty"];
 
 /// What becomes of an entry of `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,11 +69,12 @@ fn treatment(name: &CStr, mode: libc::mode_t) -> Treatment {
         let closed = mode & 0o007 == 0;
         return if closed { Treatment::Leave } else { Treatment::Mask };
     }
-    if kind == libc::S_IFDIR || mode & 0o222 != 0 { Treatment::ReadOnly } else { Treatment::Leave }
+    let takes_writes = mode & 0o222 != 0 || (kind == libc::S_IFDIR && !PLAIN.contains(&name));
+    if takes_writes { Treatment::ReadOnly } else { Treatment::Leave }
 }
 
-/// Mounts `/proc` below `root`.
-pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
+/// Mounts a `/proc` at `proc` of the directory `root`, and returns it.
+pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
     let fs = sys::fsopen(c"proc").context("fsopen proc")?;
     sys::fsconfig_create(&fs).context("create proc (is the host's own /proc partly covered?)")?;
@@ -70,7 +83,7 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
     choose_pids(&proc, spec.boots)?;
     bound_shared_memory(&proc, spec.account.shared_bytes)?;
 
-    let covers = Covers::make()?;
+    let covers = make_covers(spec)?;
     for name in sys::names(&proc).context("list /proc")? {
         let shown = || format!("protect /proc/{}", name.to_string_lossy());
         let mode = match sys::mode_at(&proc, &name) {
@@ -85,31 +98,28 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<(), Error> {
                 sys::set_attributes(&copy, attributes | sys::ATTR_RDONLY).context_with(shown)?;
                 copy
             }
-            Treatment::Mask => covers.of(mode).context_with(shown)?,
+            Treatment::Mask => {
+                let is_directory = mode & libc::S_IFMT == libc::S_IFDIR;
+                let cover = if is_directory { c"directory" } else { c"file" };
+                sys::clone_tree_at(&covers, cover).context_with(shown)?
+            }
         };
-        let place = sys::open_at(&proc, &name).context_with(shown)?;
-        sys::attach(&cover, place.as_fd()).context_with(shown)?;
+        sys::attach_at(&cover, &proc, &name).context_with(shown)?;
     }
-    crate::limits::cover_proc(&proc, spec)
+    limits::cover(&proc, &covers, spec)?;
+    Ok(proc)
 }
 
-/// An empty file and an empty directory, which take no writes.
-struct Covers(OwnedFd);
-
-impl Covers {
-    fn make() -> Result<Self, Error> {
-        let fs = tmpfs(Some(4096), c"555", 0)?;
-        drop(sys::create_file_at(&fs, c"file").context("make an empty file")?);
-        sys::mkdir_at(&fs, c"directory", 0o555).context("make an empty directory")?;
-        let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | sys::ATTR_RDONLY;
-        sys::set_attributes(&fs, attributes).context("make covers read-only")?;
-        Ok(Self(fs))
-    }
-
-    fn of(&self, mode: libc::mode_t) -> std::io::Result<OwnedFd> {
-        let is_directory = mode & libc::S_IFMT == libc::S_IFDIR;
-        sys::clone_tree_at(&self.0, if is_directory { c"directory" } else { c"file" })
-    }
+/// What covers files of `/proc`: an empty file, an empty directory, and those that
+/// tell the limits. It takes no writes.
+fn make_covers(spec: &Spec) -> Result<OwnedFd, Error> {
+    let fs = tmpfs(Some(1 << 20), c"555", 0)?;
+    drop(sys::create_file_at(&fs, c"file").context("make an empty file")?);
+    sys::mkdir_at(&fs, c"directory", 0o555).context("make an empty directory")?;
+    limits::make_files(&fs, spec)?;
+    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | sys::ATTR_RDONLY;
+    sys::set_attributes(&fs, attributes).context("make covers read-only")?;
+    Ok(fs)
 }
 
 /// Where process numbers begin: far from those of earlier runs, since a file
@@ -171,6 +181,7 @@ mod tests {
             // A kernel in which somebody may write to it.
             (c"meminfo", file | 0o644, Treatment::ReadOnly),
             (c"sys", directory | 0o555, Treatment::ReadOnly),
+            (c"tty", directory | 0o555, Treatment::Leave),
             (c"pressure", directory | 0o555, Treatment::Mask),
             (c"news", file | 0o666, Treatment::Mask),
             (c"kmsg", file | 0o400, Treatment::Leave),

@@ -70,10 +70,10 @@ pub(crate) struct Spec {
     pub(crate) hostname: String,
     /// What it may have of the kernel.
     pub(crate) account: Account,
-    /// Its memory, in bytes.
-    pub(crate) memory_bytes: u64,
-    /// CPUs' worth of time that it may use at once.
-    pub(crate) vcpus: usize,
+    /// File with the text of its `/proc/meminfo`; without one the host's is seen.
+    pub(crate) meminfo: Option<String>,
+    /// File with the text of its `/proc/cpuinfo`; likewise.
+    pub(crate) cpuinfo: Option<String>,
     /// Where lxcfs is mounted, if the host has it.
     pub(crate) lxcfs: Option<String>,
     /// What it takes for the id of the machine's boot, a UUID.
@@ -123,8 +123,8 @@ impl Spec {
                     }
                 }
                 "hostname" => value.clone_into(&mut spec.hostname),
-                "memory-bytes" => spec.memory_bytes = number()?,
-                "vcpus" => spec.vcpus = usize::try_from(number()?).unwrap_or(usize::MAX),
+                "meminfo" => spec.meminfo = Some(value.to_owned()),
+                "cpuinfo" => spec.cpuinfo = Some(value.to_owned()),
                 "lxcfs" => spec.lxcfs = Some(value.to_owned()),
                 "boot-id" => value.clone_into(&mut spec.boot_id),
                 "pending-signals" => spec.account.pending_signals = number()?,

@@ -195,6 +195,23 @@ pub(crate) fn send_fd(channel: &OwnedFd, fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::sendmsg(channel.as_raw_fd(), &raw const message, 0) } as i64).map(drop)
 }
 
+/// Tells the other side that it may go on.
+pub(crate) fn send_word(channel: &OwnedFd) -> io::Result<()> {
+    write_all(channel, &[1])
+}
+
+/// Waits for [`send_word`].
+///
+/// # Errors
+/// `EPIPE` when the other side has gone instead.
+pub(crate) fn receive_word(channel: &OwnedFd) -> io::Result<()> {
+    let mut word = [0];
+    match io::Read::read(&mut std::fs::File::from(channel.try_clone()?), &mut word)? {
+        1 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+    }
+}
+
 pub(crate) fn receive_fd(channel: &OwnedFd) -> io::Result<OwnedFd> {
     let mut byte = [0_u8];
     let mut control = [0_u8; 64];
@@ -368,6 +385,25 @@ pub(crate) fn attach(mount: &OwnedFd, place: BorrowedFd<'_>) -> io::Result<()> {
         )
     })
     .map(drop)
+}
+
+/// [`attach`] at an entry of a directory; `false`: there is none.
+pub(crate) fn attach_at(mount: &OwnedFd, dir: &OwnedFd, name: &CStr) -> io::Result<bool> {
+    // SAFETY: live C strings.
+    let attached = check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    });
+    match attached {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        other => other.map(|_| true),
+    }
 }
 
 pub(crate) fn attach_at_path(mount: &OwnedFd, path: &CStr) -> io::Result<()> {

@@ -18,6 +18,7 @@ use crate::agent::{Agent, PATIENCE};
 use crate::cgroup::CgroupVersion;
 use crate::host::Host;
 use crate::network::PreparedNet;
+use crate::seen::seen_limits;
 use crate::trust;
 
 /// How long a launcher may take.
@@ -149,6 +150,8 @@ async fn make(
     let socket_dir = host.socket_dir(run.id.as_str());
     std::fs::create_dir(&socket_dir).map_err(failed("create socket directory"))?;
 
+    let seen =
+        seen_limits(host.config.instance, &run.resources).map_err(failed("write what shows limits"))?;
     let (memory, kernel) = (run.resources.memory_mib << 20, &host.config.kernel);
     let mut command = Command::new(&host.binaries.launcher);
     let path = |key: &str, path: PathBuf| format!("{key}={}", path.display());
@@ -164,8 +167,7 @@ async fn make(
         .arg(format!("shm-bytes={}", shm_bytes(memory)))
         .arg(format!("run-bytes={}", run_bytes(memory)))
         .arg(format!("shared-bytes={}", segment_bytes(memory)))
-        .arg(format!("memory-bytes={memory}"))
-        .arg(format!("vcpus={}", run.resources.vcpus))
+        .arg(path("meminfo", seen.meminfo))
         .arg(format!("boot-id={}", boot_id(&run.id)))
         .arg(format!("pending-signals={}", kernel.pending_signals))
         .arg(format!("queue-bytes={}", kernel.queue_bytes))
@@ -181,6 +183,9 @@ async fn make(
         CgroupVersion::V1 => "cgroup",
         CgroupVersion::V2 => "cgroup2",
     };
+    if let Some(cpuinfo) = seen.cpuinfo {
+        command.arg(path("cpuinfo", cpuinfo));
+    }
     if let Some(lxcfs) = &host.config.lxcfs {
         command.arg(path("lxcfs", lxcfs.clone()));
     }

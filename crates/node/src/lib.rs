@@ -33,6 +33,7 @@ mod recovery;
 mod registry;
 mod runner;
 mod seccomp;
+mod seen;
 mod source;
 mod storage;
 mod sys;
@@ -257,6 +258,12 @@ impl Node {
         match std::fs::remove_dir(self.host.sockets()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(%error, "remove the socket directory");
+            }
+            _ => {}
+        }
+        match std::fs::remove_dir_all(seen::dir(self.host.config.instance)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "remove the files that show limits");
             }
             _ => {}
         }
