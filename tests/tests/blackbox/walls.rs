@@ -499,7 +499,7 @@ pub(crate) fn limits_are_seen(w: &World) -> anyhow::Result<()> {
     }
     // Nothing of another run, nor of the host.
     let procs =
-        w.ok(&name, "cat /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/pids/cgroup.procs 2>/dev/null; true")?;
+        w.ok(&name, "cat /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/memory/cgroup.procs 2>/dev/null; true")?;
     ensure!(procs.lines().any(|pid| pid == "1") && !procs.lines().any(|pid| pid == "0"), "{procs}");
     ensure!(w.ok(&name, "find /sys/fs/cgroup -name 'dormouse*' -o -name 'run_*'")?.is_empty());
     let boot = |name: &str| w.ok(name, "cat /proc/sys/kernel/random/boot_id");
