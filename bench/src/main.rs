@@ -213,6 +213,7 @@ fn limits() -> Limits {
         max_vcpus: 8,
         default_timeout: Duration::from_secs(3600),
         max_timeout: Duration::from_secs(7200),
+        quotas: dormouse_control::Quotas::default(),
     }
 }
 
@@ -226,6 +227,7 @@ fn config(data: &Path, url: &str, limits: Limits) -> anyhow::Result<NodeConfig> 
         stop_grace: Duration::from_secs(3),
         kernel: dormouse_node::KernelLimits::default(),
         lxcfs: None,
+        keep_memory: None,
         network_pool: 32,
         egress: EgressConfig {
             upstream: None,

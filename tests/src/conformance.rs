@@ -81,6 +81,7 @@ async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<
         max_vcpus: 8,
         default_timeout: Duration::from_secs(600),
         max_timeout: Duration::from_secs(36_000),
+        quotas: dormouse_control::Quotas::default(),
     };
     let config = NodeConfig {
         host: host.clone(),
@@ -98,6 +99,7 @@ async fn engine(data_dir: PathBuf, instance: u8, db: Db) -> anyhow::Result<(Arc<
         stop_grace: Duration::from_secs(3),
         kernel: dormouse_node::KernelLimits::default(),
         lxcfs: None,
+        keep_memory: None,
         network_pool: 8,
         egress: EgressConfig {
             upstream: None,

@@ -22,6 +22,7 @@ mod history;
 pub mod order;
 mod port;
 mod present;
+mod quotas;
 mod record;
 mod rules;
 mod sandboxes;
@@ -39,7 +40,7 @@ use tracing::Instrument as _;
 
 pub use ground::{Files, Ground};
 pub use record::{SandboxRecord, pending_run};
-pub use rules::{Limits, check_ports, new_routes};
+pub use rules::{Limits, Quotas, check_ports, new_routes};
 pub use stored::{DEFAULT_CWD, DEFAULT_USER, ImageConfig, SandboxConfig, Stored};
 
 use order::Runner;
@@ -71,6 +72,8 @@ pub struct Control {
     config: Arc<ControlConfig>,
     /// What creations without an image wait for, in a sentence.
     waiting: Arc<Mutex<Option<String>>>,
+    /// What owners have used of quotas.
+    used: quotas::Used,
 }
 
 impl Control {
@@ -78,7 +81,14 @@ impl Control {
     /// to.
     #[must_use]
     pub fn new(db: Db, clock: Clock, runner: Arc<dyn Runner>, config: ControlConfig) -> Self {
-        Self { db, clock, runner, config: Arc::new(config), waiting: Arc::default() }
+        Self {
+            db,
+            clock,
+            runner,
+            config: Arc::new(config),
+            waiting: Arc::default(),
+            used: quotas::Used::default(),
+        }
     }
 
     /// Has creations without their base image say what they wait for.
@@ -130,6 +140,7 @@ impl Control {
 fn internal(operation: &'static str) -> impl Fn(StoreError) -> ProviderError + Send + 'static {
     move |error| match error {
         StoreError::Conflict(subject) => ProviderError::Conflict(subject),
+        StoreError::Quota(refused) => ProviderError::Quota(refused),
         other => ProviderError::internal(operation, other),
     }
 }

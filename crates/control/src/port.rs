@@ -13,10 +13,11 @@ use dormouse_provider::{
     Snapshot, SnapshotRequest, SnapshotTree, StopReason, Stopped, TerminalOutput, TerminalSize,
     TerminalStream, UpdateSandbox,
 };
-use dormouse_types::{CommandId, SandboxId, SandboxName, SnapshotId};
+use dormouse_types::{CommandId, QuotaKind, SandboxId, SandboxName, SnapshotId};
 
 use crate::order::{LiveRun, Recorded};
 use crate::present::{self, take_page};
+use crate::quotas::Counted;
 use crate::record::SandboxRecord;
 use crate::{Control, carry_through, internal};
 
@@ -42,6 +43,22 @@ impl Control {
                     _ => Err(ProviderError::Stopping),
                 }
             }
+        }
+    }
+
+    fn count_command(&self, run: &RunRef) -> Result<Option<Counted>> {
+        let owner = &run.namespace.owner;
+        self.used.command(owner, &self.config.limits.quotas.of(owner))
+    }
+
+    /// Has a command count until it, or its run, has ended.
+    fn until_it_ends(live: Arc<dyn LiveRun>, id: CommandId, counted: Option<Counted>) {
+        if let Some(counted) = counted {
+            tokio::spawn(async move {
+                // Whatever it says, it does not run any more.
+                let _ = live.wait(&id).await;
+                drop(counted);
+            });
         }
     }
 
@@ -177,6 +194,11 @@ impl SandboxProvider for Control {
 
     async fn snapshot(&self, run: &RunRef, request: SnapshotRequest) -> Result<MadeSnapshot> {
         let sandbox = self.ordered(run).await?;
+        let quota = self.config.limits.quotas.of(&run.namespace.owner);
+        if quota.snapshots.is_some() {
+            let used = self.db.manual_snapshots(&run.namespace).await.map_err(internal("count snapshots"))?;
+            quota.check(QuotaKind::Snapshots, used, 1).map_err(ProviderError::Quota)?;
+        }
         let (recorded, stall) = self.runner.snapshot(&sandbox, &run.id, request).await?;
         let missing = || ProviderError::internal("make a snapshot", "none was made");
         let snapshot = recorded.snapshot.as_ref().ok_or_else(missing)?;
@@ -295,7 +317,10 @@ impl SandboxProvider for Control {
     }
 
     async fn start(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<Command> {
-        self.live(run).await?.start(id, spec).await
+        let (live, counted) = (self.live(run).await?, self.count_command(run)?);
+        let started = live.clone().start(id.clone(), spec).await?;
+        Self::until_it_ends(live, id, counted);
+        Ok(started)
     }
 
     async fn command(&self, run: &RunRef, id: &CommandId) -> Result<Command> {
@@ -319,7 +344,10 @@ impl SandboxProvider for Control {
     }
 
     async fn exec(&self, run: &RunRef, id: CommandId, spec: CommandSpec) -> Result<BoxStream<LogEvent>> {
-        self.live(run).await?.exec(id, spec).await
+        let (live, counted) = (self.live(run).await?, self.count_command(run)?);
+        let events = live.clone().exec(id.clone(), spec).await?;
+        Self::until_it_ends(live, id, counted);
+        Ok(events)
     }
 
     async fn stdin(&self, run: &RunRef, id: &CommandId, body: BodyStream) -> Result<()> {

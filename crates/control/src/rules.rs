@@ -8,6 +8,7 @@ use dormouse_provider::{
     UpdateSandbox,
 };
 use dormouse_store::RouteRow;
+use dormouse_types::{AccountId, OrgId, Quota};
 
 use crate::stored::SandboxConfig;
 
@@ -36,6 +37,34 @@ pub struct Limits {
     pub default_timeout: Duration,
     /// Longest hard lifetime.
     pub max_timeout: Duration,
+    /// What one owner may have.
+    pub quotas: Quotas,
+}
+
+/// What owners may have.
+#[derive(Debug, Clone, Default)]
+pub struct Quotas {
+    /// Each account.
+    pub account: Quota,
+    /// Each organization.
+    pub organization: Quota,
+    /// One of them, by id, instead.
+    pub owners: BTreeMap<String, Quota>,
+}
+
+impl Quotas {
+    /// What `owner` may have. The service's own builders are nobody's.
+    #[must_use]
+    pub fn of(&self, owner: &str) -> Quota {
+        let usual = if owner.parse::<AccountId>().is_ok() {
+            self.account
+        } else if owner.parse::<OrgId>().is_ok() {
+            self.organization
+        } else {
+            Quota::default()
+        };
+        self.owners.get(owner).map_or(usual, |own| usual.with(own))
+    }
 }
 
 pub(crate) fn invalid(message: impl Into<String>) -> ProviderError {

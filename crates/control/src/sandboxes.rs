@@ -108,11 +108,17 @@ impl Control {
     }
 
     pub(crate) async fn create_sandbox(&self, request: CreateSandbox) -> Result<SandboxView> {
+        self.count_creation(&request.key.namespace)?;
         loop {
             if let Some(made) = self.try_create(request.clone()).await? {
                 return Ok(made);
             }
         }
+    }
+
+    fn count_creation(&self, namespace: &Namespace) -> Result<()> {
+        let quota = self.config.limits.quotas.of(&namespace.owner);
+        self.used.create(&namespace.owner, &quota, self.clock.now())
     }
 
     /// `None`: the creation that this one repeats failed meanwhile.
@@ -184,6 +190,7 @@ impl Control {
     }
 
     pub(crate) async fn fork_sandbox(&self, request: ForkSandbox) -> Result<SandboxView> {
+        self.count_creation(&request.key.namespace)?;
         loop {
             if let Some(made) = self.try_fork(request.clone()).await? {
                 return Ok(made);

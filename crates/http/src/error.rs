@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use dormouse_provider::ProviderError;
 use dormouse_sessions::{RemoteError, SessionError};
 use dormouse_store::StoreError;
+use dormouse_types::QuotaExceeded;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
@@ -225,6 +226,17 @@ impl From<SessionError> for ApiError {
             SessionError::Provider(ProviderError::Busy(reason)) => {
                 return Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, reason) };
             }
+            SessionError::Provider(ProviderError::Quota(refused)) => {
+                let status = status_of_quota(&refused);
+                let retry_after = refused.kind.passes().then_some(1);
+                return Self { retry_after, ..Self::new(status, refused.to_string()) };
+            }
+            SessionError::Provider(ProviderError::Stopping) => {
+                return Self::new(
+                    StatusCode::CONFLICT,
+                    "The sandbox is stopping, and a process of it takes its time; try again",
+                );
+            }
             SessionError::Provider(ProviderError::TimeoutInvalid(reason)) => {
                 return Self::bad_request(reason);
             }
@@ -239,6 +251,11 @@ impl From<SessionError> for ApiError {
         };
         Self::new(status, message)
     }
+}
+
+/// What passes by itself is asked for too often, the rest is not theirs to have.
+pub(crate) fn status_of_quota(refused: &QuotaExceeded) -> StatusCode {
+    if refused.kind.passes() { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::FORBIDDEN }
 }
 
 /// The error and its causes, for the log.

@@ -28,6 +28,9 @@ pub struct NodeConfig {
     /// Where lxcfs is mounted. `None`, or where nothing answers at start: sandboxes
     /// are told their limits, and not what they use of them.
     pub lxcfs: Option<PathBuf>,
+    /// Bytes of the host's memory that are kept free of new runs; `None`: a
+    /// sixteenth, from 256 MiB to 2 GiB.
+    pub keep_memory: Option<u64>,
     /// Networks kept ready.
     pub network_pool: usize,
     /// What leaves sandboxes, and how.

@@ -9,6 +9,7 @@ use dormouse_jobs::Clock;
 use dormouse_provider::{ProviderError, Result};
 use dormouse_store::{Db, RunRow};
 
+use crate::admission::Admission;
 use crate::binaries::Binaries;
 use crate::cgroup::Cgroups;
 use crate::config::NodeConfig;
@@ -27,6 +28,7 @@ pub(crate) struct Host {
     pub(crate) numbering: Numbering,
     pub(crate) sandboxes: Arc<dormouse_egress::Sandboxes>,
     pub(crate) binaries: Binaries,
+    pub(crate) admission: Admission,
     pub(crate) boot_id: String,
     /// System-wide configuration of git inside, for mirrored hosts.
     pub(crate) git_config: String,
@@ -129,6 +131,7 @@ pub(crate) fn internal(
 ) -> impl Fn(dormouse_store::StoreError) -> ProviderError + Send + 'static {
     move |error| match error {
         dormouse_store::StoreError::Conflict(subject) => ProviderError::Conflict(subject),
+        dormouse_store::StoreError::Quota(refused) => ProviderError::Quota(refused),
         other => ProviderError::internal(operation, other),
     }
 }

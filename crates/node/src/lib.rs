@@ -12,6 +12,7 @@
 
 #![expect(unsafe_code, reason = "only in `sys`, the boundary to the kernel")]
 
+mod admission;
 mod agent;
 mod binaries;
 mod calls;
@@ -176,6 +177,7 @@ impl Node {
 
         let host = Arc::new(Host {
             boot_id: host::boot_id().map_err(host("read the boot id"))?,
+            admission: admission::Admission::new(config.keep_memory),
             config,
             db,
             clock,

@@ -228,13 +228,15 @@ impl Machine {
         // starts from the image it is saved with the next.
         let ahead = matches!(files, Files::Snapshot(_)) && sandbox.current_snapshot.is_none();
         let copied = files != Files::Image && !ahead;
+        let quota = self.host.config.limits.quotas.of(&run.namespace.owner);
         self.registry.begin(&run.id);
-        let inserted = match self.host.admits() {
-            Ok(()) => {
-                let inserted = self.host.db.insert_sandbox(&sandbox, &run, &tags, &routes).await;
+        let admitted = self.host.admits().and_then(|()| self.host.admission.begin());
+        let inserted = match &admitted {
+            Ok(_starting) => {
+                let inserted = self.host.db.insert_sandbox(&sandbox, &run, &tags, &routes, &quota).await;
                 inserted.map_err(internal("insert sandbox"))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.repeated()),
         };
         if let Err(error) = inserted {
             self.registry.forget(&run.id, true);
@@ -282,6 +284,7 @@ impl Machine {
     /// Starts a run of a sandbox that has none; `None` where it has changed
     /// since it was read.
     async fn start_again(&mut self, found: SandboxWithRun) -> Result<Option<Recorded>> {
+        let _starting = self.host.admission.begin()?;
         let sandbox = SandboxRecord::new(found.sandbox);
         let config = sandbox.config()?.clone();
         let image = self.host.db.image_by_id(&sandbox.row.image_id).await.map_err(internal("read image"))?;
@@ -304,7 +307,8 @@ impl Machine {
         let (id, made) = (RunId::generate(), files != Files::There);
         let number = (id, found.run.number + 1);
         let run = pending_run(&self.host.config.host, &sandbox.row, &config, number, (volume, made), now)?;
-        let inserted = self.host.db.insert_run(&run, &state, &sandbox.row).await;
+        let quota = self.host.config.limits.quotas.of(&run.namespace.owner);
+        let inserted = self.host.db.insert_run(&run, &state, &sandbox.row, &quota).await;
         if !inserted.map_err(internal("insert run"))? {
             return Ok(None);
         }

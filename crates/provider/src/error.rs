@@ -1,6 +1,8 @@
 //! What a provider can answer instead of success. Matched by variant, never
 //! by text; the texts are fit to show to a caller.
 
+use dormouse_types::QuotaExceeded;
+
 /// Result of a provider call.
 pub type Result<T> = std::result::Result<T, ProviderError>;
 
@@ -46,6 +48,9 @@ pub enum ProviderError {
     /// More is asked of the sandbox at once than it takes; the message says what.
     #[error("{0}")]
     Busy(String),
+    /// Its owner may not have so much; the message says which quota, and how much.
+    #[error("{0}")]
+    Quota(QuotaExceeded),
     /// The sandbox lives on another server of the same service; calls that need
     /// its host go there.
     #[error("{subject} lives on another server: {url}")]
@@ -100,6 +105,7 @@ impl ProviderError {
             Self::InUse(message) => Self::InUse(message.clone()),
             Self::InputRefused(message) => Self::InputRefused(message.clone()),
             Self::Busy(message) => Self::Busy(message.clone()),
+            Self::Quota(refused) => Self::Quota(refused.clone()),
             Self::Capacity(reason) => Self::Capacity(reason.clone()),
             Self::Unready(reason) => Self::Unready(reason.clone()),
             Self::Internal { operation, .. } => Self::internal(operation.clone(), self.causes()),

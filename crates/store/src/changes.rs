@@ -2,11 +2,14 @@
 //! ends, a snapshot becomes the current one, a sandbox is rolled back or goes.
 //! On Postgres they lock in one order: sandbox, runs, snapshots.
 
-use dormouse_types::{HostId, RunId, RunStatus, SandboxId, SnapshotId, StopReason, Timestamp, VolumeId};
+use dormouse_types::{
+    HostId, Quota, RunId, RunStatus, SandboxId, SnapshotId, StopReason, Timestamp, VolumeId,
+};
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
 use crate::garbage::{self, GarbageKind};
+use crate::quotas;
 use crate::runs::{self, RunRow, VolumeState};
 use crate::sandboxes::{self, SandboxRow};
 use crate::snapshots::{self, GO, Retire, SnapshotRow, TOUCHED};
@@ -62,8 +65,15 @@ impl Db {
     /// and whose volume is the run's. `false`, and nothing done, where the
     /// sandbox is not as `was` says any more: the snapshot that it stood on went,
     /// or somebody else started a run.
-    pub async fn insert_run(&self, run: &RunRow, volume: &VolumeState, was: &SandboxRow) -> Result<bool> {
+    pub async fn insert_run(
+        &self,
+        run: &RunRow,
+        volume: &VolumeState,
+        was: &SandboxRow,
+        quota: &Quota,
+    ) -> Result<bool> {
         let mut tx = self.write().await?;
+        quotas::admit(&mut tx, run, quota, false).await?;
         let given = tx
             .sql(
                 format!("give {} to its sandbox", run.volume_id),

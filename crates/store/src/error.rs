@@ -9,6 +9,9 @@ pub enum StoreError {
     /// A row with this key exists already.
     #[error("{0} exists already")]
     Conflict(String),
+    /// Its owner may not have so much.
+    #[error(transparent)]
+    Quota(dormouse_types::QuotaExceeded),
     /// A row holds what this version cannot read.
     #[error("unreadable {column} in {table}")]
     Corrupt {

@@ -21,6 +21,7 @@ mod org_builds;
 mod org_snapshots;
 mod organizations;
 mod pace;
+mod quotas;
 mod repeated_requests;
 mod room;
 mod routes;

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use dormouse_types::{ImageId, Namespace, RunId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId};
+use dormouse_types::{
+    ImageId, Namespace, Quota, RunId, SandboxId, SandboxName, SnapshotId, Timestamp, VolumeId,
+};
 
 use crate::db::{Db, Tx};
 use crate::error::Result;
+use crate::quotas;
 use crate::routes::{self, RouteRow};
 use crate::runs::{self, RunRow};
 use crate::sql::{Row, placeholders, prefixed};
@@ -199,15 +202,18 @@ impl Db {
         .await
     }
 
-    /// Adds a sandbox together with its first run, labels and routes.
+    /// Adds a sandbox together with its first run, labels and routes, unless that is
+    /// more than its owner may have.
     pub async fn insert_sandbox(
         &self,
         sandbox: &SandboxRow,
         run: &RunRow,
         tags: &BTreeMap<String, String>,
         routes: &[RouteRow],
+        quota: &Quota,
     ) -> Result<()> {
         let mut tx = self.write().await?;
+        quotas::admit(&mut tx, run, quota, true).await?;
         tx.sql(
             format!("insert sandbox {}", sandbox.name),
             format!(

@@ -195,6 +195,25 @@ impl Tx {
     }
 }
 
+impl Tx {
+    /// Has no other transaction count what this owner uses before this one is over.
+    /// SQLite has one writer at a time anyway.
+    pub(crate) async fn lock_owner(&mut self, owner: &str) -> Result<()> {
+        if let Transaction::Sqlite(_) = &self.inner {
+            return Ok(());
+        }
+        let locked = self
+            .sql(
+                format!("wait for {owner}"),
+                "SELECT 1 AS one FROM pg_advisory_xact_lock(hashtextextended($1, 0))",
+            )
+            .bind(owner)
+            .fetch_all()
+            .await;
+        locked.map(drop)
+    }
+}
+
 impl Db {
     /// A query outside of any transaction; it sees what is committed.
     pub(crate) fn sql(&self, operation: impl Into<String>, text: impl Into<String>) -> Sql<'_> {

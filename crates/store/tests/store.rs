@@ -168,7 +168,7 @@ async fn end(db: &Db, run: &RunRow, snapshot: Option<&SnapshotRow>, retire: Opti
 async fn started(db: &Db, image: &ImageRow, name: &str) -> (SandboxRow, RunRow) {
     let sandbox = sandbox(image, name);
     let first = first(&sandbox);
-    db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
+    db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[], &Quota::default()).await.unwrap();
     (sandbox, first)
 }
 
@@ -178,7 +178,7 @@ async fn reread(db: &Db, sandbox: &SandboxRow) -> SandboxRow {
 
 async fn add_run(db: &Db, run: &RunRow) {
     let was = db.sandbox_by_id(&run.sandbox_id).await.unwrap().unwrap().sandbox;
-    assert!(db.insert_run(run, &state(), &was).await.unwrap());
+    assert!(db.insert_run(run, &state(), &was, &Quota::default()).await.unwrap());
 }
 
 /// What has to go from disk, which then goes.
@@ -282,9 +282,11 @@ async fn a_sandbox_has_one_live_run() {
         let image = image(&db).await;
         let (sandbox, first) = started(&db, &image, "one").await;
         let other = self::sandbox(&image, "one");
-        let taken = db.insert_sandbox(&other, &self::first(&other), &BTreeMap::new(), &[]).await;
+        let taken =
+            db.insert_sandbox(&other, &self::first(&other), &BTreeMap::new(), &[], &Quota::default()).await;
         assert!(matches!(taken, Err(StoreError::Conflict(_))));
-        let second = db.insert_run(&run(&sandbox), &state(), &reread(&db, &sandbox).await).await;
+        let second =
+            db.insert_run(&run(&sandbox), &state(), &reread(&db, &sandbox).await, &Quota::default()).await;
         assert!(matches!(second, Err(StoreError::Conflict(_))));
         db.run_failed(&first, false, NOW).await.unwrap();
         add_run(&db, &run(&sandbox)).await;
@@ -325,9 +327,63 @@ async fn two_who_start_a_run_make_one() {
         let was = reread(&db, &sandbox).await;
         let (one, other) = (run(&sandbox), run(&sandbox));
         let state = state();
-        let (a, b) = tokio::join!(db.insert_run(&one, &state, &was), db.insert_run(&other, &state, &was));
+        let quota = Quota::default();
+        let (a, b) = tokio::join!(
+            db.insert_run(&one, &state, &was, &quota),
+            db.insert_run(&other, &state, &was, &quota)
+        );
         assert_eq!([a.unwrap(), b.unwrap()].iter().filter(|made| **made).count(), 1);
         assert_eq!(db.live_runs(&host()).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_quota_holds_for_those_who_come_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for db in databases(&dir).await {
+        let image = image(&db).await;
+        let (none, labels) = (Quota::default(), BTreeMap::new());
+        let quota = Quota { running: Some(3), ..none };
+        let (kept, first_run) = started(&db, &image, "kept").await;
+        let made: Vec<_> = (0..8)
+            .map(|n| {
+                let sandbox = sandbox(&image, &format!("s{n}"));
+                let run = first(&sandbox);
+                (sandbox, run)
+            })
+            .collect();
+        let mut tries = tokio::task::JoinSet::new();
+        for (sandbox, run) in made {
+            let (db, labels) = (db.clone(), labels.clone());
+            tries.spawn(async move { db.insert_sandbox(&sandbox, &run, &labels, &[], &quota).await });
+        }
+        let refused: Vec<_> = tries.join_all().await.into_iter().filter_map(Result::err).collect();
+        assert_eq!(refused.len(), 6, "three places, one of which was taken");
+        for error in refused {
+            let StoreError::Quota(refused) = error else { panic!("{error}") };
+            assert_eq!(refused, QuotaExceeded { kind: QuotaKind::Running, limit: 3, used: 3, asked: 1 });
+        }
+        assert_eq!(db.live_runs(&host()).await.unwrap().len(), 3, "and nothing else was recorded");
+
+        // What ended is free, for a run of a sandbox that is there too.
+        end(&db, &first_run, None, None, Volume::Kept).await;
+        let was = reread(&db, &kept).await;
+        assert!(db.insert_run(&run(&kept), &state(), &was, &quota).await.unwrap());
+        let next = sandbox(&image, "next");
+        let by = |quota: Quota| {
+            let (db, next, labels) = (&db, &next, &labels);
+            async move { db.insert_sandbox(next, &first(next), labels, &[], &quota).await }
+        };
+        let resources = first(&next).resources;
+        let vcpus = 4 * u64::from(resources.vcpus);
+        for (quota, kind) in [
+            (Quota { vcpus: Some(vcpus - 1), ..none }, QuotaKind::Vcpus),
+            (Quota { memory_mib: Some(4 * resources.memory_mib - 1), ..none }, QuotaKind::MemoryMib),
+        ] {
+            let refused = by(quota).await;
+            assert!(matches!(refused, Err(StoreError::Quota(found)) if found.kind == kind), "{kind:?}");
+        }
+        by(Quota { vcpus: Some(vcpus), memory_mib: Some(4 * resources.memory_mib), ..none }).await.unwrap();
     }
 }
 
@@ -447,7 +503,7 @@ async fn what_was_read_of_a_sandbox_may_have_gone() {
         let was = reread(&db, &sandbox).await;
         db.delete_snapshot(&kept.id, NOW).await.unwrap();
         // Its volume is garbage now.
-        assert!(!db.insert_run(&run(&sandbox), &state(), &was).await.unwrap());
+        assert!(!db.insert_run(&run(&sandbox), &state(), &was, &Quota::default()).await.unwrap());
         assert!(db.live_runs(&host()).await.unwrap().is_empty());
         assert_eq!(reread(&db, &sandbox).await.volume_id, None);
 
@@ -494,7 +550,7 @@ async fn a_stopped_sandbox_goes_with_its_snapshot_and_a_running_one_goes_on() {
         let mut fork = sandbox(&image, "fork");
         fork.current_snapshot = Some(kept.id.clone());
         let live = self::first(&fork);
-        db.insert_sandbox(&fork, &live, &BTreeMap::new(), &[]).await.unwrap();
+        db.insert_sandbox(&fork, &live, &BTreeMap::new(), &[], &Quota::default()).await.unwrap();
 
         assert!(db.owns_snapshot(&kept.id).await.unwrap());
         db.delete_snapshot(&kept.id, NOW).await.unwrap();
@@ -649,7 +705,7 @@ async fn snapshots_go_when_they_are_told_to() {
         {
             let next = if ids.is_empty() { self::first(&sandbox) } else { run(&sandbox) };
             if ids.is_empty() {
-                db.insert_sandbox(&sandbox, &next, &BTreeMap::new(), &[]).await.unwrap();
+                db.insert_sandbox(&sandbox, &next, &BTreeMap::new(), &[], &Quota::default()).await.unwrap();
             } else {
                 add_run(&db, &next).await;
             }
@@ -664,7 +720,7 @@ async fn snapshots_go_when_they_are_told_to() {
         let mut fork = self::sandbox(&image, "fork");
         fork.current_snapshot = Some(ids[2].clone());
         let first = self::first(&fork);
-        db.insert_sandbox(&fork, &first, &BTreeMap::new(), &[]).await.unwrap();
+        db.insert_sandbox(&fork, &first, &BTreeMap::new(), &[], &Quota::default()).await.unwrap();
         let next = run(&sandbox);
         add_run(&db, &next).await;
         stop(&db, &next, &image, Some(&ids[3]), Retire::BeyondNewest(1)).await;
@@ -689,7 +745,7 @@ async fn use_puts_an_expiration_off() {
         let image = image(&db).await;
         let sandbox = sandbox(&image, "one");
         let first = self::first(&sandbox);
-        db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[]).await.unwrap();
+        db.insert_sandbox(&sandbox, &first, &BTreeMap::new(), &[], &Quota::default()).await.unwrap();
         let mut kept = snapshot(&first, &image, None);
         (kept.expiration_ms, kept.expires_at) = (Some(500), Some(Timestamp(NOW.0 + 500)));
         end(&db, &first, Some(&kept), Some(Retire::Replaced), Volume::Kept).await;
@@ -714,7 +770,7 @@ async fn lists_page_in_every_order() {
             let status_updated_at = Timestamp(NOW.0 + 10 - i64::try_from(index).unwrap());
             let sandbox = SandboxRow { status_updated_at, ..sandbox };
             let first = first(&sandbox);
-            db.insert_sandbox(&sandbox, &first, &tags, &routes).await.unwrap();
+            db.insert_sandbox(&sandbox, &first, &tags, &routes, &Quota::default()).await.unwrap();
         }
         let odd = BTreeMap::from([("odd".to_owned(), "1".to_owned())]);
         for (order, ascending, prefix, tags, wanted) in [

@@ -9,6 +9,7 @@ mod github;
 mod hex;
 mod id;
 mod namespace;
+mod quota;
 mod resources;
 mod time;
 mod word;
@@ -24,6 +25,7 @@ pub use id::{
     WebhookId,
 };
 pub use namespace::{DEFAULT_PROJECT, Namespace};
+pub use quota::{Quota, QuotaExceeded, QuotaKind};
 pub use resources::Resources;
 pub use time::Timestamp;
 pub use word::{

@@ -1,6 +1,7 @@
 //! Configuration: defaults, then a TOML file, then `DORMOUSE_…` (a double
 //! underscore goes one level down), then flags. Unknown keys are refused.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -8,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dormouse_control::{ControlConfig, Limits};
+use dormouse_control::{ControlConfig, Limits, Quotas};
 use dormouse_egress::{AuthoritySecret, EgressConfig, Ground, Signer};
 use dormouse_node::{INSTANCES, KernelLimits, NodeConfig, Recipe, StorageConfig, StorageKind};
 use dormouse_provider::Resources;
 use dormouse_store::Address;
-use dormouse_types::{Cidr, HostId, format_duration, parse_duration};
+use dormouse_types::{AccountId, Cidr, HostId, OrgId, Quota, format_duration, parse_duration};
 use dormouse_vault::Vault;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
@@ -61,6 +62,7 @@ pub(crate) struct Config {
     pub(crate) vercel: VercelAccount,
     pub(crate) storage: Storage,
     pub(crate) sandbox: Sandbox,
+    pub(crate) quotas: QuotaTables,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) session: Session,
     pub(crate) network: Network,
@@ -174,9 +176,51 @@ pub(crate) struct Sandbox {
     pub(crate) stop_grace: String,
     /// What a sandbox may have of the kernel.
     pub(crate) kernel: KernelLimits,
+    /// MiB of the host's memory that are kept free of new runs; absent: a sixteenth,
+    /// from 256 MiB to 2 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keep_memory_mib: Option<u64>,
     /// Where lxcfs is mounted, which has `/proc` of a sandbox tell what it uses of
     /// its limits; without it the limits alone are told.
     pub(crate) lxcfs: PathBuf,
+}
+
+/// What owners may have. A kind that is not named is not limited.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct QuotaTables {
+    /// Each account.
+    pub(crate) account: Quota,
+    /// Each organization.
+    pub(crate) organization: Quota,
+    /// One account or organization, by id: what it names counts instead.
+    pub(crate) owners: BTreeMap<String, Quota>,
+}
+
+impl Default for QuotaTables {
+    /// More than one host has, less than what would hurt a database.
+    fn default() -> Self {
+        let usual = Quota {
+            running: Some(1000),
+            creations_per_minute: Some(6000),
+            snapshots: Some(100_000),
+            ..Quota::default()
+        };
+        Self { account: usual, organization: usual, owners: BTreeMap::new() }
+    }
+}
+
+impl QuotaTables {
+    fn rules(&self) -> anyhow::Result<Quotas> {
+        for owner in self.owners.keys() {
+            anyhow::ensure!(
+                owner.parse::<AccountId>().is_ok() || owner.parse::<OrgId>().is_ok(),
+                "quotas.owners: {owner:?} is the id of no account and no organization (acc_…, org_…)"
+            );
+        }
+        let (account, organization, owners) = (self.account, self.organization, self.owners.clone());
+        Ok(Quotas { account, organization, owners })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -354,6 +398,7 @@ impl Default for Config {
             vercel: VercelAccount::default(),
             storage: Storage::default(),
             sandbox: Sandbox::default(),
+            quotas: QuotaTables::default(),
             lifecycle: Lifecycle::default(),
             session: Session::default(),
             network: Network::default(),
@@ -385,6 +430,7 @@ impl Default for Sandbox {
             disk_mib: None,
             stop_grace: "3s".to_owned(),
             kernel: KernelLimits::default(),
+            keep_memory_mib: None,
             lxcfs: PathBuf::from("/var/lib/lxcfs"),
         }
     }
@@ -641,6 +687,7 @@ impl Config {
                 disk_mib: (disk > 0).then_some(disk),
             },
             max_vcpus: self.sandbox.max_vcpus,
+            quotas: self.quotas.rules()?,
             default_timeout: lifecycle.max_lifetime,
             max_timeout: lifecycle.max_lifetime * 2,
         })
@@ -679,6 +726,7 @@ impl Config {
             source_timeout: self.source_timeout()?,
             stop_grace: parse_duration(&self.sandbox.stop_grace).context("sandbox.stop_grace")?,
             kernel: self.sandbox.kernel.clone(),
+            keep_memory: self.sandbox.keep_memory_mib.map(|mib| mib << 20),
             lxcfs: Some(self.sandbox.lxcfs.clone()),
             network_pool: self.network.pool,
             egress: EgressConfig {

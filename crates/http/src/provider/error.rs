@@ -8,7 +8,7 @@ use dormouse_provider::ProviderError;
 use dormouse_sessions::SessionError;
 use dormouse_wire::{ErrorDetail, ErrorReply};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, status_of_quota};
 
 #[derive(Debug)]
 pub(crate) struct WireError {
@@ -145,6 +145,7 @@ impl From<ProviderError> for WireError {
             // What clients of the protocol look for, status and code.
             ProviderError::InputRefused(_) => (StatusCode::BAD_REQUEST, "command_stdin_unavailable"),
             ProviderError::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "sandbox_busy"),
+            ProviderError::Quota(refused) => (status_of_quota(refused), "quota_exceeded"),
             ProviderError::Capacity(_) | ProviderError::Unready(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
