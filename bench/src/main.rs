@@ -8,6 +8,7 @@
 
 mod api;
 mod files;
+mod neighbour;
 mod network;
 mod peers;
 mod rows;
@@ -49,8 +50,20 @@ const IDLE: usize = 200;
 
 /// What is measured, in this order; `peers` are others in the sections `engine`
 /// and `operations`.
-const SECTIONS: [&str; 11] =
-    ["rows", "network", "warm", "peers", "speed", "engine", "job", "memory", "cache", "operations", "api"];
+const SECTIONS: [&str; 12] = [
+    "rows",
+    "network",
+    "warm",
+    "peers",
+    "speed",
+    "engine",
+    "job",
+    "memory",
+    "cache",
+    "neighbour",
+    "operations",
+    "api",
+];
 
 /// Sections that were asked for; all where none was.
 struct Chosen(Vec<String>);
@@ -176,6 +189,9 @@ async fn measure(dir: &Path, url: &str, launches: &Launches, chosen: &Chosen) ->
         }
         if chosen.has("cache") {
             files::page_cache(&engine).await?;
+        }
+        if chosen.has("neighbour") {
+            neighbour::measure(&engine, dir).await?;
         }
         if chosen.has("operations") {
             let peers = chosen.has("peers").then_some((dir, root.as_path()));

@@ -96,6 +96,8 @@ const SHARED: &[Scenario] = &[
     ("walls::the_agent_goes_on", walls::the_agent_goes_on),
     ("walls::memory_of_nobody", walls::memory_of_nobody),
     ("walls::limits_are_seen", walls::limits_are_seen),
+    ("walls::quotas", walls::quotas),
+    ("walls::more_than_fits", walls::more_than_fits),
     ("walls::a_replaced_shell", walls::a_replaced_shell),
     ("walls::names_and_hosts", walls::names_and_hosts),
     ("walls::a_name_without_end", walls::a_name_without_end),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::files::inside;
 use crate::world::{World, cgroups, eventually};
@@ -509,4 +509,129 @@ pub(crate) fn limits_are_seen(w: &World) -> anyhow::Result<()> {
     ensure!(boot(&name)? == own, "it changes while it runs");
     w.delete(&name)?;
     w.delete(&other)
+}
+
+/// An account gets what it may have, and is told which quota ends it; another
+/// account notices nothing.
+pub(crate) fn quotas(w: &World) -> anyhow::Result<()> {
+    let quota = |kind: &str| format!("DORMOUSE_QUOTAS__ACCOUNT__{kind}");
+    let (running, commands, snapshots) = (quota("RUNNING"), quota("COMMANDS"), quota("SNAPSHOTS"));
+    w.end_server("-TERM")?;
+    w.serve_with(&[(&running, "2"), (&commands, "2"), (&snapshots, "1")])?;
+    let outcome = in_quotas(w);
+    w.end_server("-TERM")?;
+    w.serve()?;
+    outcome
+}
+
+fn in_quotas(w: &World) -> anyhow::Result<()> {
+    let create = |name: &str, key: &str| {
+        w.call(Method::POST, "/api/v2/sandboxes", Some(key), Some(json!({"name": name})))
+    };
+    let refused = |what: &str, found: (StatusCode, Value), status: StatusCode| -> anyhow::Result<()> {
+        let (found, reply) = found;
+        let text = reply.to_string();
+        ensure!(found == status && text.contains(&format!("quota {what}")), "{what}: {found} {text}");
+        Ok(())
+    };
+    // Ten at once: two places.
+    let posts = (0..10).map(|n| {
+        w.ask(Method::POST, "/api/v2/sandboxes", Some(&w.key), Some(json!({"name": format!("many{n}")})))
+    });
+    let answers = w.block_on(futures::future::join_all(posts));
+    let mut names = Vec::new();
+    for (n, answer) in answers.into_iter().enumerate() {
+        match answer? {
+            (StatusCode::OK, _) => names.push(format!("many{n}")),
+            other => refused("running", other, StatusCode::TOO_MANY_REQUESTS)?,
+        }
+    }
+    ensure!(names.len() == 2, "{names:?} came up");
+    let body = json!({"repoUrl": crate::world::REPO, "sessionId": w.new_session()?});
+    let session = w.call(Method::POST, "/api/sandbox", Some(&w.key), Some(body))?;
+    refused("running", session, StatusCode::TOO_MANY_REQUESTS)?;
+    ensure!(create("theirs", &w.other_key)?.0 == StatusCode::OK, "another account's");
+    ensure!(
+        w.call(Method::DELETE, "/api/v2/sandboxes/theirs", Some(&w.other_key), None)?.0 == StatusCode::OK
+    );
+    // A place that is given back is another's, and who comes back needs one.
+    let (first, second) = (&names[0], &names[1]);
+    w.stop(first)?;
+    ensure!(create("third", &w.key)?.0 == StatusCode::OK, "a place was free");
+    let resumed =
+        w.call(Method::GET, &format!("/api/v2/sandboxes/{first}?resume=true"), Some(&w.key), None)?;
+    refused("running", resumed, StatusCode::TOO_MANY_REQUESTS)?;
+    w.delete("third")?;
+    let resumed =
+        w.call(Method::GET, &format!("/api/v2/sandboxes/{first}?resume=true"), Some(&w.key), None)?;
+    ensure!(resumed.0 == StatusCode::OK, "{resumed:?}");
+
+    // Commands of all sandboxes together.
+    let run = |name: &str| -> anyhow::Result<(StatusCode, Value)> {
+        let path = format!("/api/v2/sandboxes/sessions/{}/cmd", w.run(name)?);
+        let body = json!({"command": "sleep", "args": ["60"], "cwd": "/", "env": {}});
+        w.call(Method::POST, &path, Some(&w.key), Some(body))
+    };
+    let sleeping = run(first)?;
+    ensure!(sleeping.0 == StatusCode::OK && run(second)?.0 == StatusCode::OK, "{sleeping:?}");
+    refused("commands", run(second)?, StatusCode::TOO_MANY_REQUESTS)?;
+    let id = sleeping.1["command"]["id"].as_str().context("no command")?.to_owned();
+    let kill = format!("/api/v2/sandboxes/sessions/{}/cmd/{id}/kill", w.run(first)?);
+    let killed = w.call(Method::POST, &kill, Some(&w.key), Some(json!({"signal": 9})))?;
+    ensure!(killed.0 == StatusCode::OK, "{killed:?}");
+    eventually("one that ended counts no more", Duration::from_secs(5), || {
+        Ok(run(first)?.0 == StatusCode::OK)
+    })?;
+
+    let snapshot = || -> anyhow::Result<(StatusCode, Value)> {
+        let path = format!("/api/v2/sandboxes/sessions/{}/snapshot", w.run(first)?);
+        w.call(Method::POST, &path, Some(&w.key), Some(json!({"__live": true})))
+    };
+    let made = snapshot()?;
+    ensure!(made.0.is_success(), "{made:?}");
+    refused("snapshots", snapshot()?, StatusCode::FORBIDDEN)?;
+    w.delete(first)?;
+    w.delete(second)
+}
+
+/// Many more at once than the host has memory for: each is served or refused in
+/// words, and the host goes on.
+pub(crate) fn more_than_fits(w: &World) -> anyhow::Result<()> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+    let available = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("meminfo")?;
+    let available: u64 = available.trim().trim_end_matches(" kB").parse()?;
+    // Room for a dozen that start at once.
+    let keep = ((available >> 10) - 200).to_string();
+    w.end_server("-TERM")?;
+    w.serve_with(&[
+        ("DORMOUSE_SANDBOX__KEEP_MEMORY_MIB", &keep),
+        ("DORMOUSE_API__RATE", "100000"),
+        ("DORMOUSE_API__BURST", "100000"),
+    ])?;
+    let posts = (0..500).map(|n| {
+        let body = json!({"name": format!("fit{n}"), "persistent": false});
+        w.ask(Method::POST, "/api/v2/sandboxes", Some(&w.key), Some(body))
+    });
+    let answers = w.block_on(futures::future::join_all(posts));
+    let (mut made, mut refused) = (Vec::new(), 0);
+    for (n, answer) in answers.into_iter().enumerate() {
+        match answer? {
+            (StatusCode::OK, _) => made.push(format!("fit{n}")),
+            (StatusCode::SERVICE_UNAVAILABLE, reply) => {
+                ensure!(reply.to_string().contains("memory"), "{reply}");
+                refused += 1;
+            }
+            (status, reply) => anyhow::bail!("fit{n}: {status} {reply}"),
+        }
+    }
+    ensure!(!made.is_empty() && refused > 100, "{} made, {refused} refused", made.len());
+    ensure!(w.call(Method::GET, "/healthz", None, None)?.0 == StatusCode::OK);
+    for name in &made {
+        ensure!(w.shell(name, "true")?.0 == 0 || w.run(name).is_err(), "{name}");
+        w.delete(name)?;
+    }
+    w.end_server("-TERM")?;
+    w.serve()?;
+    let (_, name) = w.sandbox()?;
+    w.delete(&name)
 }
