@@ -385,7 +385,31 @@ async fn a_quota_holds_for_those_who_come_at_once() {
             let refused = by(quota).await;
             assert!(matches!(refused, Err(StoreError::Quota(found)) if found.kind == kind), "{kind:?}");
         }
-        by(Quota { vcpus: Some(vcpus), memory_mib: Some(4 * resources.memory_mib), ..none }).await.unwrap();
+        // Of disk also those count that are asleep.
+        let large = |name: &str| {
+            let sandbox = sandbox(&image, name);
+            let mut run = first(&sandbox);
+            run.resources.disk_mib = Some(60);
+            (sandbox, run)
+        };
+        let of_disk = Quota { disk_mib: Some(120), ..none };
+        let (one, its) = large("large1");
+        db.insert_sandbox(&one, &its, &labels, &[], &of_disk).await.unwrap();
+        end(&db, &its, None, None, Volume::Kept).await;
+        for (name, fits) in [("large2", true), ("large3", false)] {
+            let (sandbox, run) = large(name);
+            let tried = db.insert_sandbox(&sandbox, &run, &labels, &[], &of_disk).await;
+            match tried {
+                Ok(()) => assert!(fits, "{name}"),
+                Err(StoreError::Quota(found)) => {
+                    assert_eq!((found.kind, found.used, fits), (QuotaKind::DiskMib, 120, false));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let vcpus = vcpus + u64::from(resources.vcpus);
+        let memory = 5 * resources.memory_mib;
+        by(Quota { vcpus: Some(vcpus), memory_mib: Some(memory), ..none }).await.unwrap();
     }
 }
 
