@@ -119,18 +119,90 @@ pub(crate) fn device_races(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
     let pattern = || fs::read_to_string("/proc/sys/kernel/core_pattern");
     let before = pattern()?;
+    // Each device is a mount of its own, which nobody inside can take away.
+    let take_away = "
+import errno, os
+for place in ('/dev/null', '/dev/zero', '/dev/pts', '/dev/shm', '/dev', '/proc', '/sys'):
+    for act in (lambda: os.rename(place, place + '.gone'), lambda: (os.rmdir if os.path.isdir(place) else os.unlink)(place)):
+        try: act(); print(place, 'went')
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EROFS): print(place, error)
+open('/tmp/there', 'w').close(); os.rename('/tmp/there', '/tmp/gone'); os.unlink('/tmp/gone')";
+    let (code, out, err) = w.exec(&name, &["--sudo"], &["python3", "-c", take_away])?;
+    ensure!(code == 0 && out.is_empty(), "{out}{err}");
+    // What is a link there, or was not there, can be another link.
     w.root_shell(
         &name,
-        "(while echo >> /tmp/turns; do rm -f /dev/null; ln -sf /proc/sys/kernel/core_pattern /dev/null; \
-          rm -f /dev/pts; ln -sfn /proc/sys /dev/shm; mv /dev /dev2; done) >/tmp/race 2>&1 &",
+        "(while :; do ln -sfn /proc/sys/kernel/core_pattern /dev/console; ln -sfn /dev/console /dev/ptmx; \
+          ln -sfn pts/ptmx /dev/ptmx; ln -sfn /proc/sys/kernel/core_pattern /dev/stdout; \
+          echo >> /tmp/turns; done) >/tmp/race 2>&1 &",
     )?;
     let turns = || anyhow::Ok(w.ok(&name, "wc -l < /tmp/turns")?.parse::<u32>()?);
     let first = turns()?;
-    for _ in 0..60 {
-        w.shell(&name, "echo '|/tmp/owned' > /dev/null; true")?;
+    for round in 0..60 {
+        let terminal: &[&str] = if round % 3 == 0 { &["--tty"] } else { &[] };
+        let write =
+            "echo '|/tmp/owned' > /dev/null; (echo '|/tmp/owned' > /dev/console) 2>/dev/null; tty; true";
+        let (_, out, _) = w.exec(&name, terminal, &["bash", "-c", write])?;
+        ensure!(!out.contains("/proc") && !out.contains("/dev/console"), "a terminal is {out}");
     }
     ensure!(turns()? > first + 60, "control: the race did not run");
+    let link = w.ok(&name, "readlink /dev/console")?;
+    ensure!(link == "/proc/sys/kernel/core_pattern", "control: /dev/console is {link}");
     ensure!(pattern()? == before, "the host's core_pattern changed");
+    w.delete(&name)
+}
+
+/// What `tar` inside packs for `sandbox cp` is the sandbox's to say: on the host it
+/// stays where it was asked for, and makes no program of root's.
+pub(crate) fn downloads(w: &World) -> anyhow::Result<()> {
+    use tar::EntryType;
+    let (_, name) = w.sandbox()?;
+    let canary = w.dir.join("canary-download");
+    fs::create_dir_all(&canary)?;
+    fs::write(canary.join("file"), "untouched")?;
+    let outside = canary.to_string_lossy().into_owned();
+    w.ok(
+        &name,
+        "mkdir -p /tmp/d && echo fine > /tmp/d/plain && cp /bin/true /tmp/d/tool && chmod 4755 /tmp/d/tool",
+    )?;
+    let honest = w.dir.join("honest");
+    w.cli(&["sandbox", "cp", &format!("{name}:/tmp/d"), &honest.to_string_lossy()])?;
+    ensure!(fs::read_to_string(honest.join("plain"))? == "fine\n", "control");
+    let mode = |path: &std::path::Path| -> anyhow::Result<u32> {
+        use std::os::unix::fs::PermissionsExt as _;
+        Ok(fs::symlink_metadata(path)?.permissions().mode() & 0o7777)
+    };
+    ensure!(mode(&honest.join("tool"))? == 0o755, "{:o}", mode(&honest.join("tool"))?);
+
+    let archives: [&[Entry<'_>]; 5] = [
+        &[("../escape", EntryType::Regular, "", b"x")],
+        &[("l", EntryType::Symlink, &outside, b""), ("l/file", EntryType::Regular, "", b"changed")],
+        &[("h", EntryType::Link, &format!("{outside}/file"), b""), ("h", EntryType::Regular, "", b"changed")],
+        &[("node", EntryType::Block, "", b"")],
+        &[(&format!("{outside}/file"), EntryType::Regular, "", b"changed")],
+    ];
+    for (number, entries) in archives.iter().enumerate() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, link, data) in *entries {
+            entry(&mut builder, name, *kind, link, data);
+        }
+        let packed = w.dir.join("evil.tar");
+        fs::write(&packed, builder.into_inner()?)?;
+        w.cli(&["sandbox", "cp", &packed.to_string_lossy(), &format!("{name}:/tmp/evil.tar")])?;
+        let replaced = "printf '#!/bin/sh\\nexec cat /tmp/evil.tar\\n' > /tmp/tar && chmod 755 /tmp/tar && mv /tmp/tar /usr/bin/tar";
+        ensure!(w.root_shell(&name, replaced)?.0 == 0, "control");
+        let target = w.dir.join(format!("download-{number}"));
+        // It may fail; what it may not do is below.
+        let _ = w.cli(&["sandbox", "cp", &format!("{name}:/tmp/d"), &target.to_string_lossy()]);
+        ensure!(fs::read_to_string(canary.join("file"))? == "untouched", "{number}: the canary was written");
+        ensure!(fs::read_dir(&canary)?.count() == 1 && !w.dir.join("escape").exists(), "{number}: outside");
+        for found in fs::read_dir(&target).into_iter().flatten().flatten() {
+            let kind = found.file_type()?;
+            ensure!(kind.is_file() || kind.is_dir() || kind.is_symlink(), "{number}: {found:?}");
+            ensure!(mode(&found.path())? & 0o7000 == 0 || kind.is_symlink(), "{number}: {found:?}");
+        }
+    }
     w.delete(&name)
 }
 

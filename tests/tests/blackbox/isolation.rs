@@ -18,6 +18,24 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("unshare user", &["EPERM"], "c.unshare(0x10000000)"),
     ("unshare net", &["EPERM"], "c.unshare(0x40000000)"),
     ("unshare mount", &["EPERM"], "c.unshare(0x20000)"),
+    ("unshare pid", &["EPERM"], "c.unshare(0x20000000)"),
+    ("unshare ipc", &["EPERM"], "c.unshare(0x8000000)"),
+    ("unshare uts", &["EPERM"], "c.unshare(0x4000000)"),
+    ("unshare cgroup", &["EPERM"], "c.unshare(0x2000000)"),
+    ("unshare time", &["EPERM"], "c.unshare(0x80)"),
+    ("move_mount", &["EPERM"], "c.syscall(429, -100, b'/none', -100, b'/mnt', 0)"),
+    ("mount_setattr", &["EPERM"], "c.syscall(442, -100, b'/', 0, 0, 0)"),
+    ("fsconfig", &["EPERM"], "c.syscall(431, -1, 0, 0, 0, 0)"),
+    ("finit_module", &["EPERM"], "c.syscall(313, -1, b'', 0)"),
+    ("clock_settime", &["EPERM"], "c.syscall(227, 0, 0)"),
+    ("acct", &["EPERM"], "c.syscall(163, b'/none')"),
+    ("pidfd_getfd", &["EPERM"], "c.syscall(438, -1, 0, 0)"),
+    ("character device", &["EPERM"], "c.mknod(b'/tmp/mem', 0o20600, 0x101)"),
+    ("whiteout", &["EPERM"], "c.mknod(b'/tmp/white', 0o20600, 0)"),
+    ("audit netlink", &["EPROTONOSUPPORT"], "c.socket(16, 3, 9)"),
+    ("MPTCP", &["EPROTONOSUPPORT"], "c.socket(2, 1, 262)"),
+    ("UDP-Lite", &["EPROTONOSUPPORT"], "c.socket(2, 2, 136)"),
+    ("READ_IMPLIES_EXEC", &["EPERM"], "c.personality(0x400000)"),
     ("clone user", &["EPERM"], "c.syscall(56, 0x10000011, 0, 0, 0, 0)"),
     ("clone3", &["ENOSYS"], "c.syscall(435, 0, 0)"),
     ("mount tmpfs", &["EPERM"], "c.mount(b't', b'/mnt', b'tmpfs', 0, None)"),
@@ -60,6 +78,9 @@ const ALLOWED: &[(&str, &[&str], &str)] = &[
     ("route netlink", &["done"], "c.socket(16, 3, 0)"),
     ("open", &["done"], "c.open(b'/etc/passwd', 0)"),
     ("unshare files", &["done"], "c.unshare(0x400)"),
+    ("trace me", &["done"], "c.ptrace(0, 0, 0, 0)"),
+    ("socket of IPv6", &["done"], "c.socket(10, 1, 0)"),
+    ("personality", &["done"], "c.personality(0xffffffff)"),
     ("xattr", &["done"], "c.setxattr(b'/tmp/x', b'user.a', b'y', 1, 0)"),
 ];
 
@@ -160,6 +181,74 @@ pub(crate) fn kernel_files(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
+/// Ends with the test.
+struct Canary(std::process::Child);
+
+impl Drop for Canary {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// No process, path, socket or descriptor of the host shows, to whoever looks and in
+/// whatever way the command was started.
+pub(crate) fn nothing_of_the_host(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let canary = Command::new("sleep").arg("617.25").spawn()?;
+    let _canary = Canary(canary);
+    let look = "grep -lsa '617[.]25' /proc/[0-9]*/cmdline; true";
+    let host = Command::new("bash").args(["-c", look]).output()?;
+    ensure!(!host.stdout.is_empty(), "control: the host does not see its own process");
+    let files = "for f in kcore kallsyms modules slabinfo vmallocinfo kpageflags cmdline interrupts keys key-users iomem; do \
+                 n=$(head -c 99 /proc/$f 2>/dev/null | wc -c); [ $n = 0 ] || echo $f; done";
+    let host = Command::new("bash").args(["-c", files]).output()?;
+    ensure!(host.stdout.split(|byte| *byte == b'\n').count() > 5, "control: a host's root reads them");
+    let descriptors = "import os
+for f in sorted(os.listdir('/proc/self/fd')):
+    try: print(f, os.readlink('/proc/self/fd/' + f))
+    except OSError: pass
+try: os.listdir('/proc/1/fd'); print('those of PID 1')
+except PermissionError: pass";
+    for who in [&[][..], &["--sudo"][..]] {
+        let ask = |script: &str| -> anyhow::Result<String> {
+            let (code, out, err) = w.exec(&name, who, &["bash", "-c", script])?;
+            ensure!(code == 0, "{who:?} {script}: {code} {out}{err}");
+            Ok(out)
+        };
+        // Its own command line has the words too, so that is one of one.
+        let seen = ask(&format!("{look} | grep -v \"/$$/\" | wc -l"))?;
+        ensure!(
+            seen.trim() == "0" || ask(look)?.lines().count() <= 1,
+            "{who:?}: a process of the host: {seen}"
+        );
+        ensure!(ask(files)?.is_empty(), "{who:?}: {}", ask(files)?);
+        ensure!(ask("head -c 9 /proc/version | wc -c")?.trim() == "9", "control");
+        let mounts = ask("cat /proc/self/mountinfo /proc/self/mounts")?;
+        for word in ["vol_", "box_", "img_", "sbx_", "dormouse", "subvol"] {
+            ensure!(!mounts.contains(word), "{who:?}: {word} in {mounts}");
+        }
+        let groups = ask("cat /proc/1/cgroup /proc/self/cgroup | grep -v ':/$'; true")?;
+        ensure!(groups.is_empty(), "{who:?}: {groups}");
+        let sockets = ask(
+            "find / -xdev -type s 2>/dev/null; find /run /dev /tmp -type s 2>/dev/null; grep -a '@' /proc/net/unix; true",
+        )?;
+        ensure!(sockets.is_empty(), "{who:?}: {sockets}");
+        ensure!(ask("env | grep -iE 'docker|containerd|_sock'; true")?.is_empty());
+        for how in [&[][..], &["--interactive"], &["--tty"]] {
+            let options: Vec<&str> = who.iter().chain(how).copied().collect();
+            let (code, out, err) = w.exec(&name, &options, &["python3", "-c", descriptors])?;
+            let own = out.lines().filter(|line| !line.contains("/proc/")).all(|line| {
+                let number = line.split(' ').next().unwrap_or_default();
+                ["0", "1", "2"].contains(&number)
+            });
+            ensure!(code == 0 && own && !out.contains("PID 1"), "{options:?}: {out}{err}");
+        }
+    }
+    w.delete(&name)
+}
+
 pub(crate) fn agent(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
     w.root_shell(
@@ -255,8 +344,12 @@ pub(crate) fn two_sandboxes(w: &World) -> anyhow::Result<()> {
     ensure!(base(&a)? != base(&b)?, "id ranges overlap");
     let sum = "md5sum /etc/debian_version /usr/bin/env";
     let before = w.ok(&b, sum)?;
-    w.root_shell(&a, "echo changed > /etc/debian_version; ln /usr/bin/env /tmp/link; echo changed > /tmp/link; rm -rf /opt")?;
-    ensure!(w.ok(&a, sum)? != before, "the control changed nothing");
+    let change = "set -e; echo changed > /etc/debian_version; ln /usr/bin/env /tmp/link; echo changed > /tmp/link; rm -rf /opt";
+    let (code, out, err) = w.root_shell(&a, change)?;
+    ensure!(code == 0, "control: {out}{err}");
+    for file in ["/etc/debian_version", "/usr/bin/env"] {
+        ensure!(w.ok(&a, &format!("cat {file}"))? == "changed", "control: {file} is as it was");
+    }
     ensure!(w.ok(&b, sum)? == before, "another sandbox sees the change");
     w.delete(&a)?;
     let (_, fresh) = w.sandbox()?;

@@ -1,16 +1,31 @@
 //! Limits hold, and what runs into one harms itself only.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 
-use crate::world::World;
+use crate::world::{World, eventually};
 
 pub(crate) fn processes(w: &World) -> anyhow::Result<()> {
     let (_, name) = w.sandbox()?;
     let (_, other) = w.sandbox()?;
-    let bomb = "for i in $(seq 3000); do sleep 20 & done 2>/dev/null; jobs -p | wc -l";
-    let (_, out, _) = w.exec(&name, &["--timeout", "20s"], &["bash", "-c", bomb])?;
-    ensure!(out.trim().parse::<u32>().unwrap_or(0) < 2100, "{out}");
-    ensure!(w.ok(&other, "echo fine")? == "fine");
+    let bomb = "
+import os, time
+n = 0
+try:
+    while n < 5000:
+        if os.fork() == 0: time.sleep(15); os._exit(0)
+        n += 1
+except BlockingIOError: pass
+print(n, flush=True)
+os.kill(-1, 9)";
+    for who in [&[][..], &["--sudo"][..]] {
+        let (_, out, err) = w.exec(&name, who, &["python3", "-c", bomb])?;
+        let forked = out.trim().parse::<u32>().unwrap_or(0);
+        ensure!((1000..2100).contains(&forked), "{who:?}: {out}{err}: 2,048 are allowed");
+        ensure!(w.ok(&other, "echo fine")? == "fine");
+        eventually("they are gone", Duration::from_secs(20), || Ok(w.shell(&name, "true")?.0 == 0))?;
+    }
     w.delete(&name)?;
     w.delete(&other)
 }
@@ -26,6 +41,41 @@ pub(crate) fn memory(w: &World) -> anyhow::Result<()> {
     )?;
     ensure!(code == 137, "over the limit: {code}");
     ensure!(w.ok(&name, "echo alive")? == "alive", "the agent survives");
+    // What the kernel holds for a process counts too.
+    let (_, other) = w.sandbox()?;
+    let pipes = "
+import os, fcntl
+held = []
+while True:
+    a, b = os.pipe(); os.set_blocking(b, False); held += [a, b]
+    try:
+        fcntl.fcntl(b, 1031, 1 << 20)
+    except OSError: pass
+    try:
+        while True: os.write(b, b'x' * 65536)
+    except BlockingIOError: pass";
+    let sockets = "
+import socket
+held = []
+while True:
+    a, b = socket.socketpair(); a.setblocking(False); held += [a, b]
+    try:
+        while True: a.send(b'x' * 65536)
+    except BlockingIOError: pass";
+    for who in [&[][..], &["--sudo"][..]] {
+        for (what, script) in [("pipes", pipes), ("sockets", sockets)] {
+            let (code, _, err) = w.exec(&name, who, &["python3", "-c", script])?;
+            let refused = code == 1
+                && (err.contains("Errno 24")
+                    || err.contains("MemoryError")
+                    || err.contains("Errno 12")
+                    || err.contains("Errno 105"));
+            ensure!(code == 137 || refused, "{who:?} {what}: {code} {err}");
+            ensure!(w.ok(&name, "echo alive")? == "alive", "{what}: the agent survives");
+            ensure!(w.ok(&other, "echo fine")? == "fine", "{what}: the neighbour");
+        }
+    }
+    w.delete(&other)?;
     w.delete(&name)
 }
 
