@@ -157,7 +157,9 @@ impl Failure {
         let (status, code, message) = match self {
             Self::Refused { status, code, message } => (status, code, message),
             Self::Throttled(_) => {
-                return ProviderError::Capacity("the sandbox provider has too many requests".to_owned());
+                return ProviderError::Capacity(
+                    "the sandbox provider has too many requests, or runs too much".to_owned(),
+                );
             }
             other => return ProviderError::internal(call.operation(), other),
         };
@@ -165,6 +167,8 @@ impl Failure {
             (StatusCode::BAD_REQUEST, "sandbox_timeout_invalid") => ProviderError::TimeoutInvalid(message),
             (StatusCode::BAD_REQUEST, "command_stdin_unavailable") => ProviderError::InputRefused(message),
             (StatusCode::TOO_MANY_REQUESTS, "sandbox_busy") => ProviderError::Busy(message),
+            // Ours over there, whoever's it would be here.
+            (StatusCode::FORBIDDEN, "quota_exceeded") => ProviderError::Capacity(message),
             (StatusCode::NOT_FOUND, _) => ProviderError::NotFound(call.subject.clone()),
             (StatusCode::CONFLICT, _) => ProviderError::Conflict(call.subject.clone()),
             (StatusCode::GONE, "snapshot_not_found") => {

@@ -514,19 +514,27 @@ pub(crate) fn limits_are_seen(w: &World) -> anyhow::Result<()> {
 /// An account gets what it may have, and is told which quota ends it; another
 /// account notices nothing.
 pub(crate) fn quotas(w: &World) -> anyhow::Result<()> {
-    let quota = |kind: &str| format!("DORMOUSE_QUOTAS__ACCOUNT__{kind}");
+    let account = w.id(&["account", "create", "Small", "--email", "small@example.test"])?;
+    let key = w.text(&["key", "create", "--account", &account])?;
+    let quota = |kind: &str| format!("DORMOUSE_QUOTAS__OWNERS__{account}__{kind}");
     let (running, commands, snapshots) = (quota("RUNNING"), quota("COMMANDS"), quota("SNAPSHOTS"));
     w.end_server("-TERM")?;
     w.serve_with(&[(&running, "2"), (&commands, "2"), (&snapshots, "1")])?;
-    let outcome = in_quotas(w);
+    let outcome = in_quotas(w, &account, &key);
     w.end_server("-TERM")?;
     w.serve()?;
     outcome
 }
 
-fn in_quotas(w: &World) -> anyhow::Result<()> {
-    let create = |name: &str, key: &str| {
-        w.call(Method::POST, "/api/v2/sandboxes", Some(key), Some(json!({"name": name})))
+fn in_quotas(w: &World, account: &str, key: &str) -> anyhow::Result<()> {
+    const SANDBOXES: &str = "/api/v2/sandboxes";
+    let call = |method: Method, path: &str, body: Option<Value>| {
+        w.call(method, &format!("{SANDBOXES}{path}"), Some(key), body)
+    };
+    let good = |method: Method, path: &str, body: Option<Value>| -> anyhow::Result<Value> {
+        let (status, reply) = call(method, path, body)?;
+        ensure!(status.is_success(), "{path}: {status} {reply}");
+        Ok(reply)
     };
     let refused = |what: &str, found: (StatusCode, Value), status: StatusCode| -> anyhow::Result<()> {
         let (found, reply) = found;
@@ -535,9 +543,8 @@ fn in_quotas(w: &World) -> anyhow::Result<()> {
         Ok(())
     };
     // Ten at once: two places.
-    let posts = (0..10).map(|n| {
-        w.ask(Method::POST, "/api/v2/sandboxes", Some(&w.key), Some(json!({"name": format!("many{n}")})))
-    });
+    let posts =
+        (0..10).map(|n| w.ask(Method::POST, SANDBOXES, Some(key), Some(json!({"name": format!("many{n}")}))));
     let answers = w.block_on(futures::future::join_all(posts));
     let mut names = Vec::new();
     for (n, answer) in answers.into_iter().enumerate() {
@@ -547,51 +554,49 @@ fn in_quotas(w: &World) -> anyhow::Result<()> {
         }
     }
     ensure!(names.len() == 2, "{names:?} came up");
-    let body = json!({"repoUrl": crate::world::REPO, "sessionId": w.new_session()?});
-    let session = w.call(Method::POST, "/api/sandbox", Some(&w.key), Some(body))?;
-    refused("running", session, StatusCode::TOO_MANY_REQUESTS)?;
-    ensure!(create("theirs", &w.other_key)?.0 == StatusCode::OK, "another account's");
-    ensure!(
-        w.call(Method::DELETE, "/api/v2/sandboxes/theirs", Some(&w.other_key), None)?.0 == StatusCode::OK
-    );
+    let session = w.id(&["session", "create", "--account", account])?;
+    let body = json!({"repoUrl": crate::world::REPO, "sessionId": session});
+    let posted = w.call(Method::POST, "/api/sandbox", Some(key), Some(body))?;
+    refused("running", posted, StatusCode::TOO_MANY_REQUESTS)?;
+    // Another account's.
+    let (_, theirs) = w.sandbox()?;
+    w.delete(&theirs)?;
     // A place that is given back is another's, and who comes back needs one.
     let (first, second) = (&names[0], &names[1]);
-    w.stop(first)?;
-    ensure!(create("third", &w.key)?.0 == StatusCode::OK, "a place was free");
-    let resumed =
-        w.call(Method::GET, &format!("/api/v2/sandboxes/{first}?resume=true"), Some(&w.key), None)?;
-    refused("running", resumed, StatusCode::TOO_MANY_REQUESTS)?;
-    w.delete("third")?;
-    let resumed =
-        w.call(Method::GET, &format!("/api/v2/sandboxes/{first}?resume=true"), Some(&w.key), None)?;
-    ensure!(resumed.0 == StatusCode::OK, "{resumed:?}");
+    let run = |name: &str| -> anyhow::Result<String> {
+        let found = good(Method::GET, &format!("/{name}"), None)?;
+        Ok(found["session"]["id"].as_str().context("no session")?.to_owned())
+    };
+    good(Method::POST, &format!("/sessions/{}/stop", run(first)?), None)?;
+    good(Method::POST, "", Some(json!({"name": "third"})))?;
+    let resume = format!("/{first}?resume=true");
+    refused("running", call(Method::GET, &resume, None)?, StatusCode::TOO_MANY_REQUESTS)?;
+    good(Method::DELETE, "/third", None)?;
+    good(Method::GET, &resume, None)?;
 
     // Commands of all sandboxes together.
-    let run = |name: &str| -> anyhow::Result<(StatusCode, Value)> {
-        let path = format!("/api/v2/sandboxes/sessions/{}/cmd", w.run(name)?);
+    let sleep = |name: &str| -> anyhow::Result<(StatusCode, Value)> {
         let body = json!({"command": "sleep", "args": ["60"], "cwd": "/", "env": {}});
-        w.call(Method::POST, &path, Some(&w.key), Some(body))
+        call(Method::POST, &format!("/sessions/{}/cmd", run(name)?), Some(body))
     };
-    let sleeping = run(first)?;
-    ensure!(sleeping.0 == StatusCode::OK && run(second)?.0 == StatusCode::OK, "{sleeping:?}");
-    refused("commands", run(second)?, StatusCode::TOO_MANY_REQUESTS)?;
+    let sleeping = sleep(first)?;
+    ensure!(sleeping.0 == StatusCode::OK && sleep(second)?.0 == StatusCode::OK, "{sleeping:?}");
+    refused("commands", sleep(second)?, StatusCode::TOO_MANY_REQUESTS)?;
     let id = sleeping.1["command"]["id"].as_str().context("no command")?.to_owned();
-    let kill = format!("/api/v2/sandboxes/sessions/{}/cmd/{id}/kill", w.run(first)?);
-    let killed = w.call(Method::POST, &kill, Some(&w.key), Some(json!({"signal": 9})))?;
-    ensure!(killed.0 == StatusCode::OK, "{killed:?}");
+    let kill = format!("/sessions/{}/cmd/{id}/kill", run(first)?);
+    good(Method::POST, &kill, Some(json!({"signal": 9})))?;
     eventually("one that ended counts no more", Duration::from_secs(5), || {
-        Ok(run(first)?.0 == StatusCode::OK)
+        Ok(sleep(first)?.0 == StatusCode::OK)
     })?;
 
-    let snapshot = || -> anyhow::Result<(StatusCode, Value)> {
-        let path = format!("/api/v2/sandboxes/sessions/{}/snapshot", w.run(first)?);
-        w.call(Method::POST, &path, Some(&w.key), Some(json!({"__live": true})))
+    let snapshot = |name: &str| -> anyhow::Result<(StatusCode, Value)> {
+        call(Method::POST, &format!("/sessions/{}/snapshot", run(name)?), Some(json!({"__live": true})))
     };
-    let made = snapshot()?;
+    let made = snapshot(first)?;
     ensure!(made.0.is_success(), "{made:?}");
-    refused("snapshots", snapshot()?, StatusCode::FORBIDDEN)?;
-    w.delete(first)?;
-    w.delete(second)
+    refused("snapshots", snapshot(first)?, StatusCode::FORBIDDEN)?;
+    good(Method::DELETE, &format!("/{first}"), None)?;
+    good(Method::DELETE, &format!("/{second}"), None).map(drop)
 }
 
 /// Many more at once than the host has memory for: each is served or refused in

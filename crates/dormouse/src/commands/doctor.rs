@@ -72,6 +72,7 @@ fn examine(config: &Config) -> Vec<Finding> {
     let runtimes = tool("npm", "npm", "apt-get install npm, if images of Node.js runtimes are to be built");
     findings.push(Finding { needed: false, ..runtimes });
     findings.push(kernel_limits(config));
+    findings.push(lxcfs(config));
     findings.push(pool(config));
     findings.push(room(config));
     findings.push(port(config));
@@ -121,6 +122,20 @@ fn kernel_limits(config: &Config) -> Finding {
             said.collect::<Vec<_>>().join("; ")
         },
         remedy: "start the server, which raises them, or set them with sysctl where it may not",
+    }
+}
+
+/// Optional: without it a sandbox is told its limits, and not what it uses of them.
+fn lxcfs(config: &Config) -> Finding {
+    let place = &config.sandbox.lxcfs;
+    let ok = place.join("proc/meminfo").exists();
+    let found = if ok { "answers at" } else { "is not at" };
+    Finding {
+        name: "lxcfs",
+        ok,
+        needed: false,
+        found: format!("{found} {}", place.display()),
+        remedy: "apt-get install lxcfs, and restart the server, for a /proc that tells what a sandbox uses",
     }
 }
 
