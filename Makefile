@@ -43,7 +43,7 @@ documents:
 	scripts/check-openapi
 
 blackbox: tools build
-	@scripts/setup node=nodejs npm=npm ip=iproute2 chromium=chromium
+	@scripts/setup node=nodejs npm=npm ip=iproute2 chromium=chromium lxcfs=lxcfs
 	cd tests/clients && npm ci --no-audit --no-fund
 	TEST_IMAGE_CACHE=$(CACHE) TEST_TOOLS=$(TOOLS) cargo test --workspace --test blackbox --locked -- --test-threads=1
 

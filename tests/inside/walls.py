@@ -4,7 +4,7 @@
     walls.py calls NUMBER...   what the kernel says to each call, with -1 for every argument
     walls.py exhaust KIND      takes all of it, prints how much and the errno, and keeps it
     walls.py use KIND          takes one, and prints `done` or the errno
-    walls.py hold              fills a file in memory for ever
+    walls.py hold PATH         makes a program of some pages that fills a file in memory
     walls.py touch             writes to every segment of System V, prints how many
     walls.py int80             makes a call as a program of 32 bits does
 """
@@ -152,12 +152,20 @@ def use(kind):
         print(errno.errorcode[error.errno])
 
 
-def hold():
-    file = os.memfd_create("held")
-    # Of its own it has next to nothing: the agent is larger.
-    chunk = b"x" * 4096
-    while True:
-        os.write(file, chunk)
+def hold(path):
+    # memfd_create("h", 0), and write(it, the stack, 65536) for ever: of its own it has
+    # next to nothing, so the agent is larger.
+    code = bytes.fromhex(
+        "b83f010000" "488d3d1e000000" "31f6" "0f05" "89c7" "4881ec00000100" "4889e6"
+        "b801000000" "ba00000100" "0f05" "ebf2" "6800"
+    )
+    size = 120 + len(code)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x400078, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    header += struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, size, size, 0x1000)
+    with open(path, "wb") as file:
+        file.write(header + code)
+    os.chmod(path, 0o755)
 
 
 def touch():
@@ -173,7 +181,7 @@ def touch():
 
 match sys.argv[1]:
     case "hold":
-        hold()
+        hold(sys.argv[2])
     case "touch":
         touch()
     case "writable":

@@ -60,6 +60,33 @@ pub(crate) fn die_last() {
     }
 }
 
+/// Whether the kernel's log says that it ended the process `pid` of this host for lack
+/// of memory. Where the log cannot be read, nobody knows.
+pub(crate) fn ended_for_memory(pid: i32) -> bool {
+    use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let Ok(mut log) = options.read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg") else {
+        return false;
+    };
+    // One record a read (`Documentation/ABI/testing/dev-kmsg`).
+    let mut record = vec![0; 8192];
+    loop {
+        match log.read(&mut record) {
+            Ok(0) => return false,
+            Ok(read) if is_oom_kill(&String::from_utf8_lossy(&record[..read]), pid) => return true,
+            Ok(_) => {}
+            // Records that were overwritten meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn is_oom_kill(record: &str, pid: i32) -> bool {
+    record.contains("oom-kill:") && record.contains(&format!(",pid={pid},"))
+}
+
 /// How long lxcfs may take to say a word.
 const LXCFS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -78,5 +105,18 @@ pub(crate) fn raise_limits(limits: &KernelLimits) {
             Ok(()) => tracing::info!(limit = name, found, wanted, "raised a limit of the host"),
             Err(error) => tracing::warn!(limit = name, found, wanted, %error, "raise a limit of the host"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_oom_kill;
+
+    #[test]
+    fn the_kernels_words_name_a_process() {
+        let record = "6,1234,5678,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),oom_memcg=/a,task_memcg=/a,\
+                      task=dormouse-agent,pid=417,uid=0";
+        assert!(is_oom_kill(record, 417) && !is_oom_kill(record, 17) && !is_oom_kill(record, 4170));
+        assert!(!is_oom_kill("6,1,2,-;,pid=417,", 417));
     }
 }

@@ -34,7 +34,7 @@ use crate::launch::{self, Footing, LaunchError, Launched, MountedDrive};
 use crate::live::{Command, Live, in_a_row};
 use crate::output::Outputs;
 use crate::registry::Registry;
-use crate::{copies, source, sys};
+use crate::{copies, kernel, source, sys};
 
 /// How long a task without a live run waits for the next command.
 const LINGER: Duration = Duration::from_secs(30);
@@ -50,6 +50,9 @@ const STOP_SLACK: Duration = Duration::from_secs(8);
 /// was killed. PID 1 is gone after every other process of its namespace, and one
 /// that waits in the kernel takes its time.
 const DEATH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is said of a run whose PID 1 the kernel ended.
+const NO_MEMORY: &str = "the sandbox ran out of memory, and the kernel ended its PID 1 for it";
 
 /// What is said of a run whose processes outlive SIGKILL.
 const LINGERS: &str = "a process of the sandbox does not end, it waits in the kernel of the host; \
@@ -788,10 +791,17 @@ impl Machine {
         live.row.status = RunStatus::Stopping;
         live.row.stop_requested_at.get_or_insert(now);
         live.row.ending = Some(recorded);
-        if !ended {
-            live.row.warnings = vec![LINGERS.to_owned()];
-            let noted = self.host.db.run_lingers(&run, &live.row.warnings, now).await;
+        let said = match (ended, ending.reason) {
+            (false, _) => Some(LINGERS),
+            (true, StopReason::Died) if kernel::ended_for_memory(live.process.pid) => Some(NO_MEMORY),
+            (true, _) => None,
+        };
+        if let Some(said) = said {
+            live.row.warnings = vec![said.to_owned()];
+            let noted = self.host.db.note_warnings(&run, &live.row.warnings, now).await;
             noted.map_err(internal("stop run"))?;
+        }
+        if !ended {
             return Err(ProviderError::Stopping);
         }
         let slot = live.process.slot;

@@ -344,10 +344,10 @@ impl Db {
         tx.commit("stop run").await
     }
 
-    /// Notes why a run that is stopping is not over yet.
-    pub async fn run_lingers(&self, id: &RunId, why: &[String], now: Timestamp) -> Result<()> {
+    /// Notes what there is to say of a run that is stopping.
+    pub async fn note_warnings(&self, id: &RunId, why: &[String], now: Timestamp) -> Result<()> {
         self.change(
-            format!("note why {id} does not end"),
+            format!("note what there is to say of {id}"),
             "UPDATE runs SET warnings = $1, updated_at = $2 WHERE id = $3 AND status = 'stopping'",
         )
         .bind(serde_json::to_string(why).unwrap_or_default())

@@ -99,6 +99,7 @@ const SHARED: &[Scenario] = &[
     ("walls::limits_are_seen", walls::limits_are_seen),
     ("walls::quotas", walls::quotas),
     ("walls::more_than_fits", walls::more_than_fits),
+    ("walls::lxcfs", walls::lxcfs),
     ("walls::a_replaced_shell", walls::a_replaced_shell),
     ("walls::names_and_hosts", walls::names_and_hosts),
     ("walls::a_name_without_end", walls::a_name_without_end),

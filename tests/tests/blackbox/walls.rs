@@ -277,7 +277,8 @@ pub(crate) fn memory_of_nobody(w: &World) -> anyhow::Result<()> {
     let started = "cut -d' ' -f22 /proc/1/stat";
     let before = w.ok(&name, started)?;
     let path = format!("/api/v2/sandboxes/sessions/{}/cmd", w.run(&name)?);
-    let body = json!({"command": "python3", "args": [SCRIPT, "hold"], "cwd": "/", "env": {}});
+    act(w, &name, &[], &["hold", "/tmp/hold"])?;
+    let body = json!({"command": "/tmp/hold", "cwd": "/", "env": {}});
     let command = w.good(Method::POST, &path, Some(body))?;
     let id = command["command"]["id"].as_str().context("no command")?;
     let ended = w.good(Method::GET, &format!("{path}/{id}?wait=true"), None)?;
@@ -300,6 +301,21 @@ pub(crate) fn memory_of_nobody(w: &World) -> anyhow::Result<()> {
     let agent = adjustment("cat /proc/1/oom_score_adj")?;
     let server = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", w.server_pid()?))?;
     ensure!(own > agent && agent >= server.trim().parse()?, "{own}, {agent}, {server}");
+
+    // Who makes itself as dear as the agent ends its own run, and is told why.
+    let (_, rash) = w.sandbox()?;
+    let run = w.run(&rash)?;
+    put_script(w, &rash)?;
+    act(w, &rash, &[], &["hold", "/tmp/hold"])?;
+    w.shell(&rash, "echo 0 > /proc/self/oom_score_adj; exec /tmp/hold")?;
+    let path = format!("/api/v2/sandboxes/sessions/{run}");
+    eventually("the run is over", Duration::from_secs(20), || {
+        Ok(w.good(Method::GET, &path, None)?["session"]["status"] == "stopped")
+    })?;
+    let ended = w.good(Method::GET, &path, None)?.to_string();
+    ensure!(ended.contains("ran out of memory"), "{ended}");
+    ensure!(w.ok(&name, "echo fine")? == "fine", "the neighbour");
+    w.delete(&rash)?;
     w.delete(&name)
 }
 
@@ -638,5 +654,56 @@ pub(crate) fn more_than_fits(w: &World) -> anyhow::Result<()> {
     w.end_server("-TERM")?;
     w.serve()?;
     let (_, name) = w.sandbox()?;
+    w.delete(&name)
+}
+
+/// With lxcfs a sandbox sees what it uses of its limits; where that has died, the
+/// limits alone, and it starts all the same.
+pub(crate) fn lxcfs(w: &World) -> anyhow::Result<()> {
+    let place = w.dir.join("lxcfs");
+    std::fs::create_dir_all(&place)?;
+    let log = std::fs::File::create(w.dir.join("lxcfs.log"))?;
+    let mut lxcfs = Command::new("lxcfs")
+        .args(["--foreground", "--pidfile"])
+        .arg(w.dir.join("lxcfs.pid"))
+        .arg(&place)
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("start lxcfs (Debian's package)")?;
+    let outcome = with_lxcfs(w, &place, &mut lxcfs);
+    let _ = lxcfs.kill();
+    let _ = lxcfs.wait();
+    // A file system whose program was killed stays until it is unmounted.
+    Command::new("umount").args(["--lazy"]).arg(&place).stderr(Stdio::null()).status()?;
+    w.end_server("-TERM")?;
+    w.serve()?;
+    outcome
+}
+
+fn with_lxcfs(w: &World, place: &std::path::Path, lxcfs: &mut std::process::Child) -> anyhow::Result<()> {
+    eventually("lxcfs answers", Duration::from_secs(10), || Ok(place.join("proc/meminfo").exists()))?;
+    w.end_server("-TERM")?;
+    w.serve_with(&[("DORMOUSE_SANDBOX__LXCFS", &place.to_string_lossy())])?;
+    let (_, name) = w.sandbox()?;
+    let kib = |name: &str, what: &str| -> anyhow::Result<u64> {
+        Ok(w.ok(name, &format!("awk '/^{what}/ {{print $2}}' /proc/meminfo"))?.parse()?)
+    };
+    ensure!(kib(&name, "MemTotal:")? == 1 << 20, "{} kB", kib(&name, "MemTotal:")?);
+    let before = kib(&name, "MemFree:")?;
+    w.ok(&name, "head -c 200M /dev/zero > /dev/shm/held")?;
+    let after = kib(&name, "MemFree:")?;
+    ensure!(after + (150 << 10) < before, "free: {before} kB, then {after}");
+    w.ok(&name, "rm /dev/shm/held")?;
+    let uptime: f64 = w.ok(&name, "cut -d' ' -f1 /proc/uptime")?.parse()?;
+    ensure!(uptime < 120.0, "it is up for {uptime} s, as its host is");
+    let (code, _, err) = w.root_shell(&name, "echo 1 > /proc/uptime")?;
+    ensure!(code != 0, "{err}");
+
+    lxcfs.kill()?;
+    lxcfs.wait()?;
+    let (_, other) = w.sandbox()?;
+    ensure!(kib(&other, "MemTotal:")? == 1 << 20, "without lxcfs");
+    w.delete(&other)?;
     w.delete(&name)
 }
