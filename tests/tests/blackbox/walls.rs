@@ -660,7 +660,8 @@ pub(crate) fn more_than_fits(w: &World) -> anyhow::Result<()> {
 /// With lxcfs a sandbox sees what it uses of its limits; where that has died, the
 /// limits alone, and it starts all the same.
 pub(crate) fn lxcfs(w: &World) -> anyhow::Result<()> {
-    let place = w.dir.join("lxcfs");
+    // Where everybody may walk to, as to that of Debian's package.
+    let place = std::path::PathBuf::from(format!("/run/dormouse-test-lxcfs-{}", w.instance));
     std::fs::create_dir_all(&place)?;
     let log = std::fs::File::create(w.dir.join("lxcfs.log"))?;
     let mut lxcfs = Command::new("lxcfs")
@@ -676,6 +677,7 @@ pub(crate) fn lxcfs(w: &World) -> anyhow::Result<()> {
     let _ = lxcfs.wait();
     // A file system whose program was killed stays until it is unmounted.
     Command::new("umount").args(["--lazy"]).arg(&place).stderr(Stdio::null()).status()?;
+    std::fs::remove_dir(&place)?;
     w.end_server("-TERM")?;
     w.serve()?;
     outcome
