@@ -347,3 +347,51 @@ for n in range(2000000):
     w.delete(&name)?;
     w.delete(&other)
 }
+
+/// A drive is mounted at a place of the sandbox, whatever link its root has put
+/// there: it is followed nowhere, and the start says why it is refused.
+pub(crate) fn places_of_drives(w: &World) -> anyhow::Result<()> {
+    use reqwest::Method;
+    use serde_json::json;
+    let canary = w.dir.join("canary-drive");
+    fs::create_dir_all(canary.join("deep"))?;
+    let outside = canary.to_string_lossy().into_owned();
+    let (sandbox, drive) = ("/api/v2/sandboxes/of-drives", "/api/v2/sandboxes/drives/of-drives");
+    let (status, reply) =
+        w.call(Method::POST, drive, Some(&w.key), Some(json!({"maxSizeBytes": 64 << 20})))?;
+    ensure!(status == StatusCode::CREATED, "{status} {reply}");
+    w.good(Method::POST, "/api/v2/sandboxes", Some(json!({"name": "of-drives"})))?;
+    let mount = |mounts: serde_json::Value| w.good(Method::PATCH, sandbox, Some(json!({"mounts": mounts})));
+    let resume = || w.call(Method::GET, &format!("{sandbox}?resume=true"), Some(&w.key), None);
+    let at = |place: &str| json!({place: {"drive": "of-drives", "mode": "read-write"}});
+    for (place, link) in [
+        ("/data", outside.clone()),
+        ("/data/deep", outside.clone()),
+        ("/data/deep/deeper", format!("../../../../../../..{outside}")),
+        ("/data/fd", "/proc/1/root".to_owned()),
+    ] {
+        let made = format!("rm -rf /data && ln -s {link} /data");
+        ensure!(w.root_shell("of-drives", &made)?.0 == 0, "control");
+        w.stop("of-drives")?;
+        mount(at(place))?;
+        let (status, reply) = resume()?;
+        let text = reply.to_string();
+        ensure!(
+            status == StatusCode::BAD_REQUEST && text.contains("symbolic link"),
+            "{place}: {status} {text}"
+        );
+        ensure!(!text.contains(&outside), "{place} tells where: {text}");
+        mount(json!({}))?;
+        ensure!(resume()?.0 == StatusCode::OK, "{place}: without the drive");
+    }
+    let found: Vec<_> = fs::read_dir(&canary)?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(found == ["deep"] && fs::read_dir(canary.join("deep"))?.count() == 0, "{found:?}");
+    // The control: where there is no link it is mounted.
+    ensure!(w.root_shell("of-drives", "rm -f /data")?.0 == 0);
+    w.stop("of-drives")?;
+    mount(at("/data/deep"))?;
+    ensure!(resume()?.0 == StatusCode::OK, "control");
+    ensure!(w.ok("of-drives", "echo x > /data/deep/file; stat -c %m /data/deep/file")? == "/data/deep");
+    w.delete("of-drives")?;
+    w.good(Method::DELETE, drive, None).map(drop)
+}

@@ -106,6 +106,7 @@ const SHARED: &[Scenario] = &[
     ("walls::a_run_that_does_not_end", walls::a_run_that_does_not_end),
     ("hostile::archives", hostile::archives),
     ("hostile::downloads", hostile::downloads),
+    ("hostile::places_of_drives", hostile::places_of_drives),
     ("hostile::privileges", hostile::privileges),
     ("hostile::device_races", hostile::device_races),
     ("hostile::terminals", hostile::terminals),
