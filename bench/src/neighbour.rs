@@ -142,7 +142,9 @@ E";
 }
 
 pub(crate) async fn measure(engine: &Arc<Control>, dir: &Path) -> anyhow::Result<()> {
-    let (a, b) = (key("noisy", 0)?, key("quiet", 0)?);
+    let (a, mut b) = (key("noisy", 0)?, key("quiet", 0)?);
+    // Another account's.
+    b.namespace = dormouse_provider::Namespace::default_of("neighbour");
     let noisy = create(engine, &a).await?;
     let quiet = create(engine, &b).await?;
     let alone = notice(engine, &quiet, dir, "alone").await?;

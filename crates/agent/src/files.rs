@@ -168,9 +168,28 @@ fn unpack(archive: impl Read, cwd: &str) -> io::Result<()> {
             continue;
         }
         let mode = entry.header().mode().unwrap_or(place::NOT_ASKED) & 0o7777;
-        place::file(&path, &mut entry, mode).map_err(|error| about(&error, "write", &path))?;
+        let mut content = Whole { left: entry.size(), entry };
+        place::file(&path, &mut content, mode).map_err(|error| about(&error, "write", &path))?;
     }
     Ok(())
+}
+
+/// The content of an entry: an archive that ends before it does is an error, and not a
+/// shorter file.
+struct Whole<R> {
+    entry: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Whole<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.entry.read(out)?;
+        if read == 0 && self.left > 0 && !out.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left = self.left.saturating_sub(read as u64);
+        Ok(read)
+    }
 }
 
 /// The entry's name with leading slashes and dots taken off.
@@ -228,8 +247,18 @@ impl Read for DataReader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::contained;
+    use super::{Whole, contained};
+    use std::io::Read as _;
     use std::path::{Path, PathBuf};
+
+    #[test]
+    fn half_a_file_is_an_error() {
+        let mut text = String::new();
+        Whole { entry: &b"whole"[..], left: 5 }.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "whole");
+        let cut = Whole { entry: &b"who"[..], left: 5 }.read_to_string(&mut text);
+        assert_eq!(cut.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
+    }
 
     #[test]
     fn names_stay_below_the_working_directory() {

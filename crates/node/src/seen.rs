@@ -56,7 +56,10 @@ fn processors() -> usize {
 /// `/proc/meminfo` of a machine with so much memory (`proc_meminfo(5)`): all of it
 /// is free, and there is no swap.
 fn meminfo(host: &str, bytes: u64) -> String {
-    let total = bytes >> 10;
+    let of_machine = host.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let of_machine = of_machine.and_then(|value| value.split_whitespace().next()?.parse().ok());
+    // A limit may be more than there is.
+    let total = (bytes >> 10).min(of_machine.unwrap_or(u64::MAX));
     let line = |line: &str| {
         let (name, value) = line.split_once(':')?;
         let of_host: u64 = value.split_whitespace().next()?.parse().ok()?;
@@ -67,7 +70,7 @@ fn meminfo(host: &str, bytes: u64) -> String {
             _ => 0,
         };
         let unit = if value.ends_with("kB") { " kB" } else { "" };
-        // Two words in as many columns as the kernel has them.
+        // In as many columns as the kernel has them.
         Some(format!("{:<16}{shown:>8}{unit}\n", format!("{name}:")))
     };
     host.lines().filter_map(line).collect()
@@ -91,6 +94,7 @@ mod tests {
         let line = |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert_eq!(line("MemTotal:"), "MemTotal:        1048576 kB");
         assert_eq!(line("MemFree:"), "MemFree:         1048576 kB");
+        assert!(meminfo(host, 1 << 40).starts_with("MemTotal:       24684100 kB\n"), "no more than there is");
         assert_eq!(line("Cached:"), "Cached:                0 kB");
         assert_eq!(line("HugePages_Total:"), "HugePages_Total:       0");
         assert_eq!(line("Hugepagesize:"), "Hugepagesize:       2048 kB");

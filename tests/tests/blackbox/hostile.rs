@@ -79,6 +79,38 @@ pub(crate) fn archives(w: &World) -> anyhow::Result<()> {
     ensure!(fs::read_dir(&canary)?.count() == 1, "the host has new files");
     ensure!(w.ok(&name, "ls /escape /vercel/escape 2>/dev/null | wc -l")? == "0");
     ensure!(w.ok(&name, "id -un; head -1 /etc/passwd | cut -d: -f1")? == "ubuntu\nroot");
+    // One that says it is larger than anything, and one that is larger than the disk.
+    let mut lying = tar::Header::new_gnu();
+    lying.set_path("lying")?;
+    lying.set_size(1 << 62);
+    lying.set_mode(0o644);
+    lying.set_cksum();
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut header = tar::Header::new_gnu();
+    header.set_path("bomb")?;
+    header.set_size(1 << 30);
+    header.set_mode(0o644);
+    header.set_cksum();
+    {
+        use std::io::Write as _;
+        bomb.write_all(header.as_bytes())?;
+        for _ in 0..1024 {
+            bomb.write_all(&[0; 1 << 20])?;
+        }
+    }
+    for (kind, body) in
+        [("application/x-tar", lying.as_bytes().to_vec()), ("application/gzip", bomb.finish()?)]
+    {
+        let request = w
+            .http
+            .post(format!("{}/api/v2/sandboxes/sessions/{run}/fs/write", w.base))
+            .header("x-api-key", &w.key)
+            .header("content-type", kind)
+            .body(body);
+        let status = w.block_on(async { request.send().await })?.status();
+        ensure!(status.is_client_error(), "{kind}: {status}");
+        ensure!(w.ok(&name, "ls lying bomb 2>/dev/null | wc -l; echo fine")? == "0\nfine", "{kind}");
+    }
     // Not a tar at all, and one that ends in the middle.
     for body in [vec![0xff; 4096], b"short".to_vec()] {
         let request = w

@@ -33,6 +33,8 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("character device", &["EPERM"], "c.mknod(b'/tmp/mem', 0o20600, 0x101)"),
     ("whiteout", &["EPERM"], "c.mknod(b'/tmp/white', 0o20600, 0)"),
     ("audit netlink", &["EPROTONOSUPPORT"], "c.socket(16, 3, 9)"),
+    ("real time", &["EPERM"], "c.sched_setscheduler(0, 1, ctypes.byref(ctypes.c_int(1)))"),
+    ("a better place", &["EACCES"], "c.setpriority(0, 0, -20)"),
     ("MPTCP", &["EPROTONOSUPPORT"], "c.socket(2, 1, 262)"),
     ("UDP-Lite", &["EPROTONOSUPPORT"], "c.socket(2, 2, 136)"),
     ("READ_IMPLIES_EXEC", &["EPERM"], "c.personality(0x400000)"),
@@ -266,6 +268,38 @@ pub(crate) fn agent(w: &World) -> anyhow::Result<()> {
     );
     let (code, ..) = w.root_shell(&name, "echo > /proc/1/exe")?;
     ensure!(code != 0);
+
+    // The agent forks for each command and file: none of those can be written to either
+    // (the class of CVE-2019-5736).
+    let binary = || -> anyhow::Result<Vec<u8>> {
+        let dir = std::fs::read_dir(w.dir.join("data/bin"))?.flatten();
+        let mut agents: Vec<_> =
+            dir.map(|e| e.path()).filter(|path| path.to_string_lossy().contains("agent")).collect();
+        agents.sort();
+        agents
+            .iter()
+            .map(std::fs::read)
+            .collect::<Result<Vec<_>, _>>()
+            .map(|all| all.concat())
+            .map_err(Into::into)
+    };
+    let before = binary()?;
+    w.root_shell(
+        &name,
+        "printf '#!/proc/self/exe\\n' > /tmp/again; chmod 755 /tmp/again; cp /bin/sleep /tmp/idle; \
+         (: >> /tmp/idle) && echo written > /tmp/control; \
+         (while :; do for p in /proc/[0-9]*/exe; do case $(readlink $p) in */bash|*/sleep|*/true|*/cat|*/dormouse*|'') \
+          case $p in /proc/$$/*) ;; *) (: >> $p) 2>/dev/null && readlink $p >> /tmp/opened;; esac;; esac; done; done) \
+          >/dev/null 2>&1 &",
+    )?;
+    ensure!(w.ok(&name, "cat /tmp/control")? == "written", "control: an idle program can be written to");
+    for _ in 0..40 {
+        w.exec(&name, &["--sudo"], &["/tmp/again"])?;
+        w.exec(&name, &[], &["true"])?;
+        let _ = w.read(&name, "/etc/hosts");
+    }
+    let opened = w.ok(&name, "cat /tmp/opened 2>/dev/null; true")?;
+    ensure!(!opened.contains("dormouse") && binary()? == before, "the agent was opened: {opened}");
     w.delete(&name)
 }
 
@@ -356,6 +390,76 @@ pub(crate) fn two_sandboxes(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&fresh, sum)? == before, "a fresh sandbox sees the change");
     w.delete(&b)?;
     w.delete(&fresh)
+}
+
+/// Files that the launcher, the agent or a command would write to.
+const LINKED: [&str; 13] = [
+    "dev/null",
+    "dev/ptmx",
+    "dev/console",
+    "dev/pts",
+    "dev/shm",
+    "etc/resolv.conf",
+    "etc/hosts",
+    "etc/passwd",
+    "etc/group",
+    "etc/machine-id",
+    "etc/hostname",
+    "etc/gitconfig",
+    "etc/profile.d",
+];
+
+/// An image in which each of those is a link to the host: by its absolute path, and
+/// by one that climbs. It starts, twice, and nothing of the host is another.
+pub(crate) fn linked_files(w: &World) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let canary = w.dir.join("canary-links");
+    std::fs::create_dir_all(&canary)?;
+    let seen = || -> anyhow::Result<Vec<_>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&canary)? {
+            let entry = entry?;
+            let (of, text) = (entry.metadata()?, std::fs::read_to_string(entry.path())?);
+            found.push((entry.file_name(), of.uid(), of.mode(), of.mtime_nsec(), of.ino(), text));
+        }
+        found.sort();
+        Ok(found)
+    };
+    for path in LINKED {
+        std::fs::write(canary.join(path.replace('/', "-")), "untouched")?;
+    }
+    let before = seen()?;
+    // Users are made in the image's own files when it is built: where those are links it is none.
+    let of_users = |path: &str| ["etc/passwd", "etc/group"].contains(&path);
+    for (kind, up, users) in
+        [("absolute", "", false), ("climbing", "../../../../../..", false), ("users", "", true)]
+    {
+        let (root, tar) = (w.dir.join("linked"), w.dir.join("linked.tar"));
+        for path in LINKED.into_iter().filter(|path| users || !of_users(path)) {
+            let place = root.join(path);
+            std::fs::create_dir_all(place.parent().context("no parent")?)?;
+            let target = format!("{up}{}", canary.join(path.replace('/', "-")).display());
+            std::os::unix::fs::symlink(&target, &place)?;
+            ensure!(!up.is_empty() || std::fs::read_to_string(&place)? == "untouched", "control: {path}");
+        }
+        let packed = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status()?;
+        ensure!(packed.success());
+        std::fs::remove_dir_all(&root)?;
+        let name = format!("linked-{kind}");
+        let built = w.cli(&["image", "build", "--name", &name, "--tar", &tar.to_string_lossy()]);
+        if users {
+            ensure!(built.is_err() && seen()? == before, "{kind}: {:?}", seen()?);
+            continue;
+        }
+        built?;
+        w.good(Method::POST, "/api/v2/sandboxes", Some(json!({"name": name, "image": name})))?;
+        w.stop(&name)?;
+        let woken = w.good(Method::GET, &format!("/api/v2/sandboxes/{name}?resume=true"), None)?;
+        ensure!(woken["session"]["status"] == "running", "{kind}: {woken}");
+        w.delete(&name)?;
+        ensure!(seen()? == before, "{kind}: {:?}", seen()?);
+    }
+    Ok(())
 }
 
 /// Sandboxes of images that have links to a canary on the host where the

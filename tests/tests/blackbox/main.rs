@@ -91,6 +91,7 @@ const SHARED: &[Scenario] = &[
     ("isolation::network", isolation::network),
     ("isolation::two_sandboxes", isolation::two_sandboxes),
     ("isolation::hostile_image", isolation::hostile_image),
+    ("isolation::linked_files", isolation::linked_files),
     ("walls::writable_files", walls::writable_files),
     ("walls::every_call", walls::every_call),
     ("walls::accounts_of_the_kernel", walls::accounts_of_the_kernel),

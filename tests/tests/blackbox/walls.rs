@@ -166,18 +166,21 @@ pub(crate) fn every_call(w: &World) -> anyhow::Result<()> {
 
 /// Has a program inside take all of a kind and keep it; how much, and the errno
 /// beyond.
-fn exhaust(w: &World, name: &str, kind: &str) -> anyhow::Result<(u64, String)> {
+fn exhaust(w: &World, name: &str, who: &[&str], kind: &str) -> anyhow::Result<(u64, String)> {
     let script = format!(
-        "rm -f /tmp/held; setsid python3 {SCRIPT} exhaust {kind} > /tmp/held 2>&1 < /dev/null & \
+        "sudo rm -f /tmp/held; setsid python3 {SCRIPT} exhaust {kind} > /tmp/held 2>&1 < /dev/null & \
          for i in $(seq 200); do [ -s /tmp/held ] && break; sleep 0.1; done; cat /tmp/held"
     );
-    let said = w.ok(name, &script)?;
+    let (code, said, err) = w.exec(name, who, &["bash", "-c", &script])?;
+    ensure!(code == 0, "{kind}: {said}{err}");
     let (taken, end) = said.split_once(' ').with_context(|| format!("{kind}: {said}"))?;
     Ok((taken.parse()?, end.trim().to_owned()))
 }
 
 fn let_go(w: &World, name: &str) -> anyhow::Result<()> {
-    w.shell(name, &format!("pkill -9 -f '{SCRIPT} [e]xhaust'; true")).map(drop)
+    w.root_shell(name, &format!("pkill -9 -f '{SCRIPT} [e]xhaust'; ipcrm --all; true"))?;
+    // Those of a user are that user's to remove.
+    w.shell(name, "ipcrm --all; true").map(drop)
 }
 
 /// Kinds, how many of each one sandbox gets at most, and the errno beyond. Bytes of
@@ -205,9 +208,9 @@ pub(crate) fn accounts_of_the_kernel(w: &World) -> anyhow::Result<()> {
     put_script(w, &one)?;
     put_script(w, &other)?;
     as_other(&["sandbox", "cp", &inside("walls.py").to_string_lossy(), &format!("neighbour:{SCRIPT}")])?;
-    for (kind, most, errno) in KINDS {
-        let (taken, end) = exhaust(w, &one, kind)?;
-        ensure!(end == errno && taken > 0 && taken <= most, "{kind}: {taken}, then {end}");
+    for (who, (kind, most, errno)) in BOTH.into_iter().flat_map(|who| KINDS.map(|kind| (who, kind))) {
+        let (taken, end) = exhaust(w, &one, who, kind)?;
+        ensure!(end == errno && taken > 0 && taken <= most, "{who:?} {kind}: {taken}, then {end}");
         let same = act(w, &one, &[], &["use", kind])?;
         ensure!(same.trim() == errno || kind == "queues", "control: {kind} of the same sandbox: {same}");
         ensure!(act(w, &other, &[], &["use", kind])?.trim() == "done", "{kind} of another sandbox");
@@ -286,7 +289,7 @@ pub(crate) fn memory_of_nobody(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&name, started)? == before, "PID 1 is another one");
 
     // Segments that outlive their maker, and every file system in memory, full.
-    let (taken, end) = exhaust(w, &name, "segments")?;
+    let (taken, end) = exhaust(w, &name, &[], "segments")?;
     ensure!(end == "ENOSPC" && taken == 128, "{taken} segments of 1 MiB, then {end}");
     ensure!(act(w, &name, &[], &["touch"])?.trim() == "128");
     let fill = "head -c 4G /dev/zero > /dev/shm/full; sudo sh -c 'head -c 4G /dev/zero > /run/full'; true";
