@@ -70,6 +70,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("open PID 1's memory", &["EACCES"], "c.open(b'/proc/1/mem', 0)"),
     ("write core_pattern", &["EACCES", "EROFS"], "c.open(b'/proc/sys/kernel/core_pattern', 1)"),
     ("write sysrq", &["EACCES", "EROFS", "ENOENT"], "c.open(b'/proc/sysrq-trigger', 1)"),
+    ("overlay redirect", &["EPERM"], "c.setxattr(b'/tmp', b'trusted.overlay.redirect', b'/', 1, 0)"),
     ("overlay xattr", &["EPERM"], "c.setxattr(b'/tmp', b'trusted.overlay.opaque', b'y', 1, 0)"),
 ];
 

@@ -80,13 +80,29 @@ while True:
 }
 
 pub(crate) fn disk(w: &World) -> anyhow::Result<()> {
-    let (_, name) = w.sandbox()?;
     let (_, other) = w.sandbox()?;
-    ensure!(w.shell(&name, "head -c 100M /dev/zero > /tmp/fits && sync")?.0 == 0, "control");
-    let (code, _, err) = w.shell(&name, "head -c 600M /dev/urandom > /tmp/big && sync -f /tmp/big")?;
-    ensure!(code != 0 && (err.contains("quota") || err.contains("No space")), "{code} {err}");
-    ensure!(w.shell(&other, "head -c 50M /dev/zero > /tmp/fits")?.0 == 0, "the neighbour still writes");
-    w.delete(&name)?;
+    let free = || -> anyhow::Result<u64> {
+        let df = std::process::Command::new("df")
+            .args(["--block-size=1M", "--output=avail"])
+            .arg(w.dir.join("data/pool"))
+            .output()?;
+        let text = String::from_utf8(df.stdout)?;
+        Ok(text.lines().nth(1).unwrap_or_default().trim().parse()?)
+    };
+    for who in [&[][..], &["--sudo"][..]] {
+        let (_, name) = w.sandbox()?;
+        let before = free()?;
+        let run = |script: &str| w.exec(&name, who, &["bash", "-c", script]);
+        ensure!(run("head -c 100M /dev/urandom > /tmp/fits && sync -f /tmp")?.0 == 0, "control");
+        let (code, _, err) = run("head -c 600M /dev/urandom > /tmp/big && sync -f /tmp/big")?;
+        ensure!(code != 0 && (err.contains("quota") || err.contains("No space")), "{who:?}: {code} {err}");
+        run("sync -f /tmp")?;
+        // The limit of this world, and what the pool needs to keep it.
+        let taken = before.saturating_sub(free()?);
+        ensure!((90..256 + 256 / 20 + 32).contains(&taken), "{who:?}: the pool lost {taken} MiB");
+        ensure!(w.shell(&other, "head -c 50M /dev/zero > /tmp/fits")?.0 == 0, "the neighbour still writes");
+        w.delete(&name)?;
+    }
     w.delete(&other)
 }
 

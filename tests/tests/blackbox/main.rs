@@ -101,6 +101,8 @@ const SHARED: &[Scenario] = &[
     ("walls::quotas", walls::quotas),
     ("walls::more_than_fits", walls::more_than_fits),
     ("walls::lxcfs", walls::lxcfs),
+    ("walls::what_root_leaves", walls::what_root_leaves),
+    ("walls::links_of_proc", walls::links_of_proc),
     ("walls::a_replaced_shell", walls::a_replaced_shell),
     ("walls::names_and_hosts", walls::names_and_hosts),
     ("walls::a_name_without_end", walls::a_name_without_end),

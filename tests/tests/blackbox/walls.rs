@@ -712,3 +712,60 @@ fn with_lxcfs(w: &World, place: &std::path::Path, lxcfs: &mut std::process::Chil
     w.delete(&other)?;
     w.delete(&name)
 }
+
+/// What root inside leaves on the disk is no program of root's on the host, and what
+/// it leaves running ends with the run.
+pub(crate) fn what_root_leaves(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let leave = "cp /bin/sh /var/left && chmod 4755 /var/left && \
+                 for i in 1 2 3; do setsid bash -c '(sleep 718.25 &) &' ; done; sleep 0.5; pgrep -fc 'sleep 718[.]25'";
+    let (code, out, err) = w.root_shell(&name, leave)?;
+    ensure!(code == 0 && out.trim().parse::<u32>()? >= 3, "control: {out}{err}");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let pool = w.dir.join("data/pool");
+    let of_pool = mounts.lines().find(|line| line.contains(&*pool.to_string_lossy())).context("no pool")?;
+    ensure!(of_pool.contains("nosuid") && of_pool.contains("nodev"), "{of_pool}");
+    let volumes = pool.join("volumes");
+    let mut left = Vec::new();
+    for volume in std::fs::read_dir(&volumes)? {
+        let path = volume?.path().join("u/var/left");
+        if path.exists() {
+            left.push(path);
+        }
+    }
+    let path = left.first().context("control: the host's root finds it")?;
+    let run = |user: &[&str]| Command::new("setpriv").args(user).arg(path).args(["-c", "id -u"]).output();
+    let nobody = run(&["--reuid", "65534", "--regid", "65534", "--clear-groups"])?;
+    ensure!(!nobody.status.success(), "it ran: {}", String::from_utf8_lossy(&nobody.stdout));
+    let run_id = w.run(&name)?;
+    w.stop(&name)?;
+    let alive = Command::new("pgrep").args(["-fc", "sleep 718[.]25"]).output()?;
+    ensure!(String::from_utf8(alive.stdout)?.trim() == "0", "processes outlive their run");
+    ensure!(!cgroups(w.instance).contains(&run_id), "a cgroup outlives its run");
+    w.delete(&name)
+}
+
+/// The files API leads nowhere that its user may not go, by whatever link.
+pub(crate) fn links_of_proc(w: &World) -> anyhow::Result<()> {
+    let (_, name) = w.sandbox()?;
+    let path = format!("/api/v2/sandboxes/sessions/{}/fs/read", w.run(&name)?);
+    let read = |file: &str| w.call(Method::POST, &path, Some(&w.key), Some(json!({"path": file})));
+    ensure!(read("/etc/passwd")?.0 == StatusCode::OK, "control");
+    for file in [
+        "/proc/self/root/etc/shadow",
+        "/proc/1/root/etc/shadow",
+        "/proc/1/environ",
+        "/proc/1/exe",
+        "/proc/self/exe",
+        "/proc/self/mem",
+        "/proc/self/environ",
+        "/proc/kcore",
+        "/../../../../../../etc/shadow",
+        "/dev/pts/ptmx",
+        "/dev/zero",
+    ] {
+        let (status, reply) = read(file)?;
+        ensure!(status.is_client_error(), "{file}: {status} {reply}");
+    }
+    w.delete(&name)
+}
