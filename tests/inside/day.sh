@@ -124,11 +124,15 @@ install() {
   is '1.17.0' uv --quiet run python -c 'import six; print(six.__version__)'
   sudo DEBIAN_FRONTEND=noninteractive apt-get -qq update
   sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends \
-    nginx-light openssh-server cron postgresql redis-server golang-go cargo > /tmp/apt.log 2>&1 || fail "apt: $(tail -5 /tmp/apt.log)"
+    nginx-light openssh-server cron postgresql redis-server golang-go cargo gdb default-jre-headless > /tmp/apt.log 2>&1 || fail "apt: $(tail -5 /tmp/apt.log)"
   mkdir -p /tmp/go && cd /tmp/go && printf 'module example.test/gotool\n' > go.mod &&
     printf 'package main\nfunc main() { println("from go") }\n' > main.go && go install .
   mkdir -p /tmp/rust/src && cd /tmp/rust && printf '[package]\nname = "rusttool"\nversion = "1.0.0"\nedition = "2021"\n' > Cargo.toml &&
     printf 'fn main() { println!("from rust") }\n' > src/main.rs && cargo install --quiet --path .
+  # A debugger of one's own child; and a virtual machine that takes a quarter of the
+  # sandbox's memory (4 GiB), not of the host's.
+  is 'exited normally' gdb -nx -batch -ex run --args /bin/true
+  is ' MaxHeapSize += 10[0-9]{8} ' java -XX:+PrintFlagsFinal -version
 }
 
 # They are found.

@@ -83,7 +83,7 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     choose_pids(&proc, spec.boots)?;
     bound_shared_memory(&proc, spec.account.shared_bytes)?;
 
-    let covers = make_covers(spec)?;
+    let covers = make_covers(root, spec)?;
     for name in sys::names(&proc).context("list /proc")? {
         let shown = || format!("protect /proc/{}", name.to_string_lossy());
         let mode = match sys::mode_at(&proc, &name) {
@@ -111,9 +111,11 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
 }
 
 /// What covers files of `/proc`: an empty file, an empty directory, and those that
-/// tell the limits. It takes no writes.
-fn make_covers(spec: &Spec) -> Result<OwnedFd, Error> {
+/// tell the limits. It takes no writes. Attached below `root`: before 6.15 the kernel
+/// clones no part of a mount that hangs nowhere.
+fn make_covers(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     let fs = tmpfs(Some(1 << 20), c"555", 0)?;
+    sys::attach(&fs, directory(root, c"covers")?.as_fd()).context("attach what covers /proc")?;
     drop(sys::create_file_at(&fs, c"file").context("make an empty file")?);
     sys::mkdir_at(&fs, c"directory", 0o555).context("make an empty directory")?;
     limits::make_files(&fs, spec)?;
