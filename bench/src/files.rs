@@ -45,7 +45,7 @@ fn make_files(count: usize) -> String {
 }
 
 /// What a command prints, as root.
-async fn output(engine: &Control, run: &RunRef, argv: Vec<String>) -> anyhow::Result<String> {
+pub(crate) async fn output(engine: &Control, run: &RunRef, argv: Vec<String>) -> anyhow::Result<String> {
     let spec = CommandSpec { sudo: true, ..CommandSpec::new(argv) };
     let mut events = engine.exec(run, CommandId::generate(), spec).await?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -62,7 +62,7 @@ async fn output(engine: &Control, run: &RunRef, argv: Vec<String>) -> anyhow::Re
     Ok(String::from_utf8(out)?)
 }
 
-fn script(text: impl Into<String>) -> Vec<String> {
+pub(crate) fn script(text: impl Into<String>) -> Vec<String> {
     vec!["bash".to_owned(), "-c".to_owned(), text.into()]
 }
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use dormouse_control::Control;
-use dormouse_provider::{CommandSpec, LogEvent, RunRef, SandboxProvider};
+use dormouse_provider::{CommandSpec, RunRef, SandboxProvider};
 use dormouse_types::CommandId;
-use futures::StreamExt as _;
 
+use crate::files::{output, script};
 use crate::timing::{ratio, show};
 use crate::{create, key, round_trip};
 
@@ -75,10 +75,6 @@ while True:
     ),
 ];
 
-fn script(text: &str) -> CommandSpec {
-    CommandSpec::new(vec!["bash".to_owned(), "-c".to_owned(), text.to_owned()])
-}
-
 /// What B noticed: medians of commands, and 99th percentiles of its writes.
 struct Noticed {
     command: Duration,
@@ -102,15 +98,8 @@ f = os.open('/var/tmp/written', os.O_RDWR | os.O_CREAT)
 for _ in range(200):
     t = time.perf_counter(); os.pwrite(f, b'x' * 4096, 0); os.fsync(f); print(time.perf_counter() - t)
 E";
-    let mut events = engine.exec(b, CommandId::generate(), script(writes)).await?;
-    let mut out = Vec::new();
-    while let Some(event) = events.next().await {
-        if let LogEvent::Stdout(data) = event? {
-            out.extend_from_slice(&data);
-        }
-    }
-    let text = String::from_utf8(out)?;
-    let mut inside = text
+    let mut inside = output(engine, b, script(writes))
+        .await?
         .lines()
         .map(|line| Ok(Duration::from_secs_f64(line.parse()?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -150,7 +139,7 @@ pub(crate) async fn measure(engine: &Arc<Control>, dir: &Path) -> anyhow::Result
     let alone = notice(engine, &quiet, dir, "alone").await?;
     for (name, noise) in NOISES {
         let id = CommandId::generate();
-        engine.start(&noisy, id.clone(), script(noise)).await?;
+        engine.start(&noisy, id.clone(), CommandSpec::new(script(noise))).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let noticed = notice(engine, &quiet, dir, &format!("beside {name}")).await;
         // A is at its limits: what it does may not leave room to be told to stop.

@@ -3,13 +3,17 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use dormouse_provider::{ProviderError, Result};
 use dormouse_types::{Quota, QuotaKind, Timestamp};
 
 /// Owners of whom something is remembered before those are forgotten who used
-/// nothing for a minute.
+/// nothing for [`WHILE`].
 const MANY: usize = 4096;
+
+/// By then a quota by the minute has run out, however much of it was used.
+const WHILE: Duration = Duration::from_secs(60);
 
 /// What was used lately, and is in use.
 #[derive(Debug, Clone, Default)]
@@ -49,10 +53,15 @@ impl Used {
     fn with<T>(&self, owner: &str, act: impl FnOnce(&mut Owner) -> T) -> T {
         // Numbers: a panic elsewhere cannot tear them.
         let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if owners.len() > MANY {
-            owners.retain(|_, owner| owner.commands > 0 || owner.created > 0);
-        }
         act(owners.entry(owner.to_owned()).or_default())
+    }
+
+    fn tidy(&self, now: Timestamp) {
+        let mut owners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if owners.len() > MANY {
+            let created = |owner: &Owner| owner.since.is_some_and(|since| now.since(since) < WHILE);
+            owners.retain(|_, owner| owner.commands > 0 || created(owner));
+        }
     }
 
     /// Counts a creation.
@@ -61,6 +70,7 @@ impl Used {
     /// [`ProviderError::Quota`] when it is one too many.
     pub(crate) fn create(&self, owner: &str, quota: &Quota, now: Timestamp) -> Result<()> {
         let Some(limit) = quota.creations_per_minute else { return Ok(()) };
+        self.tidy(now);
         self.with(owner, |owner| {
             owner.pass(now, limit);
             quota
@@ -94,7 +104,21 @@ mod tests {
 
     use dormouse_types::{Quota, Timestamp};
 
-    use super::Used;
+    use super::{MANY, Used, WHILE};
+
+    #[test]
+    fn who_used_nothing_for_a_while_is_forgotten() {
+        let (used, now) = (Used::default(), Timestamp(1_000_000_000));
+        let quota = Quota { creations_per_minute: Some(1), commands: Some(1), ..Quota::default() };
+        let _command = used.command("busy", &quota).unwrap();
+        for n in 0..MANY {
+            used.create(&format!("owner {n}"), &quota, now).unwrap();
+        }
+        used.create("late", &quota, now.plus(WHILE / 2)).unwrap();
+        used.create("later", &quota, now.plus(WHILE)).unwrap();
+        let kept: std::collections::BTreeSet<_> = used.0.lock().unwrap().keys().cloned().collect();
+        assert_eq!(kept, ["busy", "late", "later"].map(str::to_owned).into());
+    }
 
     #[test]
     fn creations_run_out_evenly() {

@@ -189,7 +189,7 @@ pub(crate) fn number(value: u64) -> std::ffi::CString {
 }
 
 pub(crate) fn tmpfs(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
-    tmpfs_of(size, mode, sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | attributes)
+    tmpfs_of(size, mode, sys::ATTR_INERT | attributes)
 }
 
 /// A tmpfs of `size` bytes, or of the kernel's default size.
@@ -212,7 +212,7 @@ fn mount_sys(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     for name in EMPTY_IN_SYS {
         sys::mkdir_at(&fs, name, 0o755).context_with(|| shown("make", name))?;
     }
-    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | sys::ATTR_RDONLY;
+    let attributes = sys::ATTR_INERT | sys::ATTR_RDONLY;
     for name in SHOWN_OF_SYS {
         let path = name.to_string_lossy();
         let host = match sys::open_tree_clone(&format!("/sys/{path}")) {
@@ -232,7 +232,10 @@ fn mount_sys(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
 /// The directory at a path below our own `/sys`, made where it is missing.
 pub(crate) fn directory_of(sys_dir: &OwnedFd, path: &str) -> Result<OwnedFd, Error> {
     let mut whole = std::ffi::CString::default();
-    for part in crate::limits::prefixes(path) {
+    let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
+    for end in ends.chain([path.len()]) {
+        // No path of ours has a NUL.
+        let part = std::ffi::CString::new(&path[..end]).unwrap_or_default();
         match sys::mkdir_at(sys_dir, &part, 0o755) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
                 return Err(error).context_with(|| format!("make /sys/{}", part.to_string_lossy()));

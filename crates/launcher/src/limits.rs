@@ -6,7 +6,7 @@
 //! Else the server has made them, once: the limits in them are right, and what is
 //! in use is not in them.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use crate::child::directory_of;
@@ -14,7 +14,7 @@ use crate::error::{Context as _, Error};
 use crate::spec::Spec;
 use crate::sys;
 
-const READ_ONLY: u64 = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | sys::ATTR_RDONLY;
+const READ_ONLY: u64 = sys::ATTR_INERT | sys::ATTR_RDONLY;
 
 /// Files of `/proc` that lxcfs has.
 const OF_LXCFS: [&CStr; 6] = [c"cpuinfo", c"loadavg", c"meminfo", c"stat", c"swaps", c"uptime"];
@@ -89,13 +89,6 @@ pub(crate) fn show_cgroups(sys_dir: &OwnedFd, spec: &Spec) -> Result<(), Error> 
 fn controller(path: &str) -> Option<&str> {
     let name = path.strip_prefix("/sys/fs/cgroup/")?.split('/').next()?;
     ["memory", "cpu"].contains(&name).then_some(name)
-}
-
-/// The parts of a path, each with those before it.
-pub(crate) fn prefixes(path: &str) -> impl Iterator<Item = CString> + '_ {
-    let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
-    // No path of ours has a NUL.
-    ends.chain([path.len()]).map(|end| CString::new(&path[..end]).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -75,10 +75,9 @@ fn treatment(name: &CStr, mode: libc::mode_t) -> Treatment {
 
 /// Mounts a `/proc` at `proc` of the directory `root`, and returns it.
 pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
-    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
     let fs = sys::fsopen(c"proc").context("fsopen proc")?;
     sys::fsconfig_create(&fs).context("create proc (is the host's own /proc partly covered?)")?;
-    let proc = sys::fsmount(&fs, attributes).context("fsmount proc")?;
+    let proc = sys::fsmount(&fs, sys::ATTR_INERT).context("fsmount proc")?;
     sys::attach(&proc, directory(root, c"proc")?.as_fd()).context("mount /proc")?;
     choose_pids(&proc, spec.boots)?;
     bound_shared_memory(&proc, spec.account.shared_bytes)?;
@@ -95,7 +94,7 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
             Treatment::Leave => continue,
             Treatment::ReadOnly => {
                 let copy = sys::clone_tree_at(&proc, &name).context_with(shown)?;
-                sys::set_attributes(&copy, attributes | sys::ATTR_RDONLY).context_with(shown)?;
+                sys::set_attributes(&copy, sys::ATTR_INERT | sys::ATTR_RDONLY).context_with(shown)?;
                 copy
             }
             Treatment::Mask => {
@@ -119,8 +118,7 @@ fn make_covers(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     drop(sys::create_file_at(&fs, c"file").context("make an empty file")?);
     sys::mkdir_at(&fs, c"directory", 0o555).context("make an empty directory")?;
     limits::make_files(&fs, spec)?;
-    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC | sys::ATTR_RDONLY;
-    sys::set_attributes(&fs, attributes).context("make covers read-only")?;
+    sys::set_attributes(&fs, sys::ATTR_INERT | sys::ATTR_RDONLY).context("make covers read-only")?;
     Ok(fs)
 }
 

@@ -15,6 +15,8 @@ pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
 pub(crate) const ATTR_NODEV: u64 = 0x4;
 pub(crate) const ATTR_NOEXEC: u64 = 0x8;
+/// Of what holds no program and no device.
+pub(crate) const ATTR_INERT: u64 = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
 const ATTR_IDMAP: u64 = 0x0010_0000;
 
 const OPEN_TREE_CLONE: c_uint = 1;

@@ -1,6 +1,7 @@
-//! Limits of the host's kernel that every sandbox has for itself, or that all of
-//! them share: raised where they are too low for many sandboxes, and never lowered.
-//! What a single sandbox gets of them is the launcher's.
+//! What the host's kernel, and lxcfs beside it, is set to and says. Limits that every
+//! sandbox has for itself, or that all of them share, are raised where they are too low
+//! for many sandboxes, and never lowered; what a single sandbox gets of them is the
+//! launcher's. The server is ended last, and the log tells what was ended.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
