@@ -6,7 +6,7 @@
 //! large files the pointers come first. What the shell can do itself it does:
 //! each further process would cost as much as the sandbox.
 
-use dormouse_types::BranchName;
+use dormouse_types::{BranchName, is_commit};
 
 /// `$1` URL, `$2` directory, `$3` depth, `$4` branch, tag or commit (empty: the
 /// default branch), `$5` what is added to the repository's configuration, `$6` a
@@ -224,12 +224,6 @@ impl Checkout {
             _ => is_commit(head).then(|| Self { branch: None, commit: Some(head.to_owned()), set_up: false }),
         }
     }
-}
-
-/// Whether a text is the id of a commit, in either of git's forms.
-#[must_use]
-pub fn is_commit(text: &str) -> bool {
-    [40, 64].contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn argv<const N: usize>(script: String, arguments: [String; N]) -> Vec<String> {

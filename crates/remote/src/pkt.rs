@@ -40,11 +40,9 @@ pub(crate) fn head(answer: &[u8]) -> Result<Tip, RemoteError> {
         let mut words = text.split(' ');
         let (commit, name) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         if name == "HEAD" {
-            let commit_fits =
-                matches!(commit.len(), 40 | 64) && commit.bytes().all(|b| b.is_ascii_hexdigit());
             let target = words.find_map(|word| word.strip_prefix("symref-target:"));
             let branch = target.and_then(|target| target.strip_prefix(BRANCHES));
-            return match branch.filter(|_| commit_fits) {
+            return match branch.filter(|_| dormouse_types::is_commit(commit)) {
                 Some(branch) => Ok(Tip { branch: branch.to_owned(), commit: commit.to_owned() }),
                 None => Err(RemoteError::NoBranch),
             };

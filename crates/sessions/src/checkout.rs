@@ -6,7 +6,7 @@ use std::time::Duration;
 use dormouse_provider::checkout::{self, Branch, Checkout, Found, Identity};
 use dormouse_provider::{CommandSpec, LogEvent, ProviderError, RunRef, RunStatus};
 use dormouse_store::Cause;
-use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SessionId};
+use dormouse_types::{AccountId, CommandId, EventReason, GithubRepo, SessionId, is_commit};
 use futures::StreamExt as _;
 use tokio::sync::watch;
 
@@ -113,7 +113,7 @@ impl Sessions {
         let Some(branch) = &found.branch else { return Ok(Some(found)) };
         // A clone that was cut off has a HEAD, and no commit.
         let commit = self.read_small(run, &format!(".git/refs/heads/{branch}")).await?;
-        Ok(commit.is_some_and(|commit| checkout::is_commit(commit.trim_end())).then_some(found))
+        Ok(commit.is_some_and(|commit| is_commit(commit.trim_end())).then_some(found))
     }
 
     /// A small file below the working directory; `None` where there is none, or

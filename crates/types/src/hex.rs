@@ -1,4 +1,4 @@
-//! Bytes as text.
+//! Bytes as text, and texts that are such.
 
 use std::fmt::Write as _;
 
@@ -10,6 +10,12 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// Whether a text is the whole id of a commit, in either of git's forms.
+#[must_use]
+pub fn is_commit(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub use branch::{BranchError, BranchName};
 pub use cidr::Cidr;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use github::{GithubRepo, RepoError};
-pub use hex::hex;
+pub use hex::{hex, is_commit};
 pub use id::{
     AccountId, BuildId, CommandId, DeliveryId, DriveId, HostId, IdError, ImageId, JobId, KeyId, LeaseId,
     OrgId, OrgSnapshotId, RequestId, RunId, SandboxId, SandboxName, SessionId, SnapshotId, VolumeId,
