@@ -192,12 +192,22 @@ pub(crate) fn tmpfs(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<O
     tmpfs_of(size, mode, sys::ATTR_INERT | attributes)
 }
 
+/// Bytes of a tmpfs for which it may hold a file. A file takes the kernel a kilobyte and
+/// a half that the size of the tmpfs does not count, and by default there may be one for
+/// every other page of the host's memory (`tmpfs(5)`, `nr_inodes`).
+const BYTES_A_FILE: u64 = 16 << 10;
+
+/// Files that any tmpfs may hold: as many as one of ours needs.
+const FEWEST_FILES: u64 = 512;
+
 /// A tmpfs of `size` bytes, or of the kernel's default size.
 fn tmpfs_of(size: Option<u64>, mode: &CStr, attributes: u64) -> Result<OwnedFd, Error> {
     let fs = sys::fsopen(c"tmpfs").context("fsopen tmpfs")?;
     sys::fsconfig_string(&fs, c"mode", mode).context("tmpfs mode")?;
     if let Some(size) = size {
         sys::fsconfig_string(&fs, c"size", &number(size)).context("tmpfs size")?;
+        let files = (size / BYTES_A_FILE).max(FEWEST_FILES);
+        sys::fsconfig_string(&fs, c"nr_inodes", &number(files)).context("tmpfs files")?;
     }
     sys::fsconfig_create(&fs).context("create tmpfs")?;
     sys::fsmount(&fs, attributes).context("fsmount tmpfs")

@@ -88,7 +88,7 @@ pub(crate) fn show_cgroups(sys_dir: &OwnedFd, spec: &Spec) -> Result<(), Error> 
 /// size themselves by.
 fn controller(path: &str) -> Option<&str> {
     let name = path.strip_prefix("/sys/fs/cgroup/")?.split('/').next()?;
-    ["memory", "cpu"].contains(&name).then_some(name)
+    ["memory", "cpu", "cpuset", "cpuacct"].contains(&name).then_some(name)
 }
 
 #[cfg(test)]

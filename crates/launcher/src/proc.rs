@@ -80,7 +80,7 @@ pub(crate) fn mount(root: &OwnedFd, spec: &Spec) -> Result<OwnedFd, Error> {
     let proc = sys::fsmount(&fs, sys::ATTR_INERT).context("fsmount proc")?;
     sys::attach(&proc, directory(root, c"proc")?.as_fd()).context("mount /proc")?;
     choose_pids(&proc, spec.boots)?;
-    bound_shared_memory(&proc, spec.account.shared_bytes)?;
+    bound_ipc(&proc, spec.account.shared_bytes)?;
 
     let covers = make_covers(root, spec)?;
     for name in sys::names(&proc).context("list /proc")? {
@@ -147,12 +147,27 @@ fn choose_pids(proc: &OwnedFd, boots: u64) -> Result<(), Error> {
     sys::write_at(proc, c"sys/kernel/ns_last_pid", last.as_bytes()).context_with(|| shown().to_owned())
 }
 
-/// Bounds the System V segments of the IPC namespace together
-/// (`proc_sys_kernel(5)`, `shmall`, in pages): they are memory of the sandbox
-/// that no process has to hold, so killing one gives none of it back.
-fn bound_shared_memory(proc: &OwnedFd, bytes: u64) -> Result<(), Error> {
+/// Semaphores of the IPC namespace, as `proc_sys_kernel(5)` has them: in a set, in all
+/// (64 bytes of the kernel each), operations of a call, sets.
+const SEMAPHORES: &CStr = c"32000 65536 500 4096";
+
+/// Bounds what System V keeps for the IPC namespace (`proc_sys_kernel(5)`): segments of
+/// `bytes` together, and messages of a fourth of that. All of it is memory of the
+/// sandbox that no process has to hold, so killing one gives none of it back.
+fn bound_ipc(proc: &OwnedFd, bytes: u64) -> Result<(), Error> {
     const PAGE: u64 = 4096;
-    sys::write_at(proc, c"sys/kernel/shmall", number(bytes / PAGE).to_bytes()).context("bound shared memory")
+    // `msgmnb` bytes in as many messages, each of which takes 64 of the kernel.
+    const QUEUE: u64 = 16_384 * 64;
+    let queues = (bytes / 4 / QUEUE).max(16);
+    let bounds = [
+        (c"sys/kernel/shmall", number(bytes / PAGE)),
+        (c"sys/kernel/msgmni", number(queues)),
+        (c"sys/kernel/sem", SEMAPHORES.to_owned()),
+    ];
+    bounds.into_iter().try_for_each(|(file, value)| {
+        let written = sys::write_at(proc, file, value.to_bytes());
+        written.context_with(|| format!("write {}", file.to_string_lossy()))
+    })
 }
 
 #[cfg(test)]

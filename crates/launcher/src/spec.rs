@@ -19,7 +19,7 @@ pub(crate) struct Drive {
 
 /// What a sandbox may have of things that the kernel counts by user namespace,
 /// by its file system of terminals, or by its IPC namespace.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Account {
     /// Pending signals and timers of all processes (`RLIMIT_SIGPENDING`).
     pub(crate) pending_signals: u64,
@@ -30,12 +30,6 @@ pub(crate) struct Account {
     /// Bytes of System V shared memory (`kernel.shmall`), which outlives the
     /// processes that made it.
     pub(crate) shared_bytes: u64,
-}
-
-impl Default for Account {
-    fn default() -> Self {
-        Self { pending_signals: 32_768, queue_bytes: 819_200, terminals: 256, shared_bytes: 64 << 20 }
-    }
 }
 
 /// One sandbox to make. Paths are host paths.
@@ -90,7 +84,7 @@ pub(crate) struct Spec {
 impl Spec {
     /// Reads `key=value` arguments.
     pub(crate) fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
-        let mut spec = Self { shm_bytes: 64 << 20, run_bytes: 16 << 20, ..Self::default() };
+        let mut spec = Self::default();
         for arg in args {
             let Some((key, value)) = arg.split_once('=') else {
                 return Err(Error::reported(format!("argument {arg:?} is not key=value")));
@@ -159,6 +153,19 @@ impl Spec {
                 return Err(Error::reported(format!("argument {key} is missing")));
             }
         }
+        for (key, value) in [
+            ("pending-signals", spec.account.pending_signals),
+            ("queue-bytes", spec.account.queue_bytes),
+            ("terminals", spec.account.terminals),
+            ("shared-bytes", spec.account.shared_bytes),
+            ("shm-bytes", spec.shm_bytes),
+            ("run-bytes", spec.run_bytes),
+        ] {
+            // The kernel takes 0 of some of them for no limit.
+            if value == 0 {
+                return Err(Error::reported(format!("argument {key} is missing, or 0")));
+            }
+        }
         Ok(spec)
     }
 }
@@ -178,6 +185,12 @@ mod tests {
             "memory-events=/m",
             "hostname=h",
             "boot-id=b",
+            "pending-signals=1",
+            "queue-bytes=1",
+            "terminals=1",
+            "shared-bytes=1",
+            "shm-bytes=1",
+            "run-bytes=1",
         ];
         Spec::from_args(args.iter().chain(extra).map(|s| (*s).to_owned()))
     }
@@ -193,6 +206,7 @@ mod tests {
     #[test]
     fn unknown_and_missing_arguments_are_refused() {
         assert!(parse(&["uid-base=65536", "colour=red"]).is_err());
+        assert!(parse(&["uid-base=65536", "terminals=0"]).is_err());
         assert!(parse(&["uid-base=65536", "drive-place=/a"]).is_err());
         assert!(parse(&["uid-base=65536", "drive=/d"]).is_err());
         assert!(parse(&["uid-base=65536", "drive=/d", "drive-place=/a", "drive-writable=1"]).is_ok());

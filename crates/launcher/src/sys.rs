@@ -705,7 +705,10 @@ const OPEN_FILES: [libc::rlim_t; 2] = [65_536, 1 << 20];
 fn limits(account: &Account) -> [(libc::__rlimit_resource_t, [libc::rlim_t; 2]); 16] {
     [
         (libc::RLIMIT_AS, [libc::RLIM_INFINITY; 2]),
-        (libc::RLIMIT_CORE, [0; 2]),
+        // At 0 no file is written, but where the host's `core_pattern` is a program that is
+        // run, by the host's root, on what a process of the sandbox had in memory (`core(5)`).
+        // At 1 the kernel leaves that alone, too (`fs/coredump.c`).
+        (libc::RLIMIT_CORE, [1; 2]),
         (libc::RLIMIT_CPU, [libc::RLIM_INFINITY; 2]),
         (libc::RLIMIT_DATA, [libc::RLIM_INFINITY; 2]),
         (libc::RLIMIT_FSIZE, [libc::RLIM_INFINITY; 2]),

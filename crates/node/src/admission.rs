@@ -96,6 +96,14 @@ fn most_tasks() -> u64 {
     ["pid_max", "threads-max"].into_iter().filter_map(limit).min().unwrap_or(u64::MAX)
 }
 
+/// Bytes of memory that the host has.
+///
+/// # Errors
+/// What reading `/proc` says.
+pub(crate) fn memory() -> std::io::Result<u64> {
+    Ok(look()?.memory)
+}
+
 /// Looks at `/proc` (`proc_meminfo(5)`, `proc_loadavg(5)`).
 fn look() -> std::io::Result<Sight> {
     let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidData);

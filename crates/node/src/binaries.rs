@@ -23,15 +23,16 @@ pub(crate) struct Binaries {
 
 impl Binaries {
     /// Writes what is not there yet. Names carry a digest, so a newer server
-    /// never replaces a file that a running sandbox executes.
-    pub(crate) fn install(dir: &Path) -> io::Result<Self> {
+    /// never replaces a file that a running sandbox executes. `own_filters` as
+    /// [`crate::config::KernelLimits`] has it.
+    pub(crate) fn install(dir: &Path, own_filters: bool) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         Ok(Self {
             // Executable but not readable for other ids: the kernel then makes
             // PID 1 undumpable, so nothing inside can trace or read it.
             agent: place(dir, "agent", AGENT, 0o711)?,
             launcher: place(dir, "launcher", LAUNCHER, 0o700)?,
-            seccomp: place(dir, "seccomp", &seccomp::compile(), 0o600)?,
+            seccomp: place(dir, "seccomp", &seccomp::compile(own_filters), 0o600)?,
         })
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! v1  /sys/fs/cgroup/{memory,pids,cpu,freezer}/dormouse-N/RUN
+//!     /sys/fs/cgroup/{cpuset,cpuacct}/dormouse-N   all runs
 //! v2  /sys/fs/cgroup/dormouse-N/RUN
 //! ```
 
@@ -38,6 +39,8 @@ pub(crate) struct Cgroups {
     version: CgroupVersion,
     /// Parent directories: one per controller on v1, one on v2.
     parents: Vec<PathBuf>,
+    /// Version 1: groups that all runs are in.
+    shared: Vec<PathBuf>,
     /// Version 1: keeps moves between groups fast while it is open.
     _fast_moves: Option<OwnedFd>,
 }
@@ -72,6 +75,15 @@ const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 /// Version 1 hierarchies that a run joins: the controllers, and the one that
 /// stops its processes for a moment (in version 2 every group can).
 const V1_HIERARCHIES: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
+
+/// Version 1 hierarchies that limit nothing here. The JVM believes in no limit unless
+/// it finds itself in these, too (`CgroupSubsystemFactory` of OpenJDK). One group
+/// serves every run, so a start only joins it.
+const V1_SHARED: [&str; 2] = ["cpuset", "cpuacct"];
+
+/// Of its memory, what a run may have besides in buffers of sockets, where version 1
+/// counts them by themselves.
+const SOCKETS_SHARE: u64 = 8;
 
 /// How long the processes of a run may take to stand still.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
@@ -118,6 +130,17 @@ impl Cgroups {
         for parent in &parents {
             make(parent)?;
         }
+        let shared = match version {
+            CgroupVersion::V1 => shared_groups(root, &name)
+                .inspect_err(|error| tracing::warn!(%error, "the JVM will not see limits of sandboxes"))
+                .unwrap_or_default(),
+            CgroupVersion::V2 => Vec::new(),
+        };
+        if version == CgroupVersion::V1 {
+            // Where it is on for one group the kernel has to look at every socket; where it
+            // stays on, no start waits for the kernel to change its code.
+            bound_sockets(&parents[0], None)?;
+        }
         if version == CgroupVersion::V2 {
             fs::write(parents[0].join("cgroup.subtree_control"), "+memory +pids +cpu")?;
         }
@@ -127,11 +150,16 @@ impl Cgroups {
                 .ok(),
             CgroupVersion::V2 => None,
         };
-        Ok(Self { version, parents, _fast_moves })
+        Ok(Self { version, parents, shared, _fast_moves })
     }
 
     pub(crate) fn version(&self) -> CgroupVersion {
         self.version
+    }
+
+    /// Directories of the groups that a run is in besides its own.
+    pub(crate) fn shared(&self) -> &[PathBuf] {
+        &self.shared
     }
 
     /// Directories of a run's groups.
@@ -155,6 +183,7 @@ impl Cgroups {
                 if swap.exists() {
                     set(&paths[0], "memory.memsw.limit_in_bytes", memory)?;
                 }
+                bound_sockets(&paths[0], Some(memory / SOCKETS_SHARE))?;
                 set(&paths[1], "pids.max", limits.pids)?;
                 set(&paths[2], "cpu.cfs_period_us", CPU_PERIOD)?;
                 set(&paths[2], "cpu.cfs_quota_us", quota)
@@ -293,7 +322,7 @@ impl Cgroups {
 
     /// Removes the parent groups, once no run is left.
     pub(crate) fn close(&self) {
-        for parent in &self.parents {
+        for parent in self.parents.iter().chain(&self.shared) {
             // Still in use by a run: it stays with it.
             let _ = fs::remove_dir(parent);
         }
@@ -313,6 +342,42 @@ impl Drop for Frozen {
         if let Err(error) = self.switch.write_all(self.thaw.as_bytes()) {
             tracing::warn!(%error, "let the processes of a run go on");
         }
+    }
+}
+
+/// Makes the groups that all runs share, of hierarchies that the host has.
+fn shared_groups(root: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
+    let mut groups = Vec::new();
+    for controller in V1_SHARED {
+        let hierarchy = root.join(controller);
+        // Often one with that of `cpu`, where a run has a group of its own.
+        let is_own = fs::canonicalize(&hierarchy).ok() == fs::canonicalize(root.join("cpu")).ok();
+        if is_own || !hierarchy.join("cgroup.procs").exists() {
+            continue;
+        }
+        let group = hierarchy.join(name);
+        make(&group)?;
+        if controller == "cpuset" {
+            // Empty at first, and nobody may join it then (`cpuset(7)`).
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                fs::write(group.join(file), fs::read(hierarchy.join(file))?)?;
+            }
+        }
+        groups.push(group);
+    }
+    Ok(groups)
+}
+
+/// Bounds the buffers of sockets, which version 1 counts only where it is told a bound:
+/// else they are part of no group's memory, and of one number for the whole host
+/// (`tcp(7)`, `tcp_mem`). Version 2 counts them as memory.
+fn bound_sockets(group: &Path, bytes: Option<u64>) -> io::Result<()> {
+    let file = "memory.kmem.tcp.limit_in_bytes";
+    match bytes {
+        // A kernel that is told to count no memory of its own has none.
+        _ if !group.join(file).exists() => Ok(()),
+        Some(bytes) => set(group, file, bytes),
+        None => fs::write(group.join(file), "-1"),
     }
 }
 

@@ -53,6 +53,10 @@ pub struct KernelLimits {
     pub queue_bytes: u64,
     /// Terminals that are open at once.
     pub terminals: u64,
+    /// Programs may load system call filters of their own, as browsers and agents do.
+    /// The kernel has room for a number of bytes of them, for all of the host together:
+    /// one sandbox cannot fill it, some of them can.
+    pub own_filters: bool,
 }
 
 impl Default for KernelLimits {
@@ -63,6 +67,7 @@ impl Default for KernelLimits {
             pending_signals: 32_768,
             queue_bytes: 819_200,
             terminals: 256,
+            own_filters: true,
         }
     }
 }

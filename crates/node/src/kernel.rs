@@ -19,9 +19,24 @@ pub struct LowLimit {
     pub wanted: u64,
 }
 
+/// Pages of memory that the host has. Where that cannot be read nothing is low.
+fn pages() -> u64 {
+    const PAGE: u64 = 4096;
+    crate::admission::memory().unwrap_or(0) / PAGE
+}
+
 /// The limits, below `/proc/sys`, and what each should be.
-fn wanted(limits: &KernelLimits) -> [(&'static str, u64); 5] {
-    [
+fn wanted(limits: &KernelLimits) -> Vec<(&'static str, u64)> {
+    // Buffers of all sockets of the host, in pages: half of its memory, since those of a
+    // sandbox are counted as its memory, or beside it (`cgroup`). The kernel's own bound
+    // is less than one sandbox may have.
+    let of_sockets = pages() / 2;
+    vec![
+        ("net/ipv4/tcp_mem", of_sockets),
+        ("net/ipv4/udp_mem", of_sockets),
+        // Bytes of the filters of all processes: all that the kernel has room for, which is
+        // more than 2,048 processes (of a sandbox, by default) can hold.
+        ("net/core/bpf_jit_limit", 1008 << 20),
         // Counted by the creator of a user namespace, so each sandbox has it.
         ("fs/inotify/max_user_instances", limits.inotify_instances),
         ("fs/inotify/max_user_watches", limits.inotify_watches),
@@ -30,6 +45,13 @@ fn wanted(limits: &KernelLimits) -> [(&'static str, u64); 5] {
         ("kernel/pid_max", 4_194_304),
         ("kernel/threads-max", 262_144),
         ("kernel/pty/max", 65_536),
+        // Sandboxes need an entry each, for their loopback; it is one table for all
+        // namespaces (`arp(7)`).
+        ("net/ipv4/neigh/default/gc_thresh2", 8192),
+        ("net/ipv4/neigh/default/gc_thresh3", 16_384),
+        // Connections that are closed and not yet over, of all namespaces: beyond it they are
+        // cut, with what was on its way (`tcp(7)`). Their memory is their sandbox's.
+        ("net/ipv4/tcp_max_orphans", 4_194_304),
     ]
 }
 
@@ -37,11 +59,22 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(name)
 }
 
+/// What to write for a limit: of memory there are three numbers, from where on the kernel
+/// is sparing, and the most (`tcp(7)`, `tcp_mem`).
+fn written(name: &str, value: u64) -> String {
+    if name.ends_with("_mem") {
+        format!("{} {} {value}", value / 2, value / 4 * 3)
+    } else {
+        value.to_string()
+    }
+}
+
 /// What is too low now. A limit that this kernel does not have is not.
 #[must_use]
 pub fn low_limits(limits: &KernelLimits) -> Vec<LowLimit> {
     let low = |(name, wanted): (&str, u64)| {
-        let found = std::fs::read_to_string(path(name)).ok()?.trim().parse().ok()?;
+        // The last number is the most.
+        let found = std::fs::read_to_string(path(name)).ok()?.split_whitespace().last()?.parse().ok()?;
         (found < wanted).then(|| LowLimit { name: name.replace('/', "."), found, wanted })
     };
     wanted(limits).into_iter().filter_map(low).collect()
@@ -102,7 +135,7 @@ pub(crate) async fn has_lxcfs(place: &Path) -> bool {
 /// Raises what is too low. What cannot be raised is said in the log, and by `doctor`.
 pub(crate) fn raise_limits(limits: &KernelLimits) {
     for LowLimit { name, found, wanted } in low_limits(limits) {
-        match std::fs::write(path(&name.replace('.', "/")), wanted.to_string()) {
+        match std::fs::write(path(&name.replace('.', "/")), written(&name, wanted)) {
             Ok(()) => tracing::info!(limit = name, found, wanted, "raised a limit of the host"),
             Err(error) => tracing::warn!(limit = name, found, wanted, %error, "raise a limit of the host"),
         }
@@ -111,7 +144,15 @@ pub(crate) fn raise_limits(limits: &KernelLimits) {
 
 #[cfg(test)]
 mod tests {
-    use super::is_oom_kill;
+    use super::{is_oom_kill, pages, written};
+
+    #[test]
+    fn memory_of_sockets_is_three_numbers() {
+        assert_eq!(written("net.ipv4.tcp_mem", 1000), "500 750 1000");
+        assert_eq!(written("kernel.pid_max", 1000), "1000");
+        // 64 MiB to 64 TiB.
+        assert!((1 << 14..1 << 34).contains(&pages()), "{}", pages());
+    }
 
     #[test]
     fn the_kernels_words_name_a_process() {

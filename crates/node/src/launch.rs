@@ -118,12 +118,13 @@ pub(crate) async fn launch(
 /// so that who fills it is told and not killed. What is in it counts as memory of
 /// the sandbox.
 fn shm_bytes(memory: u64) -> u64 {
-    memory / 8 * 5
+    memory / 16 * 9
 }
 
-/// Bytes of a sandbox's memory that its System V segments may take. With what
-/// lies in `/dev/shm` and `/run`, which no process has to hold either, an eighth
-/// and a half is left: enough for the agent, and for a command that clears up.
+/// Bytes of a sandbox's memory that its System V segments may take; messages may take
+/// a fourth as much. With what lies in `/dev/shm` and `/run`, and the kernel's own
+/// records of files there, which no process has to hold either, an eighth is left:
+/// enough for the agent, and for a command that clears up.
 fn segment_bytes(memory: u64) -> u64 {
     memory / 8
 }
@@ -195,8 +196,8 @@ async fn make(
             .arg(format!("drive-place={}", drive.place))
             .arg(format!("drive-writable={}", u8::from(drive.writable)));
     }
-    for group in host.cgroups.paths(run.id.as_str()) {
-        command.arg(path(cgroup, group));
+    for group in host.cgroups.paths(run.id.as_str()).iter().chain(host.cgroups.shared()) {
+        command.arg(path(cgroup, group.clone()));
     }
     // Dropped on a time-out, the launcher is killed, and its child with it.
     command.env_clear().stdin(std::process::Stdio::null()).kill_on_drop(true);

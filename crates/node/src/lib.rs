@@ -158,8 +158,8 @@ impl Node {
             return Err(NodeError::DiskLimit);
         }
         let cgroups = Cgroups::open(config.instance).map_err(host("prepare cgroups"))?;
-        let binaries =
-            Binaries::install(&config.data_dir().join("bin")).map_err(host("install the agent"))?;
+        let binaries = Binaries::install(&config.data_dir().join("bin"), config.kernel.own_filters)
+            .map_err(host("install the agent"))?;
         let sockets = host::sockets(config.instance);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(sockets);
         made.map_err(host("make the socket directory"))?;

@@ -20,6 +20,8 @@ const ALLOW: u32 = 0x7fff_0000;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const ERRNO: u32 = 0x0005_0000;
 const EPERM: u32 = 1;
+const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
 const ENOTTY: u32 = 25;
 const ENOSYS: u32 = 38;
 const EPROTONOSUPPORT: u32 = 93;
@@ -36,6 +38,20 @@ pub(crate) enum Look {
     Requests,
     /// By persona.
     Personalities,
+    /// Without `MAP_HUGETLB`.
+    Mappings,
+    /// Without `MFD_HUGETLB`.
+    MemoryFiles,
+    /// By level and name.
+    SocketOptions,
+    /// `setrlimit(2)`: done, but for core dumps.
+    Limits,
+    /// `prlimit(2)`: likewise, where it sets one.
+    LimitsOfProcesses,
+    /// `prctl(2)`: without filters of its own, where there are to be none.
+    Controls,
+    /// `seccomp(2)`: likewise.
+    Filters,
 }
 
 impl Look {
@@ -54,6 +70,22 @@ impl Look {
             Self::Personalities => {
                 "allowed for Linux, 32 bits of it, `UNAME26`, `ADDR_NO_RANDOMIZE` and the question, else EPERM"
             }
+            Self::Mappings => {
+                "allowed without `MAP_HUGETLB`, else ENOMEM: the host's huge pages are the host's"
+            }
+            Self::MemoryFiles => "allowed without `MFD_HUGETLB`, else ENOSYS",
+            Self::SocketOptions => {
+                "allowed but for `SO_ATTACH_FILTER` and `SO_ATTACH_REUSEPORT_CBPF` (EPERM): the kernel has one \
+                 number of bytes for the programs of all"
+            }
+            Self::Limits => "allowed; `RLIMIT_CORE` answers 0 and stays as it is: there are no core dumps",
+            Self::Controls => {
+                "allowed; `PR_SET_SECCOMP` is EINVAL where `sandbox.kernel.own_filters` is false"
+            }
+            Self::Filters => {
+                "allowed; `SECCOMP_SET_MODE_FILTER` is EINVAL where `sandbox.kernel.own_filters` is false"
+            }
+            Self::LimitsOfProcesses => "allowed; setting `RLIMIT_CORE` answers 0 and does nothing",
         }
     }
 }
@@ -92,6 +124,24 @@ const BTRFS_IOCTL: u32 = 0x9400;
 /// `PER_LINUX`, `PER_LINUX32`, both with `UNAME26`, `ADDR_NO_RANDOMIZE` (debuggers),
 /// and the question which it is (`personality(2)`).
 const PERSONALITIES: [u32; 6] = [0, 8, 0x2_0000, 0x2_0008, 0x4_0000, 0xffff_ffff];
+
+/// `MAP_HUGETLB` (`mmap(2)`) and `MFD_HUGETLB` (`memfd_create(2)`): pages of a pool that no
+/// limit of the sandbox counts.
+const MAP_HUGETLB: u32 = 0x4_0000;
+const MFD_HUGETLB: u32 = 4;
+
+/// `SOL_SOCKET`, and options that load a program of classic BPF (`socket(7)`).
+const SOL_SOCKET: u32 = 1;
+const FILTERS: [u32; 2] = [26, 51];
+
+/// `RLIMIT_CORE` (`getrlimit(2)`). At 0 the kernel hands what is left of a process to the
+/// program that the host's `core_pattern` may name (`core(5)`); it is 1 so that it does
+/// not, and has to stay.
+const RLIMIT_CORE: u32 = 4;
+
+/// `PR_SET_SECCOMP` (`prctl(2)`) and `SECCOMP_SET_MODE_FILTER` (`seccomp(2)`).
+const PR_SET_SECCOMP: u32 = 22;
+const SECCOMP_SET_MODE_FILTER: u32 = 1;
 
 /// Offsets in `struct seccomp_data`.
 const OFFSET_NUMBER: u32 = 0;
@@ -136,7 +186,7 @@ fn when(code: u16, k: u32, action: u32) -> [Instruction; 2] {
 
 impl Answer {
     /// Every path ends with a return.
-    fn program(self) -> Vec<Instruction> {
+    fn program(self, own_filters: bool) -> Vec<Instruction> {
         let mut p = Vec::new();
         match self {
             Self::Allow => {}
@@ -183,6 +233,44 @@ impl Answer {
                 p.extend(PERSONALITIES.into_iter().flat_map(|persona| when(IF_EQUAL, persona, ALLOW)));
                 p.push(plain(RETURN, ERRNO | EPERM));
             }
+            Self::Look(Look::Mappings) => {
+                p.push(plain(LOAD, argument(3)));
+                p.extend(when(IF_ANY_BIT, MAP_HUGETLB, ERRNO | ENOMEM));
+            }
+            Self::Look(Look::MemoryFiles) => {
+                p.push(plain(LOAD, argument(1)));
+                p.extend(when(IF_ANY_BIT, MFD_HUGETLB, ERRNO | ENOSYS));
+            }
+            Self::Look(Look::SocketOptions) => {
+                p.push(plain(LOAD, argument(1)));
+                // Past the options, where the level is another.
+                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 5, k: SOL_SOCKET });
+                p.push(plain(LOAD, argument(2)));
+                p.extend(FILTERS.into_iter().flat_map(|option| when(IF_EQUAL, option, ERRNO | EPERM)));
+            }
+            Self::Look(Look::Controls | Look::Filters) if own_filters => {}
+            Self::Look(Look::Controls) => {
+                p.push(plain(LOAD, argument(0)));
+                p.extend(when(IF_EQUAL, PR_SET_SECCOMP, ERRNO | EINVAL));
+            }
+            Self::Look(Look::Filters) => {
+                p.push(plain(LOAD, argument(0)));
+                p.extend(when(IF_EQUAL, SECCOMP_SET_MODE_FILTER, ERRNO | EINVAL));
+            }
+            Self::Look(Look::Limits) => {
+                p.push(plain(LOAD, argument(0)));
+                p.extend(when(IF_EQUAL, RLIMIT_CORE, ERRNO));
+            }
+            Self::Look(Look::LimitsOfProcesses) => {
+                p.push(plain(LOAD, argument(1)));
+                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 5, k: RLIMIT_CORE });
+                // A null pointer, both halves of it, only asks.
+                p.push(plain(LOAD, argument(2)));
+                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 2, k: 0 });
+                p.push(plain(LOAD, argument(2) + 4));
+                p.push(Instruction { code: IF_EQUAL, jump_true: 1, jump_false: 0, k: 0 });
+                p.push(plain(RETURN, ERRNO));
+            }
         }
         p.push(plain(RETURN, ALLOW));
         p
@@ -224,12 +312,12 @@ fn segments() -> Vec<(u32, Answer)> {
 }
 
 /// A search tree over segments, for a loaded number.
-fn tree(segments: &[(u32, Answer)]) -> Vec<Instruction> {
+fn tree(segments: &[(u32, Answer)], own_filters: bool) -> Vec<Instruction> {
     let (left, right) = segments.split_at(segments.len() / 2);
     let (Some((middle, _)), false) = (right.first(), left.is_empty()) else {
-        return segments.first().map_or_else(Vec::new, |(_, answer)| answer.program());
+        return segments.first().map_or_else(Vec::new, |(_, answer)| answer.program(own_filters));
     };
-    let (left, right) = (tree(left), tree(right));
+    let (left, right) = (tree(left, own_filters), tree(right, own_filters));
     let mut p = match u8::try_from(left.len()) {
         Ok(skip) => vec![Instruction { code: IF_AT_LEAST, jump_true: skip, jump_false: 0, k: *middle }],
         // Conditional jumps reach 255 instructions.
@@ -246,14 +334,15 @@ fn tree(segments: &[(u32, Answer)]) -> Vec<Instruction> {
     p
 }
 
-/// The compiled filter: `struct sock_filter` after `struct sock_filter`.
-pub(crate) fn compile() -> Vec<u8> {
+/// The compiled filter: `struct sock_filter` after `struct sock_filter`. Programs may
+/// load filters of their own, or may not.
+pub(crate) fn compile(own_filters: bool) -> Vec<u8> {
     let mut p = vec![plain(LOAD, OFFSET_ARCH)];
     p.push(Instruction { code: IF_EQUAL, jump_true: 1, jump_false: 0, k: ARCH_X86_64 });
     p.push(plain(RETURN, KILL_PROCESS));
     p.push(plain(LOAD, OFFSET_NUMBER));
     p.extend(when(IF_AT_LEAST, X32_BIT, ERRNO | ENOSYS));
-    p.extend(tree(&segments()));
+    p.extend(tree(&segments(), own_filters));
     let mut bytes = Vec::with_capacity(p.len() * 8);
     for Instruction { code, jump_true, jump_false, k } in p {
         bytes.extend_from_slice(&code.to_ne_bytes());
@@ -310,7 +399,7 @@ mod tests {
     fn answer(call: i64, args: &[u64]) -> u32 {
         let mut all = [0; 6];
         all[..args.len()].copy_from_slice(args);
-        run(&compile(), number(call), ARCH_X86_64, all)
+        run(&compile(true), number(call), ARCH_X86_64, all)
     }
 
     /// What the lists say of a number.
@@ -334,7 +423,7 @@ mod tests {
 
     #[test]
     fn the_program_is_the_lists() {
-        let program = compile();
+        let program = compile(true);
         assert!(program.len() / 8 < 4096, "BPF_MAXINSNS");
         for number in 0..1000 {
             let found = run(&program, u32::try_from(number).unwrap(), ARCH_X86_64, [0; 6]);
@@ -378,6 +467,37 @@ mod tests {
         assert_eq!(answer(libc::SYS_ioctl, &[0, 0x5000_940e]), ERRNO | ENOTTY);
         assert_eq!(answer(libc::SYS_ioctl, &[0, u64::from(CLONES[0])]), ALLOW);
         assert_eq!(answer(libc::SYS_personality, &[0xffff_ffff]), ALLOW);
+        let (private, huge) = (0x22_u64, u64::from(MAP_HUGETLB));
+        assert_eq!(answer(libc::SYS_mmap, &[0, 4096, 3, private]), ALLOW);
+        assert_eq!(answer(libc::SYS_mmap, &[0, 4096, 3, private | huge]), ERRNO | ENOMEM);
+        // With a size in the upper bits.
+        assert_eq!(answer(libc::SYS_mmap, &[0, 4096, 3, private | huge | 30 << 26]), ERRNO | ENOMEM);
+        assert_eq!(answer(libc::SYS_memfd_create, &[1, 3]), ALLOW);
+        assert_eq!(answer(libc::SYS_memfd_create, &[1, 7]), ERRNO | ENOSYS);
+        // SO_REUSEADDR; IP_TTL, which has another option's number.
+        for (level, option, wanted) in
+            [(1, 2, ALLOW), (0, 26, ALLOW), (1, 26, ERRNO | EPERM), (1, 51, ERRNO | EPERM)]
+        {
+            assert_eq!(answer(libc::SYS_setsockopt, &[3, level, option]), wanted, "{level} {option}");
+        }
+        assert_eq!(answer(libc::SYS_setrlimit, &[7, 1]), ALLOW);
+        assert_eq!(answer(libc::SYS_setrlimit, &[4, 1]), ERRNO);
+        for (resource, new, wanted) in
+            [(7, 1, ALLOW), (4, 0, ALLOW), (4, 1, ERRNO), (4, 1 << 32, ERRNO), (4, 0x7fff_0000_1000, ERRNO)]
+        {
+            assert_eq!(answer(libc::SYS_prlimit64, &[0, resource, new]), wanted, "{resource} {new:#x}");
+        }
+        for (call, operation) in
+            [(libc::SYS_prctl, PR_SET_SECCOMP), (libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER)]
+        {
+            let asked = |operation: u32, own| {
+                let args = [u64::from(operation), 2, 3, 0, 0, 0];
+                run(&compile(own), number(call), ARCH_X86_64, args)
+            };
+            assert_eq!(asked(operation, true), ALLOW);
+            assert_eq!(asked(operation, false), ERRNO | EINVAL);
+            assert_eq!(asked(operation + 1, false), ALLOW);
+        }
         // READ_IMPLIES_EXEC.
         assert_eq!(answer(libc::SYS_personality, &[0x40_0000]), ERRNO | EPERM);
     }
@@ -385,7 +505,7 @@ mod tests {
     #[test]
     fn other_architectures_are_refused() {
         assert_eq!(answer(i64::from(X32_BIT), &[]), ERRNO | ENOSYS);
-        assert_eq!(run(&compile(), 0, 0x4000_0003, [0; 6]), KILL_PROCESS);
+        assert_eq!(run(&compile(true), 0, 0x4000_0003, [0; 6]), KILL_PROCESS);
     }
 
     /// Made anew with `UPDATE_DOCS=1`.

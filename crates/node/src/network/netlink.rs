@@ -118,7 +118,7 @@ fn link_header(index: i32, flags: u32, change: u32) -> [u8; 16] {
 
 /// `struct ifaddrmsg` for one IPv4 address.
 fn address_header(prefix: u8, index: i32) -> [u8; 8] {
-    let mut header = [libc::AF_INET as u8, prefix, 0, 0, 0, 0, 0, 0];
+    let mut header = [INET, prefix, 0, 0, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header
 }
@@ -126,7 +126,30 @@ fn address_header(prefix: u8, index: i32) -> [u8; 8] {
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
+const NEW_NEIGHBOUR: u16 = 28;
 const UP: u32 = 1;
+
+/// `AF_INET` as headers have it.
+const INET: u8 = libc::AF_INET as u8;
+
+/// One end of a link: its address, and the address of its hardware.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub(super) address: Ipv4Addr,
+    pub(super) hardware: [u8; 6],
+}
+
+/// The other end of the link `index` is where it is for good. The host has one table
+/// of neighbours for all namespaces (`arp(7)`, `gc_thresh3`), of which entries that
+/// never change take nothing.
+fn add_neighbour(batch: &mut Batch, index: i32, other: End) {
+    // struct ndmsg: state permanent (0x80).
+    let mut header = [INET, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    batch.begin(NEW_NEIGHBOUR, CREATE_REPLACE, &header);
+    batch.attribute(1, &other.address.octets());
+    batch.attribute(2, &other.hardware);
+}
 
 fn add_address(batch: &mut Batch, index: i32, address: Ipv4Addr, prefix: u8, flags: u16) {
     batch.begin(NEW_ADDRESS, flags, &address_header(prefix, index));
@@ -141,38 +164,56 @@ pub(super) fn add_link(
     name: &str,
     index: i32,
     inside: &OwnedFd,
-    address: Ipv4Addr,
+    [here, there]: [End; 2],
 ) -> io::Result<()> {
     let mut batch = Batch::new();
     batch.begin(NEW_LINK, CREATE_EXCLUSIVE, &link_header(index, 0, 0));
+    batch.attribute(1, &here.hardware);
     batch.attribute(3, &[name.as_bytes(), &[0]].concat());
     let info = batch.open(18);
     batch.attribute(1, b"veth\0");
     let data = batch.open(2);
     let peer = batch.open(1);
     batch.bytes.extend_from_slice(&link_header(INSIDE_INDEX, 0, 0));
+    batch.attribute(1, &there.hardware);
     batch.attribute(3, b"eth0\0");
     batch.attribute(28, &inside.as_raw_fd().to_ne_bytes());
     batch.close(peer);
     batch.close(data);
     batch.close(info);
-    add_address(&mut batch, index, address, 30, CREATE_EXCLUSIVE);
+    add_address(&mut batch, index, here.address, 30, CREATE_EXCLUSIVE);
     batch.begin(NEW_LINK, 0, &link_header(index, UP, UP));
+    add_neighbour(&mut batch, index, there);
     batch.run(socket)
 }
 
 /// Index of `eth0` inside.
 const INSIDE_INDEX: i32 = 2;
 
-/// Inside: loopback up, the address, up, the default route.
-pub(super) fn set_up_inside(socket: &OwnedFd, address: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
+/// Inside: loopback up, the address, up, the routes.
+///
+/// Whatever a program asks for, the only neighbour is the gateway. Without the last two
+/// routes the kernel takes every address for one on the link that is sent to past the
+/// gateway (`SO_DONTROUTE` with `SO_BINDTODEVICE`, `socket(7)`), and each for a
+/// neighbour of its own: of those the host has one small table for all namespaces, and
+/// a full one cuts off everybody. With them such packets are the sandbox's own, as
+/// multicast is.
+pub(super) fn set_up_inside(socket: &OwnedFd, [here, gateway]: [End; 2]) -> io::Result<()> {
     let mut batch = Batch::new();
     batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
-    add_address(&mut batch, INSIDE_INDEX, address, 30, CREATE_EXCLUSIVE);
+    add_address(&mut batch, INSIDE_INDEX, here.address, 30, CREATE_EXCLUSIVE);
     batch.begin(NEW_LINK, 0, &link_header(INSIDE_INDEX, UP, UP));
+    add_neighbour(&mut batch, INSIDE_INDEX, gateway);
     // struct rtmsg: table main (254), protocol static (4), universe, unicast.
-    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[libc::AF_INET as u8, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
-    batch.attribute(5, &gateway.octets());
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
+    batch.attribute(5, &gateway.address.octets());
+    // The same, scope host (254), type local (2): everything, after all others; multicast.
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 254, 4, 254, 2, 0, 0, 0, 0]);
+    batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
+    batch.attribute(6, &4096_u32.to_ne_bytes());
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 4, 0, 0, 254, 4, 254, 2, 0, 0, 0, 0]);
+    batch.attribute(1, &[224, 0, 0, 0]);
+    batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
     batch.run(socket)
 }
 
@@ -193,21 +234,20 @@ pub(super) fn set_up_router(
     batch.attribute(13, &queue.to_ne_bytes());
     // struct rtmsg: protocol static (4); scope host (254) and type local (2), scope
     // link (253) and type unicast (1).
-    let inet = libc::AF_INET as u8;
-    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, listener_table, 4, 254, 2, 0, 0, 0, 0]);
+    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[INET, 0, 0, 0, listener_table, 4, 254, 2, 0, 0, 0, 0]);
     batch.attribute(4, &1_i32.to_ne_bytes());
-    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, gate_table, 4, 253, 1, 0, 0, 0, 0]);
+    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[INET, 0, 0, 0, gate_table, 4, 253, 1, 0, 0, 0, 0]);
     batch.attribute(4, &gate.to_ne_bytes());
     // Without the gate, to the filter, which refuses at once: where there is no route
     // the kernel answers once a second.
-    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[inet, 0, 0, 0, gate_table, 4, 254, 2, 0, 0, 0, 0]);
+    batch.begin(NEW_ROUTE, CREATE_REPLACE, &[INET, 0, 0, 0, gate_table, 4, 254, 2, 0, 0, 0, 0]);
     batch.attribute(4, &1_i32.to_ne_bytes());
     batch.attribute(6, &1000_u32.to_ne_bytes());
     batch.run(socket)?;
     for (mark, table) in [(listener_mark, listener_table), (gate_mark, gate_table)] {
         let mut batch = Batch::new();
         // struct fib_rule_hdr: action "to table" (1).
-        batch.begin(NEW_RULE, CREATE_EXCLUSIVE, &[inet, 0, 0, 0, table, 0, 0, 1, 0, 0, 0, 0]);
+        batch.begin(NEW_RULE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, table, 0, 0, 1, 0, 0, 0, 0]);
         batch.attribute(6, &u32::from(table).to_ne_bytes());
         batch.attribute(10, &mark.to_ne_bytes());
         match batch.run(socket) {
@@ -233,7 +273,10 @@ mod tests {
             sys::setns(&router).unwrap();
             let socket = sys::netlink_socket().unwrap();
             let inside: Vec<_> = (0..4).map(|_| sys::new_netns(&router).unwrap()).collect();
-            let add = |name, index, at: usize, address| add_link(&socket, name, index, &inside[at], address);
+            let add = |name, index, at: usize, address: Ipv4Addr| {
+                let end = |last| End { address, hardware: [2, 0, 0, 0, 0, last] };
+                add_link(&socket, name, index, &inside[at], [end(1), end(2)])
+            };
             add("one", 1000, 0, Ipv4Addr::new(10, 0, 0, 1)).unwrap();
             for _ in 0..2 {
                 let again = add("one", 1000, 1, Ipv4Addr::new(10, 0, 0, 1)).unwrap_err();

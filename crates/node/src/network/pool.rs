@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Numbering, SLOTS, netlink};
+use super::netlink::{self, End};
+use super::{Numbering, SLOTS};
 use crate::sys;
 
 /// How long a caller waits for a network before the host counts as full.
@@ -211,13 +213,40 @@ fn make_one(numbering: Numbering, slot: u32, home: &OwnedFd, socket: &OwnedFd) -
     let netns = sys::new_netns(home)?;
     let index = FIRST_INDEX + slot + (u32::from(numbering.instance) << 16);
     let index = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let (gateway, address) = (numbering.gateway(slot), numbering.address(slot));
-    netlink::add_link(socket, &numbering.link(slot), index, &netns, gateway)?;
+    let end = |address: Ipv4Addr| {
+        // One that nobody sells, and that no other end has (`IEEE 802`, locally administered).
+        let [a, b, c, d] = address.octets();
+        End { address, hardware: [2, 0, a, b, c, d] }
+    };
+    let (gateway, address) = (end(numbering.gateway(slot)), end(numbering.address(slot)));
+    netlink::add_link(socket, &numbering.link(slot), index, &netns, [gateway, address])?;
     sys::setns(&netns)?;
-    let inside = sys::netlink_socket().and_then(|inside| netlink::set_up_inside(&inside, address, gateway));
+    let inside = settle(address, gateway);
     sys::setns(home)?;
     inside?;
     Ok(netns)
+}
+
+/// What a sandbox's namespace is set to.
+const SETTINGS: [(&str, &str); 2] = [
+    // The gate passes none. With it `eth0` had an address of its own in a network of
+    // 2^64 others, each of which can be a neighbour of the kernel's small table.
+    ("ipv6/conf/eth0/disable_ipv6", "1"),
+    // Connections that were closed a moment ago: memory of the host that no limit of the
+    // sandbox counts. Beyond it they are forgotten at once (`ip-sysctl`).
+    ("ipv4/tcp_max_tw_buckets", "16384"),
+];
+
+/// Sets up the namespace that this thread is in.
+fn settle(address: End, gateway: End) -> io::Result<()> {
+    for (key, value) in SETTINGS {
+        match std::fs::write(format!("/proc/sys/net/{key}"), value) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    netlink::set_up_inside(&sys::netlink_socket()?, [address, gateway])
 }
 
 #[cfg(test)]
