@@ -5,17 +5,23 @@
     walls.py exhaust KIND      takes all of it, prints how much and the errno, and keeps it
     walls.py use KIND          takes one, and prints `done` or the errno
     walls.py hold PATH         makes a program of some pages that fills a file in memory
+    walls.py fill KIND         fills the buffers of many sockets, prints `full`, and keeps them
+    walls.py closed N          makes and closes N connections, prints how many are kept
+    walls.py neighbours LINK   sends past every gateway, to 3,000 neighbours of each kind
     walls.py touch             writes to every segment of System V, prints how many
     walls.py int80             makes a call as a program of 32 bits does
 """
 
 import ctypes
 import errno
+import mmap
 import os
 import signal
+import socket
 import stat
 import struct
 import sys
+import tempfile
 import time
 
 c = ctypes.CDLL(None, use_errno=True)
@@ -59,7 +65,161 @@ def segments():
     checked(c.shmget(0, 1 << 20, 0o600 | 0o1000))
 
 
-KINDS = {f.__name__: f for f in (inotify, timers, queues, terminals, aio, segments)}
+WATCHED = 1100
+instances = []
+watched = []
+
+
+def watches():
+    """Of one inotify instance after the other: there are fewer of them than watches."""
+    number = len(keep)
+    keep.append(None)
+    if number % WATCHED == 0:
+        instances.append(checked(c.inotify_init1(0)))
+    if number < WATCHED:
+        watched.append(tempfile.NamedTemporaryFile())
+    checked(c.inotify_add_watch(instances[-1], watched[number % WATCHED].name.encode(), 2))
+
+
+def semaphores():
+    checked(c.semget(0, 8000, 0o600 | 0o1000))
+
+
+def messages():
+    checked(c.msgget(0, 0o600 | 0o1000))
+
+
+def files():
+    if not os.path.exists("/dev/shm/files"):
+        os.mkdir("/dev/shm/files")
+        os.chmod("/dev/shm/files", 0o777)
+    keep.append(None)
+    os.symlink("x" * 100, f"/dev/shm/files/{os.getpid()}-{len(keep)}")
+
+
+def huge_pages():
+    # MAP_HUGETLB, private and anonymous.
+    mmap.mmap(-1, 2 << 20, flags=0x40022)[0] = 1
+
+
+def huge_files():
+    # MFD_HUGETLB
+    os.close(os.memfd_create("huge", 4))
+
+
+def program(*instructions):
+    """A `struct sock_fprog`."""
+    keep.append(ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in instructions)))
+    return struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(keep[-1]))
+
+
+def socket_filters():
+    everything = program((6, 0, 0, 0xFFFF))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in (26, 51):
+            one.setsockopt(socket.SOL_SOCKET, option, everything)
+
+
+def filters_by_seccomp():
+    checked(c.prctl(38, 1, 0, 0, 0))
+    checked(c.syscall(317, 1, 0, program((6, 0, 0, 0x7FFF0000))))
+
+
+def filters_by_prctl():
+    checked(c.prctl(38, 1, 0, 0, 0))
+    checked(c.prctl(22, 2, program((6, 0, 0, 0x7FFF0000))))
+
+
+def pair():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
+
+
+def tcp():
+    one, other = pair()
+    one.sendall(b"x" * (1 << 16))
+    assert other.recv(1 << 16, socket.MSG_WAITALL) == b"x" * (1 << 16)
+
+
+def udp():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        one.settimeout(5)
+        one.sendto(b"x" * 9000, one.getsockname())
+        assert len(one.recv(9000)) == 9000
+
+
+KINDS = {
+    f.__name__: f
+    for f in (
+        inotify, watches, timers, queues, terminals, segments, semaphores, messages, files,
+        aio, huge_pages, huge_files, socket_filters, filters_by_seccomp, filters_by_prctl, tcp, udp,
+    )
+}  # fmt: skip
+
+
+def fill(kind):
+    held = []
+    try:
+        for _ in range(9000):
+            if kind == "tcp":
+                held += pair()
+                held[-2].setblocking(False)
+                try:
+                    while True:
+                        held[-2].send(b"x" * (1 << 20))
+                except BlockingIOError:
+                    pass
+            else:
+                held.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+                held[-1].bind(("127.0.0.1", 0))
+                for _ in range(8):
+                    held[0].sendto(b"x" * 50000, held[-1].getsockname())
+    except OSError as error:
+        print(error)
+    print("full", flush=True)
+    time.sleep(120)
+
+
+def closed(count):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for _ in range(count):
+            one = socket.create_connection(server.getsockname())
+            other = server.accept()[0]
+            one.close()
+            other.close()
+    line = next(line for line in open("/proc/net/sockstat") if line.startswith("TCP:")).split()
+    print(line[line.index("tw") + 1])
+
+
+def neighbours(link):
+    index = socket.if_nametoindex(link)
+    sent = {"local": 0, "multicast": 0, "six": 0}
+
+    def many(kind, family, address):
+        held = []
+        for number in range(3000):
+            # One socket may only have so much waiting for neighbours.
+            if number % 100 == 0:
+                held.append(socket.socket(family, socket.SOCK_DGRAM))
+                held[-1].setblocking(False)
+                held[-1].setsockopt(socket.SOL_SOCKET, 25, link.encode() + b"\0")
+                if kind == "local":
+                    held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+            try:
+                held[-1].sendto(b"x", address(number))
+                sent[kind] += 1
+            except OSError:
+                pass
+        time.sleep(0.5)
+
+    many("local", socket.AF_INET, lambda n: (f"100.65.{n >> 8}.{n & 255}", 9))
+    many("multicast", socket.AF_INET, lambda n: (f"230.1.{n >> 8}.{n & 255}", 9))
+    many("six", socket.AF_INET6, lambda n: (f"fe80::1:{n:x}", 9, 0, index))
+    print(*(f"{kind}={count}" for kind, count in sent.items()))
 
 
 def writable():
@@ -118,8 +278,6 @@ def calls(numbers):
 
 def int80():
     """Asks for getpid of 32 bits."""
-    import mmap
-
     # mov eax, 20; int 0x80; ret
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
@@ -135,7 +293,7 @@ def int80():
 def exhaust(kind):
     taken, end = 0, "none"
     try:
-        while taken < 1_000_000:
+        while taken < 4_000_000:
             KINDS[kind]()
             taken += 1
     except OSError as error:
@@ -194,3 +352,9 @@ match sys.argv[1]:
         exhaust(sys.argv[2])
     case "use":
         use(sys.argv[2])
+    case "fill":
+        fill(sys.argv[2])
+    case "closed":
+        closed(int(sys.argv[2]))
+    case "neighbours":
+        neighbours(sys.argv[2])

@@ -40,6 +40,7 @@ mod limits;
 mod overlay;
 mod proc;
 mod spec;
+mod starter;
 mod sys;
 
 use std::io::Write as _;
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
 fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     // A launcher whose server died would finish a sandbox that nobody knows.
     sys::die_with_parent().context("prctl(PR_SET_PDEATHSIG)")?;
-    sys::forget_starter(&spec.account).context("undo what the server's starter has set")?;
+    starter::forget_starter(&spec.account).context("undo what the server's starter has set")?;
     let agent = sys::open_exec(&spec.agent).context_with(|| format!("open agent {}", spec.agent))?;
     let listen = |name: &str| {
         sys::listen_in(&spec.socket_dir, name)

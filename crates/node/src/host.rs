@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_jobs::Clock;
 use dormouse_provider::{ProviderError, Result};
-use dormouse_store::{Db, RunRow};
+use dormouse_store::{Db, RunProcess, RunRow};
 
 use crate::admission::Admission;
 use crate::binaries::Binaries;
@@ -110,11 +110,14 @@ impl Host {
 
     /// Whether PID 1 of a run lives, on its way out too.
     pub(crate) fn has_process(&self, run: &RunRow) -> bool {
-        run.process.as_ref().is_some_and(|process| {
-            process.boot_id == self.boot_id
-                && start_time(process.pid) == Some(process.start_time)
-                && !is_zombie(process.pid)
-        })
+        run.process.as_ref().is_some_and(|process| self.lives(process))
+    }
+
+    /// Whether a PID 1 lives, on its way out too.
+    pub(crate) fn lives(&self, process: &RunProcess) -> bool {
+        process.boot_id == self.boot_id
+            && start_time(process.pid) == Some(process.start_time)
+            && !is_zombie(process.pid)
     }
 
     pub(crate) fn sockets(&self) -> PathBuf {

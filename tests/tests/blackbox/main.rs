@@ -13,6 +13,7 @@ mod clients;
 mod cluster;
 mod commands;
 mod crash;
+mod exhaust;
 mod files;
 mod hostile;
 mod images;
@@ -94,7 +95,12 @@ const SHARED: &[Scenario] = &[
     ("isolation::linked_files", isolation::linked_files),
     ("walls::writable_files", walls::writable_files),
     ("walls::every_call", walls::every_call),
-    ("walls::accounts_of_the_kernel", walls::accounts_of_the_kernel),
+    ("exhaust::accounts_of_the_kernel", exhaust::accounts_of_the_kernel),
+    ("exhaust::what_nobody_has", exhaust::what_nobody_has),
+    ("exhaust::core_dumps", exhaust::core_dumps),
+    ("exhaust::neighbours_are_few", exhaust::neighbours_are_few),
+    ("exhaust::buffers_of_sockets", exhaust::buffers_of_sockets),
+    ("exhaust::own_filters", exhaust::own_filters),
     ("walls::the_agent_goes_on", walls::the_agent_goes_on),
     ("walls::memory_of_nobody", walls::memory_of_nobody),
     ("walls::limits_are_seen", walls::limits_are_seen),

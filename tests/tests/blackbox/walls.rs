@@ -1,7 +1,7 @@
-//! What one sandbox uses up, another sandbox, another account's and the host
-//! still have; and nothing inside changes what the kernel or the agent does for
-//! others. Each is tried as the default user and as root, beside a control that
-//! shows that the attack did something.
+//! Nothing inside changes what the kernel or the agent does for others, and the
+//! host lets nobody have more than there is. Each is tried as the default user and as
+//! root, beside a control that shows that the attack did something. What is used up
+//! and not there for others any more is in [`crate::exhaust`].
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 use crate::files::inside;
 use crate::world::{World, cgroups, eventually};
 
-const SCRIPT: &str = "/var/tmp/walls.py";
+pub(crate) const SCRIPT: &str = "/var/tmp/walls.py";
 
-fn put_script(w: &World, name: &str) -> anyhow::Result<()> {
+pub(crate) fn put_script(w: &World, name: &str) -> anyhow::Result<()> {
     w.cli(&["sandbox", "cp", &inside("walls.py").to_string_lossy(), &format!("{name}:{SCRIPT}")]).map(drop)
 }
 
 /// The script inside, as who is asked for; what it printed.
-fn act(w: &World, name: &str, who: &[&str], args: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn act(w: &World, name: &str, who: &[&str], args: &[&str]) -> anyhow::Result<String> {
     let command: Vec<&str> = ["python3", SCRIPT].iter().chain(args).copied().collect();
     let (code, out, err) = w.exec(name, who, &command)?;
     ensure!(code == 0, "{who:?} {args:?}: {code} {out}{err}");
@@ -30,14 +30,14 @@ fn act(w: &World, name: &str, who: &[&str], args: &[&str]) -> anyhow::Result<Str
 }
 
 /// The script on the host itself.
-fn on_the_host(args: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn on_the_host(args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new("python3").arg(inside("walls.py")).args(args).output()?;
     ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The default user, and root.
-const BOTH: [&[&str]; 2] = [&[], &["--sudo"]];
+pub(crate) const BOTH: [&[&str]; 2] = [&[], &["--sudo"]];
 
 /// Files outside of processes that may be opened for writing, by root as by
 /// everybody.
@@ -164,73 +164,6 @@ pub(crate) fn every_call(w: &World) -> anyhow::Result<()> {
     w.delete(&name)
 }
 
-/// Has a program inside take all of a kind and keep it; how much, and the errno
-/// beyond.
-fn exhaust(w: &World, name: &str, who: &[&str], kind: &str) -> anyhow::Result<(u64, String)> {
-    let script = format!(
-        "sudo rm -f /tmp/held; setsid python3 {SCRIPT} exhaust {kind} > /tmp/held 2>&1 < /dev/null & \
-         for i in $(seq 200); do [ -s /tmp/held ] && break; sleep 0.1; done; cat /tmp/held"
-    );
-    let (code, said, err) = w.exec(name, who, &["bash", "-c", &script])?;
-    ensure!(code == 0, "{kind}: {said}{err}");
-    let (taken, end) = said.split_once(' ').with_context(|| format!("{kind}: {said}"))?;
-    Ok((taken.parse()?, end.trim().to_owned()))
-}
-
-fn let_go(w: &World, name: &str) -> anyhow::Result<()> {
-    w.root_shell(name, &format!("pkill -9 -f '{SCRIPT} [e]xhaust'; ipcrm --all; true"))?;
-    // Those of a user are that user's to remove.
-    w.shell(name, "ipcrm --all; true").map(drop)
-}
-
-/// Kinds, how many of each one sandbox gets at most, and the errno beyond. Bytes of
-/// queues are counted, so a small one may still fit.
-const KINDS: [(&str, u64, &str); 5] = [
-    ("inotify", 1024, "EMFILE"),
-    ("timers", 32_768, "EAGAIN"),
-    ("queues", 64, "EMFILE"),
-    ("terminals", 256, "ENOSPC"),
-    ("segments", 128, "ENOSPC"),
-];
-
-pub(crate) fn accounts_of_the_kernel(w: &World) -> anyhow::Result<()> {
-    let (_, one) = w.sandbox()?;
-    let (_, other) = w.sandbox()?;
-    // Another account's.
-    let created = json!({"name": "neighbour"});
-    let (status, reply) = w.call(Method::POST, "/api/v2/sandboxes", Some(&w.other_key), Some(created))?;
-    ensure!(status == StatusCode::OK, "{status} {reply}");
-    let as_other = |args: &[&str]| -> anyhow::Result<String> {
-        let output = w.command(args).env("DORMOUSE_KEY", &w.other_key).stdin(Stdio::null()).output()?;
-        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
-    };
-    put_script(w, &one)?;
-    put_script(w, &other)?;
-    as_other(&["sandbox", "cp", &inside("walls.py").to_string_lossy(), &format!("neighbour:{SCRIPT}")])?;
-    for (who, (kind, most, errno)) in BOTH.into_iter().flat_map(|who| KINDS.map(|kind| (who, kind))) {
-        let (taken, end) = exhaust(w, &one, who, kind)?;
-        ensure!(end == errno && taken > 0 && taken <= most, "{who:?} {kind}: {taken}, then {end}");
-        let same = act(w, &one, &[], &["use", kind])?;
-        ensure!(same.trim() == errno || kind == "queues", "control: {kind} of the same sandbox: {same}");
-        ensure!(act(w, &other, &[], &["use", kind])?.trim() == "done", "{kind} of another sandbox");
-        let theirs = as_other(&["sandbox", "exec", "neighbour", "--", "python3", SCRIPT, "use", kind])?;
-        ensure!(theirs.trim() == "done", "{kind} of another account: {theirs}");
-        if kind != "segments" {
-            ensure!(on_the_host(&["use", kind])?.trim() == "done", "{kind} of the host");
-        }
-        // The agent has what it needs.
-        ensure!(w.ok(&one, "echo fine")? == "fine", "{kind}: a command");
-        let_go(w, &one)?;
-    }
-    // One number of the host's, for all: nobody has any.
-    ensure!(act(w, &one, &["--sudo"], &["use", "aio"])?.trim() == "ENOSYS");
-    ensure!(on_the_host(&["use", "aio"])?.trim() == "done", "control: aio");
-    as_other(&["sandbox", "delete", "neighbour"])?;
-    w.delete(&one)?;
-    w.delete(&other)
-}
-
 /// Limits of PID 1 are its own, and what it reads of the sandbox does not hold it
 /// up, now and after the next start.
 pub(crate) fn the_agent_goes_on(w: &World) -> anyhow::Result<()> {
@@ -289,7 +222,7 @@ pub(crate) fn memory_of_nobody(w: &World) -> anyhow::Result<()> {
     ensure!(w.ok(&name, started)? == before, "PID 1 is another one");
 
     // Segments that outlive their maker, and every file system in memory, full.
-    let (taken, end) = exhaust(w, &name, &[], "segments")?;
+    let (taken, end) = crate::exhaust::exhaust(w, &name, &[], "segments")?;
     ensure!(end == "ENOSPC" && taken == 128, "{taken} segments of 1 MiB, then {end}");
     ensure!(act(w, &name, &[], &["touch"])?.trim() == "128");
     let fill = "head -c 4G /dev/zero > /dev/shm/full; sudo sh -c 'head -c 4G /dev/zero > /run/full'; true";
@@ -742,6 +675,21 @@ pub(crate) fn what_root_leaves(w: &World) -> anyhow::Result<()> {
     let alive = Command::new("pgrep").args(["-fc", "sleep 718[.]25"]).output()?;
     ensure!(String::from_utf8(alive.stdout)?.trim() == "0", "processes outlive their run");
     ensure!(!cgroups(w.instance).contains(&run_id), "a cgroup outlives its run");
+
+    // Attributes that an overlay of an unprivileged user would obey are but attributes.
+    let (session, odd) = w.sandbox()?;
+    let list = "ls -A /usr/share/misc; ls -A /etc | wc -l";
+    let before = w.ok(&odd, list)?;
+    let mark = "import os
+for name, value in (('opaque', b'y'), ('redirect', b'/etc'), ('whiteouts', b'y'), ('metacopy', b'')):
+    os.setxattr('/usr/share/misc', 'user.overlay.' + name, value)
+print(len(os.listxattr('/usr/share/misc')))";
+    let (code, out, err) = w.exec(&odd, &["--sudo"], &["python3", "-c", mark])?;
+    ensure!(code == 0 && out.trim().parse::<u32>()? >= 4, "control: {code} {out}{err}");
+    w.stop(&odd)?;
+    w.post(&session)?;
+    ensure!(w.ok(&odd, list)? == before, "{} after {before}", w.ok(&odd, list)?);
+    w.delete(&odd)?;
     w.delete(&name)
 }
 

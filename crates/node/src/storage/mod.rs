@@ -30,10 +30,12 @@
 
 mod btrfs;
 mod copy;
+mod drives;
 mod images;
 mod pool;
 mod ready;
 mod room;
+mod scratch;
 mod tree;
 
 use std::fs::{self, File};
@@ -45,7 +47,7 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use dormouse_store::{Garbage, GarbageKind};
-use dormouse_types::{DriveId, SandboxId, SnapshotId, VolumeId};
+use dormouse_types::{SandboxId, SnapshotId, VolumeId};
 
 use crate::sys;
 use pool::Pool;
@@ -718,77 +720,6 @@ impl Storage {
         }
     }
 
-    /// The driver, if it has drives.
-    fn has_drives(&self) -> io::Result<&btrfs::Driver> {
-        match &self.driver {
-            Driver::Btrfs { driver, .. } => Ok(driver),
-            Driver::Plain => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    /// Directory of a drive's files.
-    pub(crate) fn drive_path(&self, drive: &DriveId) -> PathBuf {
-        self.root.join("drives").join(drive.as_str())
-    }
-
-    /// Has a drive, which may hold `limit` bytes. Harmless where it is there.
-    ///
-    /// # Errors
-    /// `Unsupported` with a driver that has no drives.
-    pub(crate) fn have_drive(&self, drive: &DriveId, limit: u64) -> io::Result<()> {
-        let _open = self.access()?;
-        let driver = self.has_drives()?;
-        let path = self.drive_path(drive);
-        if !path.exists() {
-            // Under its name it is whole, wherever the server died before.
-            let scratch = self.root.join("scratch");
-            let new = scratch.join(drive.as_str());
-            driver.delete(&scratch, drive.as_str())?;
-            driver.create(&scratch, drive.as_str())?;
-            // Its owner inside: the default user.
-            std::os::unix::fs::chown(&new, Some(1000), Some(1000))?;
-            fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
-            fs::rename(&new, &path)?;
-        }
-        driver.limit_one(&path, limit)
-    }
-
-    /// Makes a drive a copy of another, as it is now.
-    pub(crate) fn copy_drive(&self, from: &DriveId, to: &DriveId, limit: u64) -> io::Result<()> {
-        let _open = self.access()?;
-        let driver = self.has_drives()?;
-        driver.copy_counted(&self.drive_path(from), &self.root.join("drives"), to.as_str())?;
-        driver.limit_one(&self.drive_path(to), limit)
-    }
-
-    /// Makes a read-only copy of a drive as it is now, for a run; where that is.
-    ///
-    /// # Errors
-    /// `NotFound` for a drive that nothing was ever written to.
-    pub(crate) fn view_drive(&self, drive: &DriveId, name: &str) -> io::Result<PathBuf> {
-        let _open = self.access()?;
-        let driver = self.has_drives()?;
-        let views = self.root.join("views");
-        driver.delete(&views, name)?;
-        driver.snapshot(&self.drive_path(drive), &views, name)?;
-        Ok(views.join(name))
-    }
-
-    /// Returns when everything that was written to a drive survives the death of the host.
-    pub(crate) fn seal_drive(&self, drive: &DriveId) -> io::Result<()> {
-        self.sync(&self.drive_path(drive), drive.as_str(), btrfs::Driver::seal)
-    }
-
-    /// Removes what a run saw of drives.
-    pub(crate) fn drop_views(&self, run: &str) -> io::Result<()> {
-        let prefix = format!("{run}-");
-        for name in self.names("views")?.into_iter().filter(|name| name.starts_with(&prefix)) {
-            let _open = self.access()?;
-            self.delete_tree("views", &name)?;
-        }
-        Ok(())
-    }
-
     /// Removes quota groups that nothing counts for any more; how many.
     pub(crate) fn tidy_groups(&self) -> io::Result<usize> {
         let _open = self.access()?;
@@ -815,67 +746,6 @@ impl Storage {
         all.extend(self.names("views")?.into_iter().map(of(GarbageKind::View)));
         all.extend(self.images.left()?.into_iter().map(of(GarbageKind::Image)));
         Ok(all)
-    }
-
-    /// Removes what an earlier process left half-made, unless its maker lives.
-    pub(crate) fn clear_scratch(&self) -> io::Result<()> {
-        let _open = self.access()?;
-        self.images.clear_partial()?;
-        for name in self.names("scratch")? {
-            match sys::lock_existing(&self.root.join("scratch").join(&name)) {
-                Ok(_lock) => self.delete_scratch(&name)?,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn delete_scratch(&self, name: &str) -> io::Result<()> {
-        let parent = self.root.join("scratch");
-        match &self.driver {
-            Driver::Btrfs { driver, .. } => driver.delete(&parent, name),
-            Driver::Plain => remove_tree(&parent, name),
-        }
-    }
-
-    /// An empty tree to be filled and made an image of.
-    pub(crate) fn start_image(&self) -> io::Result<Scratch> {
-        let _open = self.access()?;
-        let name = format!("image-{}", uuid::Uuid::now_v7().simple());
-        let parent = self.root.join("scratch");
-        let whole = parent.join(&name);
-        match &self.driver {
-            Driver::Btrfs { driver, .. } => driver.create(&parent, &name)?,
-            Driver::Plain => fs::create_dir(&whole)?,
-        }
-        let lock = sys::lock_existing(&whole)?;
-        let path = whole.join("root");
-        // Fails when a server that starts just now took it for left over.
-        fs::create_dir(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(Scratch { name, path, _lock: lock })
-    }
-
-    /// Makes an image of a tree, which goes.
-    pub(crate) fn finish_image(&self, scratch: Scratch, progress: &dyn Fn(&str)) -> io::Result<ImageFile> {
-        let _open = self.access()?;
-        let made = self.images.make(&scratch.path, progress);
-        self.delete_scratch(&scratch.name)?;
-        made
-    }
-
-    /// Gives up a tree.
-    pub(crate) fn drop_image(&self, scratch: Scratch) -> io::Result<()> {
-        let _open = self.access()?;
-        self.delete_scratch(&scratch.name)
-    }
-
-    /// Where an image is mounted, once it is.
-    pub(crate) fn mount_image(&self, digest: &str) -> io::Result<PathBuf> {
-        let _open = self.access()?;
-        self.images.mount(digest)
     }
 }
 
