@@ -89,6 +89,14 @@ def messages():
     checked(c.msgget(0, 0o600 | 0o1000))
 
 
+def full_messages():
+    """A queue with as many messages as it takes; each is an entry of the kernel's."""
+    queue = checked(c.msgget(0, 0o600 | 0o1000))
+    message = ctypes.create_string_buffer(struct.pack("qc", 1, b"x"))
+    while c.msgsnd(queue, message, 1, 0o4000) == 0:
+        pass
+
+
 def files():
     if not os.path.exists("/dev/shm/files"):
         os.mkdir("/dev/shm/files")
@@ -154,7 +162,7 @@ def udp():
 KINDS = {
     f.__name__: f
     for f in (
-        inotify, watches, timers, queues, terminals, segments, semaphores, messages, files,
+        inotify, watches, timers, queues, terminals, segments, semaphores, messages, full_messages, files,
         aio, huge_pages, huge_files, socket_filters, filters_by_seccomp, filters_by_prctl, tcp, udp,
     )
 }  # fmt: skip

@@ -201,6 +201,9 @@ pub(crate) fn neighbours_are_few(w: &World) -> anyhow::Result<()> {
         ensure!(made < 300, "{who:?}: {made} neighbours for {said}");
         ensure!(said.contains("local=3000") && said.contains("multicast=3000"), "control: {said}");
     }
+    // What scripts look for the gateway in has it once.
+    let routes = w.ok(&name, "awk '$2 == \"00000000\"' /proc/net/route | wc -l")?;
+    ensure!(routes == "1", "{routes} default routes");
     // It still reaches what it may.
     let port = "import socket; s = socket.socket(); s.settimeout(5); s.connect(('192.0.2.1', 80)); print('connected')";
     let (_, out, err) = w.exec(&name, &[], &["python3", "-c", port])?;

@@ -209,6 +209,30 @@ pub(crate) fn ports_wake(w: &World) -> anyhow::Result<()> {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     ensure!(w.ok("served", "cat /tmp/sum")? == digest, "the download changed");
+    // A program whose answer's head never ends is refused, and costs the server no memory.
+    let endless = "import socket
+server = socket.create_server(('', 8000))
+print('listening', flush=True)
+while True:
+    one = server.accept()[0]
+    try:
+        one.recv(65536); one.sendall(b'HTTP/1.1 200 OK\\r\\n')
+        for n in range(1 << 20): one.sendall(b'X-%d: %s\\r\\n' % (n, b'y' * 1000))
+        print('took it all', flush=True)
+    except OSError: print('cut', flush=True)";
+    w.ok(
+        "served",
+        &format!(
+            "pkill -f [h]ttp.server; cat > /tmp/endless.py <<'E'\n{endless}\nE\n\
+             (setsid python3 /tmp/endless.py > /tmp/endless 2>&1 &); \
+             for i in $(seq 50); do grep -q listening /tmp/endless && break; sleep 0.1; done"
+        ),
+    )?;
+    let (status, text) = fetch(w, &[("host", &anywhere)], "/")?;
+    ensure!(status == StatusCode::BAD_GATEWAY && text.contains("SANDBOX_UNREACHABLE"), "{status} {text}");
+    eventually("its connection is cut", Duration::from_secs(5), || {
+        Ok(w.ok("served", "tail -1 /tmp/endless")? == "cut")
+    })?;
     w.stop("served")?;
     let (status, text) = fetch(w, &[("host", &anywhere)], "/")?;
     ensure!(status == StatusCode::GONE && text.contains("SANDBOX_STOPPED"), "{status} {text}");

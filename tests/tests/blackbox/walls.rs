@@ -133,7 +133,14 @@ pub(crate) fn every_call(w: &World) -> anyhow::Result<()> {
                 // By its arguments: all -1 are every flag, no family, no request, the question.
                 _ => matches!(
                     (number, answer),
-                    (56 | 272, "EPERM") | (41 | 53, "EAFNOSUPPORT") | (16, "EBADF") | (135, "done")
+                    (56 | 272, "EPERM")
+                        | (41 | 53, "EAFNOSUPPORT")
+                        | (16 | 54, "EBADF")
+                        | (135, "done")
+                        | (9, "ENOMEM")
+                        | (157 | 317, "EINVAL")
+                        | (160 | 302, "EFAULT")
+                        | (319, "ENOSYS")
                 ),
             };
             if !right {
@@ -221,7 +228,12 @@ pub(crate) fn memory_of_nobody(w: &World) -> anyhow::Result<()> {
     ensure!(ended["command"]["exitCode"] == 137 && ended["command"]["__oom"] == true, "{ended}");
     ensure!(w.ok(&name, started)? == before, "PID 1 is another one");
 
-    // Segments that outlive their maker, and every file system in memory, full.
+    // What outlives its maker, and every file system in memory, full.
+    for kind in ["semaphores", "full_messages", "files"] {
+        let (_, end) = crate::exhaust::exhaust(w, &name, &[], kind)?;
+        ensure!(end == "ENOSPC", "{kind}: {end}");
+    }
+    w.ok(&name, "rm -rf /dev/shm/files/*[0-4]; true")?;
     let (taken, end) = crate::exhaust::exhaust(w, &name, &[], "segments")?;
     ensure!(end == "ENOSPC" && taken == 128, "{taken} segments of 1 MiB, then {end}");
     ensure!(act(w, &name, &[], &["touch"])?.trim() == "128");

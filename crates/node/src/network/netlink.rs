@@ -207,13 +207,16 @@ pub(super) fn set_up_inside(socket: &OwnedFd, [here, gateway]: [End; 2]) -> io::
     // struct rtmsg: table main (254), protocol static (4), universe, unicast.
     batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
     batch.attribute(5, &gateway.address.octets());
-    // The same, scope host (254), type local (2): everything, after all others; multicast.
-    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 254, 4, 254, 2, 0, 0, 0, 0]);
-    batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
-    batch.attribute(6, &4096_u32.to_ne_bytes());
-    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 4, 0, 0, 254, 4, 254, 2, 0, 0, 0, 0]);
+    // Scope host (254), type local (2). Multicast: table local (255), which comes before main;
+    // everything: table default (253), which comes after it. `ip route` shows neither, since
+    // scripts take each line there with "default" for the gateway.
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 4, 0, 0, 255, 4, 254, 2, 0, 0, 0, 0]);
     batch.attribute(1, &[224, 0, 0, 0]);
     batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
+    batch.attribute(7, &here.address.octets());
+    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 253, 4, 254, 2, 0, 0, 0, 0]);
+    batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
+    batch.attribute(7, &here.address.octets());
     batch.run(socket)
 }
 
