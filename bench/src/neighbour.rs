@@ -19,7 +19,7 @@ use crate::{create, key, round_trip};
 const ROUND: usize = 200;
 
 /// What A does, as its default user.
-const NOISES: [(&str, &str); 10] = [
+const NOISES: [(&str, &str); 12] = [
     ("fork bomb", "f() { f | f & f & }; for i in 1 2 3; do f; done; sleep 60"),
     ("memory hog", "while :; do head -c 4G /dev/zero | tail -c 3G > /dev/null; done"),
     ("eight spinning threads", "for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; wait"),
@@ -31,6 +31,8 @@ const NOISES: [(&str, &str); 10] = [
         "small files",
         "while :; do mkdir -p /tmp/d; for i in $(seq 2000); do echo x > /tmp/d/$i; done; sync -f /tmp; rm -rf /tmp/d; done",
     ),
+    ("writes without a sync", "while :; do dd if=/dev/zero of=/tmp/w bs=1M count=1500 2>/dev/null; done"),
+    ("syncs of everything", "for i in 1 2 3 4; do (while :; do echo x > /tmp/s$i; sync; done) & done; wait"),
     ("output flood", "exec cat /dev/zero"),
     (
         "connection flood",

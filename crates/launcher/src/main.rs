@@ -90,12 +90,6 @@ fn launch(spec: &Spec) -> Result<(i32, u64), Error> {
     if let Some(netns) = &spec.netns {
         let ns = sys::open_path(netns).context_with(|| format!("open netns {netns}"))?;
         sys::setns_net(&ns).context_with(|| format!("join netns {netns}"))?;
-        // Belongs to the host, so the sandbox's root has no say in it: all ports are free, and
-        // everybody may send an echo request (`ip-sysctl`). Both are the namespace's own.
-        for (file, value) in [("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")] {
-            let path = format!("/proc/sys/net/ipv4/{file}");
-            std::fs::write(&path, value).context_with(|| format!("write {path}"))?;
-        }
     }
     let (here, there) = sys::socket_pair().context("socketpair")?;
     let (error_read, error_write) = sys::pipe().context("pipe")?;

@@ -227,8 +227,12 @@ fn make_one(numbering: Numbering, slot: u32, home: &OwnedFd, socket: &OwnedFd) -
     Ok(netns)
 }
 
-/// What a sandbox's namespace is set to.
-const SETTINGS: [(&str, &str); 2] = [
+/// What a sandbox's namespace is set to. It belongs to the host, so the sandbox's root has
+/// no say in it.
+const SETTINGS: [(&str, &str); 4] = [
+    // All ports are free, and everybody may send an echo request (`ip-sysctl`).
+    ("ipv4/ip_unprivileged_port_start", "0"),
+    ("ipv4/ping_group_range", "0 2147483647"),
     // The gate passes none. With it `eth0` had an address of its own in a network of
     // 2^64 others, each of which can be a neighbour of the kernel's small table.
     ("ipv6/conf/eth0/disable_ipv6", "1"),
