@@ -184,6 +184,11 @@ fn when(code: u16, k: u32, action: u32) -> [Instruction; 2] {
     [Instruction { code, jump_true: 0, jump_false: 1, k }, plain(RETURN, action)]
 }
 
+/// Returns `action` if the call's first argument is `k`, else goes on.
+fn when_first(k: u32, action: u32) -> Vec<Instruction> {
+    std::iter::once(plain(LOAD, argument(0))).chain(when(IF_EQUAL, k, action)).collect()
+}
+
 impl Answer {
     /// Every path ends with a return.
     fn program(self, own_filters: bool) -> Vec<Instruction> {
@@ -249,18 +254,9 @@ impl Answer {
                 p.extend(FILTERS.into_iter().flat_map(|option| when(IF_EQUAL, option, ERRNO | EPERM)));
             }
             Self::Look(Look::Controls | Look::Filters) if own_filters => {}
-            Self::Look(Look::Controls) => {
-                p.push(plain(LOAD, argument(0)));
-                p.extend(when(IF_EQUAL, PR_SET_SECCOMP, ERRNO | EINVAL));
-            }
-            Self::Look(Look::Filters) => {
-                p.push(plain(LOAD, argument(0)));
-                p.extend(when(IF_EQUAL, SECCOMP_SET_MODE_FILTER, ERRNO | EINVAL));
-            }
-            Self::Look(Look::Limits) => {
-                p.push(plain(LOAD, argument(0)));
-                p.extend(when(IF_EQUAL, RLIMIT_CORE, ERRNO));
-            }
+            Self::Look(Look::Controls) => p.extend(when_first(PR_SET_SECCOMP, ERRNO | EINVAL)),
+            Self::Look(Look::Filters) => p.extend(when_first(SECCOMP_SET_MODE_FILTER, ERRNO | EINVAL)),
+            Self::Look(Look::Limits) => p.extend(when_first(RLIMIT_CORE, ERRNO)),
             Self::Look(Look::LimitsOfProcesses) => {
                 p.push(plain(LOAD, argument(1)));
                 p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 5, k: RLIMIT_CORE });
