@@ -7,6 +7,7 @@
     walls.py hold PATH         makes a program of some pages that fills a file in memory
     walls.py fill KIND         fills the buffers of many sockets, prints `full`, and keeps them
     walls.py closed N          makes and closes N connections, prints how many are kept
+    walls.py group             speaks to a multicast group of its own, prints what it hears
     walls.py neighbours LINK   sends past every gateway, to 3,000 neighbours of each kind
     walls.py touch             writes to every segment of System V, prints how many
     walls.py int80             makes a call as a program of 32 bits does
@@ -203,9 +204,25 @@ def closed(count):
     print(line[line.index("tw") + 1])
 
 
+def group():
+    """Speaks to a group, connected and not, and says what the group heard."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as member:
+        member.bind(("", 9000))
+        member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("230.1.2.3") + bytes(4))
+        member.settimeout(5)
+        for connected in (True, False):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                if connected:
+                    one.connect(("230.1.2.3", 9000))
+                    one.send(b"heard")
+                else:
+                    one.sendto(b"heard", ("230.1.2.3", 9000))
+            print(member.recv(100).decode(), end=" ")
+
+
 def neighbours(link):
     index = socket.if_nametoindex(link)
-    sent = {"local": 0, "multicast": 0, "six": 0}
+    sent = {"local": 0, "six": 0}
 
     def many(kind, family, address):
         held = []
@@ -225,7 +242,6 @@ def neighbours(link):
         time.sleep(0.5)
 
     many("local", socket.AF_INET, lambda n: (f"100.65.{n >> 8}.{n & 255}", 9))
-    many("multicast", socket.AF_INET, lambda n: (f"230.1.{n >> 8}.{n & 255}", 9))
     many("six", socket.AF_INET6, lambda n: (f"fe80::1:{n:x}", 9, 0, index))
     print(*(f"{kind}={count}" for kind, count in sent.items()))
 
@@ -364,5 +380,7 @@ match sys.argv[1]:
         fill(sys.argv[2])
     case "closed":
         closed(int(sys.argv[2]))
+    case "group":
+        group()
     case "neighbours":
         neighbours(sys.argv[2])

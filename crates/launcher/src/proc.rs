@@ -147,22 +147,22 @@ fn choose_pids(proc: &OwnedFd, boots: u64) -> Result<(), Error> {
     sys::write_at(proc, c"sys/kernel/ns_last_pid", last.as_bytes()).context_with(|| shown().to_owned())
 }
 
-/// Semaphores of the IPC namespace, as `proc_sys_kernel(5)` has them: in a set, in all
-/// (64 bytes of the kernel each), operations of a call, sets.
-const SEMAPHORES: &CStr = c"32000 65536 500 4096";
-
 /// Bounds what System V keeps for the IPC namespace (`proc_sys_kernel(5)`): segments of
-/// `bytes` together, and messages of a fourth of that. All of it is memory of the
+/// `bytes` together, messages of a fourth of that, semaphores of an eighth. All of it is memory of the
 /// sandbox that no process has to hold, so killing one gives none of it back.
 fn bound_ipc(proc: &OwnedFd, bytes: u64) -> Result<(), Error> {
     const PAGE: u64 = 4096;
     // `msgmnb` bytes in as many messages, each of which takes 64 of the kernel.
     const QUEUE: u64 = 16_384 * 64;
-    let queues = (bytes / 4 / QUEUE).max(16);
+    let queues = (bytes / 4 / QUEUE).max(1);
+    // Of 64 bytes of the kernel each; more than these no program wants.
+    let semaphores = (bytes / 8 / 64).clamp(1, 65_536);
+    // In a set, in all, operations of a call, sets.
+    let semaphores = std::ffi::CString::new(format!("32000 {semaphores} 500 4096")).unwrap_or_default();
     let bounds = [
         (c"sys/kernel/shmall", number(bytes / PAGE)),
         (c"sys/kernel/msgmni", number(queues)),
-        (c"sys/kernel/sem", SEMAPHORES.to_owned()),
+        (c"sys/kernel/sem", semaphores),
     ];
     bounds.into_iter().try_for_each(|(file, value)| {
         let written = sys::write_at(proc, file, value.to_bytes());

@@ -1,6 +1,8 @@
 //! What to make, as `key=value` arguments. The engine writes them, so a
 //! malformed one is a bug of ours and ends the launch.
 
+use std::collections::BTreeSet;
+
 use crate::error::Error;
 
 /// Ids in a sandbox's user namespace: 0 to 65535.
@@ -84,13 +86,14 @@ pub(crate) struct Spec {
 impl Spec {
     /// Reads `key=value` arguments.
     pub(crate) fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
-        let mut spec = Self::default();
+        let (mut spec, mut given) = (Self::default(), BTreeSet::new());
         for arg in args {
             let Some((key, value)) = arg.split_once('=') else {
                 return Err(Error::reported(format!("argument {arg:?} is not key=value")));
             };
             let number =
                 || value.parse::<u64>().map_err(|_| Error::reported(format!("{key}={value}: not a number")));
+            given.insert(key.to_owned());
             match key {
                 "agent" => value.clone_into(&mut spec.agent),
                 "socket-dir" => value.clone_into(&mut spec.socket_dir),
@@ -153,17 +156,18 @@ impl Spec {
                 return Err(Error::reported(format!("argument {key} is missing")));
             }
         }
+        for key in ["pending-signals", "queue-bytes", "terminals", "shared-bytes", "shm-bytes", "run-bytes"] {
+            if !given.contains(key) {
+                return Err(Error::reported(format!("argument {key} is missing")));
+            }
+        }
         for (key, value) in [
-            ("pending-signals", spec.account.pending_signals),
-            ("queue-bytes", spec.account.queue_bytes),
             ("terminals", spec.account.terminals),
-            ("shared-bytes", spec.account.shared_bytes),
             ("shm-bytes", spec.shm_bytes),
             ("run-bytes", spec.run_bytes),
         ] {
-            // The kernel takes 0 of some of them for no limit.
             if value == 0 {
-                return Err(Error::reported(format!("argument {key} is missing, or 0")));
+                return Err(Error::reported(format!("{key}=0: the kernel takes that for no limit")));
             }
         }
         Ok(spec)
@@ -207,6 +211,7 @@ mod tests {
     fn unknown_and_missing_arguments_are_refused() {
         assert!(parse(&["uid-base=65536", "colour=red"]).is_err());
         assert!(parse(&["uid-base=65536", "terminals=0"]).is_err());
+        assert!(parse(&["uid-base=65536", "queue-bytes=0"]).is_ok());
         assert!(parse(&["uid-base=65536", "drive-place=/a"]).is_err());
         assert!(parse(&["uid-base=65536", "drive=/d"]).is_err());
         assert!(parse(&["uid-base=65536", "drive=/d", "drive-place=/a", "drive-writable=1"]).is_ok());

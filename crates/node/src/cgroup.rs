@@ -3,14 +3,15 @@
 //! mounted where others see it.
 //!
 //! ```text
-//! v1  /sys/fs/cgroup/{memory,pids,cpu,freezer}/dormouse-N/RUN
-//!     /sys/fs/cgroup/{cpuset,cpuacct}/dormouse-N   all runs
+//! v1  /sys/fs/cgroup/{memory,pids,cpu,freezer,cpuacct}/dormouse-N/RUN
+//!     /sys/fs/cgroup/cpuset/dormouse-N   all runs
 //! v2  /sys/fs/cgroup/dormouse-N/RUN
 //! ```
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,9 +78,10 @@ const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 const V1_HIERARCHIES: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
 
 /// Version 1 hierarchies that limit nothing here. The JVM believes in no limit unless
-/// it finds itself in these, too (`CgroupSubsystemFactory` of OpenJDK). One group
-/// serves every run, so a start only joins it.
-const V1_SHARED: [&str; 2] = ["cpuset", "cpuacct"];
+/// it finds itself in these, too (`CgroupSubsystemFactory` of OpenJDK). What one counts
+/// is each run's own; one group of the other serves all runs, so a start only joins it.
+const V1_COUNTING: &str = "cpuacct";
+const V1_SHARED: &str = "cpuset";
 
 /// Of its memory, what a run may have besides in buffers of sockets, where version 1
 /// counts them by themselves.
@@ -120,7 +122,10 @@ impl Cgroups {
         let root = Path::new("/sys/fs/cgroup");
         let name = format!("dormouse-{instance}");
         let parents: Vec<PathBuf> = match version {
-            CgroupVersion::V1 => V1_HIERARCHIES.iter().map(|c| root.join(c).join(&name)).collect(),
+            CgroupVersion::V1 => {
+                let counting = is_apart(root, V1_COUNTING).then_some(V1_COUNTING);
+                V1_HIERARCHIES.into_iter().chain(counting).map(|c| root.join(c).join(&name)).collect()
+            }
             CgroupVersion::V2 => {
                 // Children of a group get only the controllers that it passes on.
                 fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu")?;
@@ -131,15 +136,21 @@ impl Cgroups {
             make(parent)?;
         }
         let shared = match version {
-            CgroupVersion::V1 => shared_groups(root, &name)
+            CgroupVersion::V1 if is_apart(root, V1_SHARED) => shared_group(root, &name)
                 .inspect_err(|error| tracing::warn!(%error, "the JVM will not see limits of sandboxes"))
-                .unwrap_or_default(),
-            CgroupVersion::V2 => Vec::new(),
+                .into_iter()
+                .collect(),
+            CgroupVersion::V1 | CgroupVersion::V2 => Vec::new(),
         };
         if version == CgroupVersion::V1 {
             // Where it is on for one group the kernel has to look at every socket; where it
             // stays on, no start waits for the kernel to change its code.
             bound_sockets(&parents[0], None)?;
+            // Runs that a server from before started, which bounded none.
+            for run in groups_in(&parents[0]) {
+                let limit = fs::read_to_string(run.join("memory.limit_in_bytes"))?.trim().parse::<u64>();
+                bound_sockets(&run, limit.ok().map(|limit| limit / SOCKETS_SHARE))?;
+            }
         }
         if version == CgroupVersion::V2 {
             fs::write(parents[0].join("cgroup.subtree_control"), "+memory +pids +cpu")?;
@@ -310,10 +321,8 @@ impl Cgroups {
         let mut names: Vec<String> = self
             .parents
             .iter()
-            .filter_map(|parent| fs::read_dir(parent).ok())
-            .flat_map(Iterator::flatten)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .flat_map(|parent| groups_in(parent))
+            .filter_map(|group| Some(group.file_name()?.to_string_lossy().into_owned()))
             .collect();
         names.sort();
         names.dedup();
@@ -345,27 +354,37 @@ impl Drop for Frozen {
     }
 }
 
-/// Makes the groups that all runs share, of hierarchies that the host has.
-fn shared_groups(root: &Path, name: &str) -> io::Result<Vec<PathBuf>> {
-    let mut groups = Vec::new();
-    for controller in V1_SHARED {
-        let hierarchy = root.join(controller);
-        // Often one with that of `cpu`, where a run has a group of its own.
-        let is_own = fs::canonicalize(&hierarchy).ok() == fs::canonicalize(root.join("cpu")).ok();
-        if is_own || !hierarchy.join("cgroup.procs").exists() {
-            continue;
-        }
-        let group = hierarchy.join(name);
-        make(&group)?;
-        if controller == "cpuset" {
-            // Empty at first, and nobody may join it then (`cpuset(7)`).
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                fs::write(group.join(file), fs::read(hierarchy.join(file))?)?;
-            }
-        }
-        groups.push(group);
+/// Whether the host has a hierarchy of version 1 that is none of those in which a run
+/// has a group of its own: often several controllers share one (`cpu,cpuacct`), and a
+/// process is in one group of each.
+fn is_apart(root: &Path, controller: &str) -> bool {
+    let place = |controller: &str| {
+        let found = fs::metadata(root.join(controller)).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    let found = place(controller).filter(|_| root.join(controller).join("cgroup.procs").exists());
+    found.is_some_and(|found| !V1_HIERARCHIES.iter().any(|own| place(own) == Some(found)))
+}
+
+/// Makes the group that all runs share.
+fn shared_group(root: &Path, name: &str) -> io::Result<PathBuf> {
+    let hierarchy = root.join(V1_SHARED);
+    let group = hierarchy.join(name);
+    make(&group)?;
+    // Empty at first, and nobody may join it then (`cpuset(7)`).
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        fs::write(group.join(file), fs::read(hierarchy.join(file))?)?;
     }
-    Ok(groups)
+    Ok(group)
+}
+
+/// The groups in a group.
+fn groups_in(parent: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Bounds the buffers of sockets, which version 1 counts only where it is told a bound:

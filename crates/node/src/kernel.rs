@@ -25,12 +25,18 @@ fn pages() -> u64 {
     crate::admission::memory().unwrap_or(0) / PAGE
 }
 
+/// Whether buffers of sockets are counted for each group: an operator may have told the
+/// kernel not to (`cgroup.memory=nosocket`).
+fn counts_sockets() -> bool {
+    std::fs::read_to_string("/proc/cmdline").is_ok_and(|line| !line.contains("nosocket"))
+}
+
 /// The limits, below `/proc/sys`, and what each should be.
 fn wanted(limits: &KernelLimits) -> Vec<(&'static str, u64)> {
     // Buffers of all sockets of the host, in pages: half of its memory, since those of a
     // sandbox are counted as its memory, or beside it (`cgroup`). The kernel's own bound
     // is less than one sandbox may have.
-    let of_sockets = pages() / 2;
+    let of_sockets = if counts_sockets() { pages() / 2 } else { 0 };
     vec![
         ("net/ipv4/tcp_mem", of_sockets),
         ("net/ipv4/udp_mem", of_sockets),
@@ -53,6 +59,21 @@ fn wanted(limits: &KernelLimits) -> Vec<(&'static str, u64)> {
         // cut, with what was on its way (`tcp(7)`). Their memory is their sandbox's.
         ("net/ipv4/tcp_max_orphans", 4_194_304),
     ]
+}
+
+impl LowLimit {
+    /// What `sysctl(8)` is to be told.
+    #[must_use]
+    pub fn assignment(&self) -> String {
+        format!("{}=\"{}\"", self.name, written(&self.name, self.wanted))
+    }
+}
+
+/// Whether the host's `core_pattern` hands crashes to a socket. There is no limit by which
+/// a process could be kept out of that (`core(5)`).
+#[must_use]
+pub fn crashes_go_to_a_socket() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/core_pattern").is_ok_and(|pattern| pattern.starts_with('@'))
 }
 
 fn path(name: &str) -> PathBuf {
@@ -134,6 +155,11 @@ pub(crate) async fn has_lxcfs(place: &Path) -> bool {
 
 /// Raises what is too low. What cannot be raised is said in the log, and by `doctor`.
 pub(crate) fn raise_limits(limits: &KernelLimits) {
+    if crashes_go_to_a_socket() {
+        tracing::warn!(
+            "kernel.core_pattern is a socket: programs of this host see what crashes in sandboxes"
+        );
+    }
     for LowLimit { name, found, wanted } in low_limits(limits) {
         match std::fs::write(path(&name.replace('.', "/")), written(&name, wanted)) {
             Ok(()) => tracing::info!(limit = name, found, wanted, "raised a limit of the host"),

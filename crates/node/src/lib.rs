@@ -58,7 +58,7 @@ use tokio::sync::{oneshot, watch};
 pub use cgroup::{CgroupVersion, detect as detect_cgroups};
 pub use config::{KernelLimits, NodeConfig};
 pub use image::{ImageError, ImageReference, ImageSource, Images, Recipe, UnknownRecipe};
-pub use kernel::{LowLimit, low_limits};
+pub use kernel::{LowLimit, crashes_go_to_a_socket, low_limits};
 pub use network::{FilterError, INSTANCES, Numbering, RouterError, SLOTS, measure_networks};
 pub use storage::{DiskUsage, StorageConfig, StorageKind, disk_usage, pool_trouble, probe_images};
 pub use sys::write_durably;

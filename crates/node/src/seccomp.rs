@@ -85,7 +85,9 @@ impl Look {
             Self::Filters => {
                 "allowed; `SECCOMP_SET_MODE_FILTER` is EINVAL where `sandbox.kernel.own_filters` is false"
             }
-            Self::LimitsOfProcesses => "allowed; setting `RLIMIT_CORE` answers 0 and does nothing",
+            Self::LimitsOfProcesses => {
+                "allowed; setting `RLIMIT_CORE` answers 0 and does nothing, or EPERM where the old one is asked for"
+            }
         }
     }
 }
@@ -259,13 +261,19 @@ impl Answer {
             Self::Look(Look::Limits) => p.extend(when_first(RLIMIT_CORE, ERRNO)),
             Self::Look(Look::LimitsOfProcesses) => {
                 p.push(plain(LOAD, argument(1)));
-                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 5, k: RLIMIT_CORE });
+                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 10, k: RLIMIT_CORE });
                 // A null pointer, both halves of it, only asks.
                 p.push(plain(LOAD, argument(2)));
                 p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 2, k: 0 });
                 p.push(plain(LOAD, argument(2) + 4));
-                p.push(Instruction { code: IF_EQUAL, jump_true: 1, jump_false: 0, k: 0 });
+                p.push(Instruction { code: IF_EQUAL, jump_true: 6, jump_false: 0, k: 0 });
+                // Who wants to know what it was before gets no answer from a filter.
+                p.push(plain(LOAD, argument(3)));
+                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 3, k: 0 });
+                p.push(plain(LOAD, argument(3) + 4));
+                p.push(Instruction { code: IF_EQUAL, jump_true: 0, jump_false: 1, k: 0 });
                 p.push(plain(RETURN, ERRNO));
+                p.push(plain(RETURN, ERRNO | EPERM));
             }
         }
         p.push(plain(RETURN, ALLOW));
@@ -482,6 +490,10 @@ mod tests {
             [(7, 1, ALLOW), (4, 0, ALLOW), (4, 1, ERRNO), (4, 1 << 32, ERRNO), (4, 0x7fff_0000_1000, ERRNO)]
         {
             assert_eq!(answer(libc::SYS_prlimit64, &[0, resource, new]), wanted, "{resource} {new:#x}");
+            for old in [1, 1 << 32] {
+                let wanted = if wanted == ERRNO { ERRNO | EPERM } else { ALLOW };
+                assert_eq!(answer(libc::SYS_prlimit64, &[0, resource, new, old]), wanted, "{old:#x}");
+            }
         }
         for (call, operation) in
             [(libc::SYS_prctl, PR_SET_SECCOMP), (libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER)]

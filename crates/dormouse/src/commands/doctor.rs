@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use dormouse_node::{StorageKind, detect_cgroups, disk_usage, low_limits, pool_trouble, probe_images};
+use dormouse_node::{
+    StorageKind, crashes_go_to_a_socket, detect_cgroups, disk_usage, low_limits, pool_trouble, probe_images,
+};
 use serde_json::json;
 
 use crate::cli::DataArgs;
@@ -72,6 +74,7 @@ fn examine(config: &Config) -> Vec<Finding> {
     let runtimes = tool("npm", "npm", "apt-get install npm, if images of Node.js runtimes are to be built");
     findings.push(Finding { needed: false, ..runtimes });
     findings.push(kernel_limits(config));
+    findings.push(core_dumps());
     findings.push(lxcfs(config));
     findings.push(pool(config));
     findings.push(room(config));
@@ -111,7 +114,7 @@ fn kernel() -> Finding {
 /// Limits that the server raises when it starts.
 fn kernel_limits(config: &Config) -> Finding {
     let low = low_limits(&config.sandbox.kernel);
-    let said = low.iter().map(|low| format!("{} is {}, not {}", low.name, low.found, low.wanted));
+    let said = low.iter().map(|low| format!("{} (now {})", low.assignment(), low.found));
     Finding {
         name: "kernel limits",
         ok: low.is_empty(),
@@ -119,9 +122,21 @@ fn kernel_limits(config: &Config) -> Finding {
         found: if low.is_empty() {
             "high enough for many sandboxes".to_owned()
         } else {
-            said.collect::<Vec<_>>().join("; ")
+            format!("to be {}", said.collect::<Vec<_>>().join(", "))
         },
         remedy: "start the server, which raises them, or set them with sysctl where it may not",
+    }
+}
+
+/// Whether crashes in sandboxes stay there.
+fn core_dumps() -> Finding {
+    let socket = crashes_go_to_a_socket();
+    Finding {
+        name: "core dumps",
+        ok: !socket,
+        needed: false,
+        found: if socket { "kernel.core_pattern is a socket" } else { "none of sandboxes" }.to_owned(),
+        remedy: "set kernel.core_pattern to a file or a program: the server of a socket gets every crash in a sandbox",
     }
 }
 

@@ -482,6 +482,8 @@ impl Config {
         })?;
         anyhow::ensure!(self.instance < INSTANCES, "instance: must be below {INSTANCES}");
         anyhow::ensure!(self.storage.pool_gib >= 1, "storage.pool_gib: must be at least 1");
+        let terminals = self.sandbox.kernel.terminals;
+        anyhow::ensure!(terminals >= 1, "sandbox.kernel.terminals: must be at least 1");
         anyhow::ensure!(
             self.storage.device.is_none() || self.storage.driver == StorageKind::Btrfs,
             "storage.device: only the btrfs storage driver takes a device"

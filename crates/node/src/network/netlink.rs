@@ -192,12 +192,12 @@ const INSIDE_INDEX: i32 = 2;
 
 /// Inside: loopback up, the address, up, the routes.
 ///
-/// Whatever a program asks for, the only neighbour is the gateway. Without the last two
-/// routes the kernel takes every address for one on the link that is sent to past the
-/// gateway (`SO_DONTROUTE` with `SO_BINDTODEVICE`, `socket(7)`), and each for a
-/// neighbour of its own: of those the host has one small table for all namespaces, and
-/// a full one cuts off everybody. With them such packets are the sandbox's own, as
-/// multicast is.
+/// Whatever a program asks for, the only neighbour that it can keep is the gateway.
+/// Without the last route the kernel takes every address for one on the link that is sent
+/// to past the gateway (`SO_DONTROUTE` with `SO_BINDTODEVICE`, `socket(7)`), and each for
+/// a neighbour of its own: of those the host has one small table for all namespaces, and
+/// a full one cuts off everybody. With it such packets are the sandbox's own. Groups of
+/// multicast are neighbours, too, of the kind that gives way to any other.
 pub(super) fn set_up_inside(socket: &OwnedFd, [here, gateway]: [End; 2]) -> io::Result<()> {
     let mut batch = Batch::new();
     batch.begin(NEW_LINK, 0, &link_header(1, UP, UP));
@@ -207,13 +207,8 @@ pub(super) fn set_up_inside(socket: &OwnedFd, [here, gateway]: [End; 2]) -> io::
     // struct rtmsg: table main (254), protocol static (4), universe, unicast.
     batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0]);
     batch.attribute(5, &gateway.address.octets());
-    // Scope host (254), type local (2). Multicast: table local (255), which comes before main;
-    // everything: table default (253), which comes after it. `ip route` shows neither, since
-    // scripts take each line there with "default" for the gateway.
-    batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 4, 0, 0, 255, 4, 254, 2, 0, 0, 0, 0]);
-    batch.attribute(1, &[224, 0, 0, 0]);
-    batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
-    batch.attribute(7, &here.address.octets());
+    // Everything, type local (2), scope host (254), in the table that comes after main (253):
+    // `ip route` does not show it, whose lines with "default" scripts take for the gateway's.
     batch.begin(NEW_ROUTE, CREATE_EXCLUSIVE, &[INET, 0, 0, 0, 253, 4, 254, 2, 0, 0, 0, 0]);
     batch.attribute(4, &INSIDE_INDEX.to_ne_bytes());
     batch.attribute(7, &here.address.octets());
