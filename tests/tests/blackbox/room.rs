@@ -132,7 +132,7 @@ pub(crate) fn one_fills_the_disk(w: &World) -> anyhow::Result<()> {
     }
     // Files deleted inside make room too.
     w.ok(&hog, "rm /tmp/hog/1? && sync -f /tmp")?;
-    eventually("there is room again", Duration::from_secs(20), || {
+    eventually("there is room again", Duration::from_secs(60), || {
         Ok(w.shell(&neighbour, "head -c 50M /dev/urandom > /tmp/more && sync -f /tmp/more")?.0 == 0)
     })?;
     let (_, last) = fill(w, &hog, "/tmp/again", "")?;
