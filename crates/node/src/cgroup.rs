@@ -148,8 +148,11 @@ impl Cgroups {
             bound_sockets(&parents[0], None)?;
             // Runs that a server from before started, which bounded none.
             for run in groups_in(&parents[0]) {
-                let limit = fs::read_to_string(run.join("memory.limit_in_bytes"))?.trim().parse::<u64>();
-                bound_sockets(&run, limit.ok().map(|limit| limit / SOCKETS_SHARE))?;
+                // Not while it has more than that in use (EBUSY), nor if it is going: no
+                // reason for the server not to come up.
+                if let Err(error) = bound_sockets_of(&run) {
+                    tracing::warn!(run = %run.display(), %error, "bound the buffers of sockets of a run");
+                }
             }
         }
         if version == CgroupVersion::V2 {
@@ -398,6 +401,13 @@ fn bound_sockets(group: &Path, bytes: Option<u64>) -> io::Result<()> {
         Some(bytes) => set(group, file, bytes),
         None => fs::write(group.join(file), "-1"),
     }
+}
+
+/// [`bound_sockets`] by the memory that a group may have.
+fn bound_sockets_of(group: &Path) -> io::Result<()> {
+    let limit = fs::read_to_string(group.join("memory.limit_in_bytes"))?;
+    let limit: u64 = limit.trim().parse().map_err(io::Error::other)?;
+    bound_sockets(group, Some(limit / SOCKETS_SHARE))
 }
 
 fn make(path: &Path) -> io::Result<()> {

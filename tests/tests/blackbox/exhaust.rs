@@ -267,6 +267,12 @@ pub(crate) fn buffers_of_sockets(w: &World) -> anyhow::Result<()> {
         ensure!(most < GIB, "{who:?} {family} {most} bytes, of a sandbox of 1 GiB");
         ensure!(act(w, &other, &[], &["use", kind])?.trim() == "done", "{kind} of another sandbox");
         ensure!(on_the_host(&["use", kind])?.trim() == "done", "{kind} of the host");
+        if who.is_empty() {
+            // A server that comes while all of it is in use.
+            w.end_server("-TERM")?;
+            w.serve()?;
+            ensure!(w.ok(&other, "echo fine")? == "fine", "after a restart");
+        }
         w.root_shell(&name, "pkill -9 -f 'walls.py [f]ill'; true")?;
         eventually(
             "it is given back",
