@@ -148,8 +148,8 @@ fn choose_pids(proc: &OwnedFd, boots: u64) -> Result<(), Error> {
 }
 
 /// Bounds what System V keeps for the IPC namespace (`proc_sys_kernel(5)`): segments of
-/// `bytes` together, messages of a fourth of that, semaphores of an eighth. All of it is memory of the
-/// sandbox that no process has to hold, so killing one gives none of it back.
+/// `bytes` together, messages of a fourth of that, semaphores of an eighth. All of it is
+/// memory of the sandbox that no process has to hold, so killing one gives none of it back.
 fn bound_ipc(proc: &OwnedFd, bytes: u64) -> Result<(), Error> {
     const PAGE: u64 = 4096;
     // `msgmnb` bytes in as many messages, each of which takes 64 of the kernel.

@@ -193,7 +193,7 @@ fn when_first(k: u32, action: u32) -> Vec<Instruction> {
 
 impl Answer {
     /// Every path ends with a return.
-    fn program(self, own_filters: bool) -> Vec<Instruction> {
+    fn program(self) -> Vec<Instruction> {
         let mut p = Vec::new();
         match self {
             Self::Allow => {}
@@ -255,7 +255,6 @@ impl Answer {
                 p.push(plain(LOAD, argument(2)));
                 p.extend(FILTERS.into_iter().flat_map(|option| when(IF_EQUAL, option, ERRNO | EPERM)));
             }
-            Self::Look(Look::Controls | Look::Filters) if own_filters => {}
             Self::Look(Look::Controls) => p.extend(when_first(PR_SET_SECCOMP, ERRNO | EINVAL)),
             Self::Look(Look::Filters) => p.extend(when_first(SECCOMP_SET_MODE_FILTER, ERRNO | EINVAL)),
             Self::Look(Look::Limits) => p.extend(when_first(RLIMIT_CORE, ERRNO)),
@@ -282,12 +281,16 @@ impl Answer {
 }
 
 /// The policy by number, in order: from each on, until the next, the answer is this.
-fn segments() -> Vec<(u32, Answer)> {
+/// Where programs may load filters of their own, the calls for it need no look.
+fn segments(own_filters: bool) -> Vec<(u32, Answer)> {
     let allowed = ALLOWED.iter().flat_map(|(_, calls)| *calls).map(|call| (call, Answer::Allow));
     let refused = REFUSED
         .iter()
         .flat_map(|(_, errno, calls)| calls.iter().map(move |call| (call, Answer::Errno(*errno))));
-    let looked_at = LOOKED_AT.iter().map(|(call, look)| (call, Answer::Look(*look)));
+    let looked_at = LOOKED_AT.iter().map(|(call, look)| match look {
+        Look::Controls | Look::Filters if own_filters => (call, Answer::Allow),
+        look => (call, Answer::Look(*look)),
+    });
     let mut known: Vec<_> = allowed
         .chain(refused)
         .chain(looked_at)
@@ -316,12 +319,12 @@ fn segments() -> Vec<(u32, Answer)> {
 }
 
 /// A search tree over segments, for a loaded number.
-fn tree(segments: &[(u32, Answer)], own_filters: bool) -> Vec<Instruction> {
+fn tree(segments: &[(u32, Answer)]) -> Vec<Instruction> {
     let (left, right) = segments.split_at(segments.len() / 2);
     let (Some((middle, _)), false) = (right.first(), left.is_empty()) else {
-        return segments.first().map_or_else(Vec::new, |(_, answer)| answer.program(own_filters));
+        return segments.first().map_or_else(Vec::new, |(_, answer)| answer.program());
     };
-    let (left, right) = (tree(left, own_filters), tree(right, own_filters));
+    let (left, right) = (tree(left), tree(right));
     let mut p = match u8::try_from(left.len()) {
         Ok(skip) => vec![Instruction { code: IF_AT_LEAST, jump_true: skip, jump_false: 0, k: *middle }],
         // Conditional jumps reach 255 instructions.
@@ -346,7 +349,7 @@ pub(crate) fn compile(own_filters: bool) -> Vec<u8> {
     p.push(plain(RETURN, KILL_PROCESS));
     p.push(plain(LOAD, OFFSET_NUMBER));
     p.extend(when(IF_AT_LEAST, X32_BIT, ERRNO | ENOSYS));
-    p.extend(tree(&segments(), own_filters));
+    p.extend(tree(&segments(own_filters)));
     let mut bytes = Vec::with_capacity(p.len() * 8);
     for Instruction { code, jump_true, jump_false, k } in p {
         bytes.extend_from_slice(&code.to_ne_bytes());
